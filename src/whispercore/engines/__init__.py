@@ -1,0 +1,48 @@
+"""Engines: windows in, `Decoded` out. One file per engine; this one holds the seam and the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Protocol
+
+from ..settings import Settings
+from ..tokenizer import Tokenizer
+from ..types import Decoded, Decoding, Window
+
+
+class Engine(Protocol):
+    """The seam.
+
+    `decode` is called from one thread at a time, with 1 to `max_batch` windows that share one `batch_key`, and answers one
+    `Decoded` per window, in their order. It raises `OutOfMemory` when the device has no room for the batch (the scheduler
+    halves it and tries again) and `EngineError` for any other failure.
+    """
+
+    name: str
+    max_batch: int
+    tokenizer: Tokenizer
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        """Windows with equal keys may be decoded in one call."""
+        ...
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode a batch."""
+        ...
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """What it runs on: engine, model, device, precision, threads, batch; printed at start, kept with measurements."""
+        ...
+
+    def free_memory(self) -> None:
+        """Give cached device memory back, after an out of memory: `torch.cuda.empty_cache` and its like."""
+        ...
+
+    def close(self) -> None:
+        """Free the weights and the device's memory."""
+        ...
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The engine that `settings` asks for. Raises ConfigurationError with what to do."""
+    raise NotImplementedError

@@ -1,0 +1,99 @@
+"""Every error a caller may meet, with the HTTP status it stands for.
+
+WhisperError
+ ├── InvalidRequest        400  an unknown field, a bad value (also a ValueError)
+ ├── TooLarge              413  more bytes or seconds than the limits allow
+ ├── UnsupportedAudio      415  not audio, or no audio stream in it
+ ├── UnreadableAudio       422  audio, but nothing in it can be decoded: zero seconds, broken from the start
+ ├── Overloaded            503  no room for another request now
+ ├── EngineError           500  the engine failed on the window (also a RuntimeError)
+ │    └── OutOfMemory      503  the device has no room, even for one window
+ ├── Cancelled             499  the client went away
+ └── ConfigurationError         found before anything is served: bad settings, a missing or broken checkpoint
+"""
+
+from __future__ import annotations
+
+
+class WhisperError(Exception):
+    """The base: `message` says what to do, `param` names the field, `code` is for programs."""
+
+    status = 500
+    kind = "server_error"
+    default_code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.default_code
+
+
+class InvalidRequest(WhisperError, ValueError):
+    """A field nobody knows, or a value out of its range."""
+
+    status = 400
+    kind = "invalid_request_error"
+    default_code = "invalid_value"
+
+
+class TooLarge(WhisperError):
+    """The recording exceeds the limit on bytes or on duration."""
+
+    status = 413
+    kind = "invalid_request_error"
+    default_code = "too_large"
+
+
+class UnsupportedAudio(WhisperError):
+    """The upload is not audio in any known container, or has no audio stream."""
+
+    status = 415
+    kind = "invalid_request_error"
+    default_code = "unsupported_audio"
+
+
+class UnreadableAudio(WhisperError):
+    """The upload is audio, but no sample can be decoded from it."""
+
+    status = 422
+    kind = "invalid_request_error"
+    default_code = "unreadable_audio"
+
+
+class Overloaded(WhisperError):
+    """Too many requests are open; try again later."""
+
+    status = 503
+    kind = "server_error"
+    default_code = "overloaded"
+
+
+class EngineError(WhisperError, RuntimeError):
+    """The engine failed on a window."""
+
+    status = 500
+    kind = "server_error"
+    default_code = "engine_error"
+
+
+class OutOfMemory(EngineError):
+    """The device has no memory for the batch."""
+
+    status = 503
+    default_code = "out_of_memory"
+
+
+class Cancelled(WhisperError):
+    """The request was cancelled before its transcript was complete."""
+
+    status = 499
+    kind = "server_error"
+    default_code = "cancelled"
+
+
+class ConfigurationError(WhisperError):
+    """The server cannot start as configured."""
+
+    kind = "configuration_error"
+    default_code = "configuration"

@@ -1,0 +1,74 @@
+"""The worker's settings: one class, its defaults, and the two places that may override them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "WHISPER_"
+
+
+def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
+    return field(default=default, metadata={"doc": doc, "choices": choices, "minimum": minimum})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything a worker is told once, at start.
+
+    Sources, later wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment variables
+    `WHISPER_<NAME>`. An unknown name or a bad value is a ConfigurationError.
+    """
+
+    model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
+    models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
+    engine: str = _setting("auto", "auto: ct2 on a CPU, openai on a GPU", choices=("auto", "openai", "ct2", "fake"))
+    device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
+    dtype: str = _setting(
+        "auto",
+        "auto: the engine's fastest faithful precision on the device",
+        choices=("auto", "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"),
+    )
+    threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores of this process", minimum=0)
+    batch_size: int = _setting(0, "windows decoded together at most; 0: chosen for the device", minimum=0)
+    readers: int = _setting(2, "threads that decode audio and cut windows", minimum=1)
+    max_audio_bytes: int = _setting(150 * 1024 * 1024, "largest upload, bytes", minimum=1)
+    max_audio_seconds: float = _setting(4 * 3600.0, "longest recording, seconds", minimum=1)
+    max_open_requests: int = _setting(1000, "requests open at once before a new one is refused with 503", minimum=1)
+
+    @classmethod
+    def load(cls, section: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+        """Settings from the YAML section and the environment."""
+        settings = replace(cls(), **{name: _parse(name, value) for name, value in (section or {}).items()})
+        overrides = {name: environ[variable] for name in _FIELDS if (variable := ENVIRONMENT_PREFIX + name.upper()) in environ}
+        return replace(settings, **{name: _parse(name, value) for name, value in overrides.items() if value != ""})
+
+    @property
+    def models_path(self) -> Path:
+        """`models_dir` as a path, ~ expanded."""
+        return Path(self.models_dir).expanduser()
+
+
+_FIELDS = {item.name: item for item in fields(Settings)}
+
+
+def _parse(name: str, value: Any) -> Any:
+    """`value` as the type of the setting `name`."""
+    if name not in _FIELDS:
+        raise ConfigurationError(f"unknown setting '{name}'; known: {', '.join(_FIELDS)}", param=name)
+    item = _FIELDS[name]
+    try:
+        parsed = type(item.default)(value)
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"setting '{name}' must be {type(item.default).__name__}, got {value!r}", param=name) from None
+    choices, minimum = item.metadata["choices"], item.metadata["minimum"]
+    if choices and parsed not in choices:
+        raise ConfigurationError(f"setting '{name}' must be one of {', '.join(choices)}; got {value!r}", param=name)
+    if minimum is not None and parsed < minimum:
+        raise ConfigurationError(f"setting '{name}' must be at least {minimum}; got {value!r}", param=name)
+    return parsed

@@ -1,0 +1,65 @@
+"""Whisper's tokens: openai-whisper's tokenizer behind the few calls that engines and transcripts need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from whisper.tokenizer import Tokenizer as OpenAITokenizer
+from whisper.tokenizer import get_tokenizer
+
+from .types import Task
+
+SECONDS_PER_TIMESTAMP = 0.02
+ENGLISH_ONLY_VOCABULARY = 51_864
+
+
+@lru_cache(maxsize=256)
+def _openai_tokenizer(multilingual: bool, num_languages: int, language: str | None, task: str | None) -> OpenAITokenizer:
+    return get_tokenizer(multilingual, num_languages=num_languages, language=language, task=task)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """The tokens of one vocabulary size: 51,864 English only, 51,865 multilingual, 51,866 with Cantonese (large-v3)."""
+
+    vocabulary: int
+
+    @property
+    def multilingual(self) -> bool:
+        """Whether language and task tokens exist."""
+        return self.vocabulary > ENGLISH_ONLY_VOCABULARY
+
+    @property
+    def openai(self) -> OpenAITokenizer:
+        """openai-whisper's tokenizer, for whatever is not here."""
+        return self.openai_for(None, None)
+
+    def openai_for(self, language: str | None, task: Task | None) -> OpenAITokenizer:
+        """openai-whisper's tokenizer for a language and task (cached)."""
+        languages = self.vocabulary - 51_765 - int(self.multilingual)
+        return _openai_tokenizer(self.multilingual, languages, language, task)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The ISO codes the vocabulary has tokens for, in token order; ("en",) when English only."""
+        return tuple(self.openai.all_language_codes) if self.multilingual else ("en",)
+
+    @property
+    def eot(self) -> int:
+        """<|endoftext|>: every text token is below it."""
+        return self.openai.eot
+
+    @property
+    def timestamp_begin(self) -> int:
+        """<|0.00|>; each next token is 0.02 s later."""
+        return self.openai.timestamp_begin
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The tokens of `text`."""
+        return tuple(self.openai.encode(text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`; special tokens and timestamps are left out."""
+        return self.openai.decode([token for token in tokens if token < self.eot])
