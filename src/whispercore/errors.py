@@ -2,6 +2,7 @@
 
 WhisperError
  ├── InvalidRequest        400  an unknown field, a bad value (also a ValueError)
+ ├── NotFound              404  no such path
  ├── TooLarge              413  more bytes or seconds than the limits allow
  ├── UnsupportedAudio      415  not audio, or no audio stream in it
  ├── UnreadableAudio       422  audio, but nothing in it can be decoded: zero seconds, broken from the start
@@ -35,6 +36,14 @@ class InvalidRequest(WhisperError, ValueError):
     status = 400
     kind = "invalid_request_error"
     default_code = "invalid_value"
+
+
+class NotFound(WhisperError):
+    """A path nobody serves."""
+
+    status = 404
+    kind = "invalid_request_error"
+    default_code = "not_found"
 
 
 class TooLarge(WhisperError):

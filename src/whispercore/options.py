@@ -9,6 +9,7 @@ from .errors import InvalidRequest
 from .types import Decoding, Task
 
 FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+MAX_TEMPERATURES = 16
 
 
 def _option(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None, maximum: float | None = None) -> Any:
@@ -19,7 +20,7 @@ def _option(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: f
 class Options:
     """Options of one transcription, named as openai-whisper and faster-whisper name them. Raises InvalidRequest."""
 
-    task: Task = _option("transcribe", "transcribe, or translate into English", choices=("transcribe", "translate"))
+    task: Task = _option("transcribe", "transcribe, or translate into English", choices=("transcribe", "translate"))  # noqa: RUF009
     language: str | None = _option(None, "the speech's language, ISO code or English name; none: detected once per file")
     initial_prompt: str | None = _option(None, "text that precedes the recording: names, style")
     temperature: tuple[float, ...] = _option(
@@ -38,8 +39,8 @@ class Options:
     def __post_init__(self) -> None:
         for item in fields(self):
             _check_range(item.name, getattr(self, item.name), item.metadata)
-        if not self.temperature:
-            raise InvalidRequest("temperature needs at least one value", param="temperature")
+        if not 1 <= len(self.temperature) <= MAX_TEMPERATURES:
+            raise InvalidRequest(f"temperature takes 1 to {MAX_TEMPERATURES} values; got {len(self.temperature)}", param="temperature")
 
     def decoding(self, *, temperature: float, prompt: tuple[int, ...] = (), language: str | None = None) -> Decoding:
         """How an engine is to decode a window at `temperature`; beams at 0, samples above it, as openai-whisper does."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,17 @@ def _parse(name: str, value: Any) -> Any:
         raise ConfigurationError(f"unknown setting '{name}'; known: {', '.join(_FIELDS)}", param=name)
     item = _FIELDS[name]
     try:
-        parsed = type(item.default)(value)
-    except (TypeError, ValueError):
+        if value is None or isinstance(value, bool | list | dict):
+            raise TypeError
+        kind: Callable[[Any], Any] = type(item.default)
+        parsed = kind(value)
+        if isinstance(value, float) and parsed != value:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise ConfigurationError(f"setting '{name}' must be {type(item.default).__name__}, got {value!r}", param=name) from None
     choices, minimum = item.metadata["choices"], item.metadata["minimum"]
     if choices and parsed not in choices:
         raise ConfigurationError(f"setting '{name}' must be one of {', '.join(choices)}; got {value!r}", param=name)
-    if minimum is not None and parsed < minimum:
+    if minimum is not None and not parsed >= minimum:
         raise ConfigurationError(f"setting '{name}' must be at least {minimum}; got {value!r}", param=name)
     return parsed

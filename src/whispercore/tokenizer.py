@@ -49,12 +49,12 @@ class Tokenizer:
     @property
     def eot(self) -> int:
         """<|endoftext|>: every text token is below it."""
-        return self.openai.eot
+        return int(self.openai.eot)
 
     @property
     def timestamp_begin(self) -> int:
         """<|0.00|>; each next token is 0.02 s later."""
-        return self.openai.timestamp_begin
+        return int(self.openai.timestamp_begin)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of `text`."""
@@ -62,4 +62,4 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens and timestamps are left out."""
-        return self.openai.decode([token for token in tokens if token < self.eot])
+        return str(self.openai.decode([token for token in tokens if token < self.eot]))
