@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
@@ -42,6 +42,17 @@ def render(transcript: Transcript, reply: Reply, route: Route = "native") -> Bod
     return _text(wanted, _TEXT_WRITERS[wanted](transcript))
 
 
+def render_models(names: Sequence[str]) -> Body:
+    """OpenAI's list of models."""
+    return _json({"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "self-hosted"} for name in names]})
+
+
+def content_type(wanted: ResponseFormat) -> str:
+    """What Content-Type says of a reply in that form; JSON is UTF-8 by definition."""
+    kind = CONTENT_TYPES[wanted]
+    return kind if kind == CONTENT_TYPES["json"] else f"{kind}; charset=utf-8"
+
+
 def render_error(error: WhisperError) -> tuple[int, Body]:
     """The status and OpenAI's error object: message, type, param, code."""
     return error.status, _json({"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}})
@@ -58,7 +69,7 @@ def _json(fields: Fields) -> Body:
 
 
 def _text(wanted: ResponseFormat, text: str) -> Body:
-    return Body(f"{CONTENT_TYPES[wanted]}; charset=utf-8", text.encode(errors="replace"))
+    return Body(content_type(wanted), text.encode(errors="replace"))
 
 
 def _finite(value: Any) -> Any:
@@ -151,12 +162,17 @@ def _plain(transcript: Transcript) -> str:
     return transcript.text.strip() + "\n"
 
 
+def _one_line(text: str) -> str:
+    """A line break in a text would end the cue or the row there."""
+    return " ".join(text.splitlines())
+
+
 def _written(writer: Any) -> Callable[[Transcript], str]:
     """openai-whisper's own writer, into a string."""
 
     def write(transcript: Transcript) -> str:
         file = io.StringIO()
-        segments = [{"start": segment.start, "end": segment.end, "text": segment.text} for segment in transcript.segments]
+        segments = [{"start": segment.start, "end": segment.end, "text": _one_line(segment.text)} for segment in transcript.segments]
         writer(output_dir="").write_result({"segments": segments}, file=file)
         return file.getvalue()
 

@@ -71,7 +71,6 @@ class Request:
     options: Options
     reply: Reply
     route: Route
-    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +91,8 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     """
     known = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     route = _route(known.get("url_path", ""))
-    request_id = _request_id(known.get("x-request-id", ""))
     if route == "models":
-        return Request(audio=b"", options=Options(), reply=Reply(), route=route, request_id=request_id)
+        return Request(audio=b"", options=Options(), reply=Reply(), route=route)
     content = _json_content(row, known.get("content-type", ""))
     sent = _collect([*_fields(row, content), *_headers(headers)])
     return Request(
@@ -102,8 +100,14 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
         options=_options(sent, route),
         reply=_reply(sent, known.get("accept", "")),
         route=route,
-        request_id=request_id,
     )
+
+
+def request_id(headers: Mapping[str, Any]) -> str:
+    """The client's x-request-id when it can be repeated in a header and a log line, else a new one."""
+    offered = next((value for name, value in headers.items() if name.lower() == "x-request-id" and isinstance(value, str)), "")
+    sane = 0 < len(offered) <= 128 and offered.isascii() and offered.isprintable()
+    return offered if sane else uuid.uuid4().hex
 
 
 def check_audio_bytes(audio: Audio, limit: int) -> None:
@@ -118,11 +122,6 @@ def _route(path: str) -> Route:
     if route is None:
         raise NotFound(f"no such path: /{_shown(path.strip('/'))}; there are: {', '.join('/' + path for path in ROUTES if path)}")
     return route
-
-
-def _request_id(offered: str) -> str:
-    sane = 0 < len(offered) <= 128 and offered.isascii() and offered.isprintable()
-    return offered if sane else uuid.uuid4().hex
 
 
 # Where fields come from

@@ -1,0 +1,102 @@
+"""TorchServe's side of the mailbox: rows in, letters out. No logic of its own.
+
+Needs `continuousBatching: true` and one worker: TorchServe then calls `handle` with every open request, and the core batches
+their windows on threads of its own. Not a BaseHandler: importing that one changes float32 matmul precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whispercore import __version__
+from whispercore.errors import ConfigurationError
+from whispercore.mailbox import Letter, Mailbox, Post
+from whispercore.settings import Settings
+from whispercore.transcriber import Transcriber
+
+logger = logging.getLogger(__name__)
+
+OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
+
+
+class WhisperHandler:
+    """Loads the engine once, then exchanges rows for letters."""
+
+    mailbox: Mailbox
+    counted: int = -1
+
+    def initialize(self, context: Any) -> None:
+        """Load the engine as config/model-config.yaml and the environment say."""
+        logging.getLogger().addFilter(_not_a_poll)
+        section = (context.model_yaml_config or {}).get("whisper")
+        try:
+            transcriber = Transcriber(Settings.load(section))
+        except ConfigurationError as error:
+            logger.error("whisper cannot start: %s", error.message)
+            raise
+        logger.info("whispercore %s serves %s", __version__, transcriber.engine.describe())
+        self.mailbox = Mailbox(transcriber)
+        self._publish_open_requests(context)
+
+    def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
+        """One call of TorchServe's continuous batching: a letter, or nothing yet, for each row."""
+        ids = dict(context.request_ids)
+        posts = [Post(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
+        letters = self.mailbox.exchange(posts)
+        criteria: list[Callable[[Any], bool | None]] = [_whole] * len(rows)
+        payloads = [b""] * len(rows)
+        for index, id in ids.items():
+            if letter := letters.get(id):
+                self._answer(context, index, letter)
+                criteria[index], payloads[index] = _CRITERIA[letter.last], letter.payload
+            else:
+                # Left out of the reply, the request stays open without a status.
+                del context.request_ids[index]
+        context.stopping_criteria = criteria
+        self._publish_open_requests(context)
+        return payloads
+
+    @staticmethod
+    def _answer(context: Any, index: int, letter: Letter) -> None:
+        context.set_response_status(letter.status, letter.reason, index)
+        context.set_response_content_type(index, letter.content_type)
+        context.set_response_header(index, "x-request-id", letter.request_id)
+        if letter.last is False:
+            return
+        metric = context.metrics.get_metric
+        metric("whisper_requests_total").add_or_update(1, [str(letter.status)])
+        if letter.audio_seconds:
+            metric("whisper_audio_seconds_total").add_or_update(letter.audio_seconds, [])
+            metric("whisper_processing_seconds_total").add_or_update(letter.seconds, [])
+
+    def _publish_open_requests(self, context: Any) -> None:
+        """Tell how many requests are open: to Prometheus, and to serve.sh, which waits for none before it stops the server."""
+        if self.counted == len(self.mailbox):
+            return
+        self.counted = len(self.mailbox)
+        if path := os.environ.get(OPEN_REQUESTS_FILE):
+            Path(path).write_text(f"{self.counted}\n")
+        if context.metrics is not None:
+            context.metrics.get_metric("whisper_open_requests", _gauge()).add_or_update(self.counted, [])
+
+
+def _gauge() -> Any:
+    from ts.metrics.metric_type_enum import MetricTypes
+
+    return MetricTypes.GAUGE
+
+
+def _whole(_: Any) -> None:
+    return None
+
+
+_CRITERIA: dict[bool | None, Callable[[Any], bool | None]] = {None: _whole, False: lambda _: False, True: lambda _: True}
+
+
+def _not_a_poll(record: logging.LogRecord) -> bool:
+    """Drop the line that TorchServe logs at each of the pump's many calls a second."""
+    return not record.getMessage().startswith("Backend received inference")

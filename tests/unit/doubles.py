@@ -1,0 +1,41 @@
+"""Stand-ins that several unit tests share."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import soundfile
+
+from whispercore.engines.fake import FakeEngine
+from whispercore.options import Options
+from whispercore.types import SAMPLE_RATE, Decoded, Window
+
+PATIENCE = 20.0
+WHOLE = Options(vad_filter=False)
+"""Every second is decoded, speech or not."""
+
+
+def wav(seconds: float, seed: int = 0) -> bytes:
+    """Noise that never repeats, so that equal words mean equal samples."""
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+class Recorder(FakeEngine):
+    """Keeps the windows it was given, and holds them back while `gate` is closed."""
+
+    def __init__(self, **arguments: object) -> None:
+        super().__init__(**arguments)  # type: ignore[arg-type]
+        self.windows: list[Window] = []
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        assert self.gate.wait(PATIENCE)
+        self.windows += windows
+        return super().decode(windows)

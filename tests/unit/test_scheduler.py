@@ -1,0 +1,188 @@
+"""The scheduler alone, on an engine whose batches the test opens one at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pytest
+
+from whispercore.errors import EngineError, OutOfMemory, Overloaded, WhisperError
+from whispercore.scheduler import Scheduler, Ticket
+from whispercore.types import Decoded, Decoding, Window
+
+PATIENCE = 10.0
+
+
+class SteppedEngine:
+    """Records each batch as the windows' starts; waits for `step` before it answers."""
+
+    name = "stepped"
+
+    def __init__(self, max_batch: int = 4, *, room: int | None = None, poison: float | None = None) -> None:
+        self.max_batch = max_batch
+        self.room = room or max_batch
+        self.poison = poison
+        self.batches: list[list[float]] = []
+        self.begun: queue.Queue[list[float]] = queue.Queue()
+        self.gate = threading.Semaphore(0)
+        self.freed = 0
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        return decoding.temperature
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        starts = [window.start for window in windows]
+        self.batches.append(starts)
+        self.begun.put(starts)
+        assert self.gate.acquire(timeout=PATIENCE)
+        if len(windows) > self.room:
+            raise OutOfMemory("no room")
+        if self.poison in starts:
+            raise ZeroDivisionError("a window that breaks the engine")
+        return [Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0) for start in starts]
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
+    def open_gate(self) -> None:
+        self.gate.release(1000)
+
+
+class Outcomes:
+    """Collects what `done` is called with, by the window's start."""
+
+    def __init__(self) -> None:
+        self.by_start: dict[float, Decoded | WhisperError] = {}
+        self.changed = threading.Condition()
+
+    def submit(self, scheduler: Scheduler, ticket: Ticket, start: float, temperature: float = 0.0) -> None:
+        window = Window(np.zeros(16, np.float32), start, Decoding(temperature=temperature))
+        scheduler.submit(ticket, window, lambda outcome: self._take(start, outcome))
+
+    def _take(self, start: float, outcome: Decoded | WhisperError) -> None:
+        with self.changed:
+            self.by_start[start] = outcome
+            self.changed.notify_all()
+
+    def wait(self, count: int) -> dict[float, Decoded | WhisperError]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.by_start) >= count, PATIENCE), self.by_start
+        return self.by_start
+
+
+def busy(engine: SteppedEngine, outcomes: Outcomes) -> Scheduler:
+    """A scheduler whose engine is held in a first batch, the window at -1."""
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), -1.0)
+    assert engine.begun.get(timeout=PATIENCE) == [-1.0]
+    return scheduler
+
+
+def test_a_clip_goes_into_the_next_batch_however_long_the_file_ahead_of_it() -> None:
+    engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = Ticket()
+    for start in range(20):
+        outcomes.submit(scheduler, file, float(start))
+    engine.gate.release()
+    assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]
+    outcomes.submit(scheduler, Ticket(), 1000.0)
+    engine.open_gate()
+    outcomes.wait(22)
+    assert 1000.0 in engine.batches[2]
+    scheduler.close()
+
+
+def test_a_stream_of_clips_does_not_starve_a_file() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = Ticket()
+    for start in range(5):
+        outcomes.submit(scheduler, file, float(start))
+    for clip in range(20):
+        outcomes.submit(scheduler, Ticket(), 1000.0 + clip)
+        engine.gate.release()
+        engine.begun.get(timeout=PATIENCE)
+    engine.open_gate()
+    outcomes.wait(26)
+    places = [engine.batches.index([float(start)]) for start in range(5)]
+    assert places == sorted(places) and places[2] <= 12, "one clip arrives per window served, and each wait adds a rival: still a share"
+    scheduler.close()
+
+
+def test_windows_share_a_batch_only_when_the_engine_says_so() -> None:
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(6):
+        outcomes.submit(scheduler, Ticket(), float(start), temperature=0.2 * (start % 2))
+    engine.open_gate()
+    outcomes.wait(7)
+    assert sorted(engine.batches[1:]) == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+    assert scheduler.counters.retries_at_higher_temperature == 3
+    scheduler.close()
+
+
+def test_out_of_memory_halves_the_batch_loses_nothing_and_is_remembered() -> None:
+    engine, outcomes = SteppedEngine(max_batch=8, room=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(8):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    found = outcomes.wait(9)
+    assert all(isinstance(outcome, Decoded) and outcome.text == str(start) for start, outcome in found.items())
+    assert scheduler.batch_limit == 2 and engine.freed == scheduler.counters.out_of_memory > 0
+    for start in range(8, 16):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    outcomes.wait(17)
+    assert scheduler.counters.out_of_memory == engine.freed == 3
+    scheduler.close()
+
+
+def test_a_window_that_breaks_the_engine_fails_alone() -> None:
+    engine, outcomes = SteppedEngine(max_batch=4, poison=2.0), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(4):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    found = outcomes.wait(5)
+    assert isinstance(found[2.0], EngineError)
+    assert all(isinstance(found[start], Decoded) for start in (0.0, 1.0, 3.0))
+    scheduler.close()
+
+
+def test_no_room_for_a_single_window_is_that_windows_error() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    engine.room = 0
+    engine.open_gate()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), 0.0)
+    assert isinstance(outcomes.wait(1)[0.0], OutOfMemory)
+    scheduler.close()
+
+
+def test_cancelled_windows_are_dropped() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    scheduler = busy(engine, outcomes)
+    gone = Ticket()
+    outcomes.submit(scheduler, gone, 0.0)
+    outcomes.submit(scheduler, Ticket(), 1.0)
+    gone.cancelled = True
+    engine.open_gate()
+    outcomes.wait(2)
+    assert engine.batches == [[-1.0], [1.0]]
+    scheduler.close()
+
+
+def test_close_decodes_what_is_queued_and_refuses_more() -> None:
+    engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(5):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    scheduler.close()
+    assert len(outcomes.by_start) == 6
+    with pytest.raises(Overloaded):
+        outcomes.submit(scheduler, Ticket(), 9.0)

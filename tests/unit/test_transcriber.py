@@ -1,0 +1,131 @@
+"""The core in process, on the fake engine: order, fairness of reading, language, fallback, failure, cancellation."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.unit.doubles import PATIENCE, WHOLE, Recorder, wav
+from whispercore.engines.fake import FakeEngine
+from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
+from whispercore.options import Options
+from whispercore.settings import Settings
+from whispercore.transcriber import Job, Transcriber
+from whispercore.types import SAMPLE_RATE
+
+
+@pytest.fixture
+def transcriber() -> Iterator[Transcriber]:
+    with Transcriber(Settings(), engine=FakeEngine()) as made:
+        yield made
+
+
+def test_a_long_recording_comes_back_in_order_and_whole(transcriber: Transcriber) -> None:
+    transcript = transcriber.submit(wav(95), WHOLE).result(PATIENCE)
+    assert transcript.duration == pytest.approx(95.0, abs=0.01)
+    starts = [segment.start for segment in transcript.segments]
+    assert starts == sorted(starts) and transcript.segments[0].start == 0.0
+    assert transcript.segments[-1].end == pytest.approx(95.0, abs=0.02)
+    gaps = [late.start - early.end for early, late in zip(transcript.segments, transcript.segments[1:], strict=False)]
+    assert max(map(abs, gaps)) < 0.05
+
+
+def test_the_same_words_alone_and_among_others(transcriber: Transcriber) -> None:
+    alone = transcriber.submit(wav(40, seed=1), WHOLE).result(PATIENCE)
+    jobs = [transcriber.submit(wav(40, seed=seed % 4), WHOLE) for seed in range(16)]
+    together = [job.result(PATIENCE).text for job in jobs]
+    assert together[1] == together[5] == alone.text and len(set(together)) == 4
+
+
+def test_the_language_is_decided_once_by_the_first_window_with_words() -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        silence_then_speech = io.BytesIO()
+        noise = np.random.default_rng(0).uniform(-0.5, 0.5, 100 * SAMPLE_RATE).astype(np.float32)
+        noise[: 40 * SAMPLE_RATE] = 0
+        soundfile.write(silence_then_speech, noise, SAMPLE_RATE, format="WAV")
+        transcript = transcriber.submit(silence_then_speech.getvalue(), WHOLE).result(PATIENCE)
+    asked = [window.decoding.language for window in sorted(engine.windows, key=lambda window: window.start)]
+    assert transcript.language == "en"
+    decided = asked.index("en")
+    assert asked[:decided] == [None] * decided and set(asked[decided:]) == {"en"} and decided >= 2
+
+
+def test_a_guess_is_decoded_again_at_the_next_temperature_and_the_last_one_kept() -> None:
+    engine = Recorder(logprob=lambda window: -0.3 if window.decoding.temperature >= 0.4 else -3.0)
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        transcript = transcriber.submit(wav(5), WHOLE).result(PATIENCE)
+        assert transcriber.scheduler.counters.retries_at_higher_temperature == 2
+    assert [window.decoding.temperature for window in engine.windows] == [0.0, 0.2, 0.4]
+    assert {segment.temperature for segment in transcript.segments} == {0.4}
+
+
+def test_the_initial_prompt_reaches_every_window() -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        transcriber.submit(wav(70), Options(vad_filter=False, initial_prompt="Ada Lovelace")).result(PATIENCE)
+    assert {engine.tokenizer.decode(window.decoding.prompt) for window in engine.windows} == {" Ada Lovelace"}
+
+
+def test_one_bad_recording_costs_nobody_else_anything() -> None:
+    engine = FakeEngine(fails=lambda window: len(window.samples) == 3 * SAMPLE_RATE)
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        jobs = [transcriber.submit(wav(seconds), WHOLE) for seconds in (2, 3, 4)]
+        broken = transcriber.submit(b"not audio at all", WHOLE)
+        assert jobs[0].result(PATIENCE).text and jobs[2].result(PATIENCE).text
+        with pytest.raises(EngineError):
+            jobs[1].result(PATIENCE)
+        with pytest.raises(UnsupportedAudio):
+            broken.result(PATIENCE)
+        assert transcriber.open_requests == 0
+
+
+def test_reading_pauses_while_the_engine_is_behind() -> None:
+    engine = Recorder(max_batch=2)
+    engine.gate.clear()
+    with Transcriber(Settings(readers=1), engine=engine) as transcriber:
+        file = transcriber.submit(wav(600), Options(vad_filter=False, language="en"))
+        clip = transcriber.submit(wav(2), WHOLE)
+        opened = threading.Event()
+        watched = transcriber.submit(wav(2), WHOLE, on_news=opened.set)
+        assert opened.wait(PATIENCE), "a paused file leaves its reader to the others"
+        assert transcriber.scheduler.waiting() <= 4 + 2
+        engine.gate.set()
+        assert file.result(PATIENCE).segments and clip.result(PATIENCE).text == watched.result(PATIENCE).text
+
+
+def test_cancelling_drops_the_windows_in_the_queue() -> None:
+    engine = Recorder(max_batch=1)
+    engine.gate.clear()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        job = transcriber.submit(wav(300), WHOLE)
+        job.cancel()
+        engine.gate.set()
+        with pytest.raises(Cancelled):
+            job.result(PATIENCE)
+        assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+    assert len(engine.windows) <= 2
+
+
+def test_limits_are_told() -> None:
+    engine = Recorder()
+    engine.gate.clear()
+    with Transcriber(Settings(max_audio_seconds=10, max_open_requests=2), engine=engine) as transcriber:
+        with pytest.raises(TooLarge):
+            transcriber.submit(wav(11), WHOLE).result(PATIENCE)
+        open_jobs: list[Job] = [transcriber.submit(wav(1), WHOLE) for _ in range(2)]
+        with pytest.raises(Overloaded):
+            transcriber.submit(wav(1), WHOLE)
+        engine.gate.set()
+        assert all(job.result(PATIENCE).text for job in open_jobs)
+        assert transcriber(io.BytesIO(wav(1)), vad_filter=False).text == open_jobs[0].result().text
+
+
+def test_a_bad_option_is_an_error_that_names_it(transcriber: Transcriber) -> None:
+    with pytest.raises(InvalidRequest, match="temperature"):
+        transcriber(wav(1), temperature=(3.0,))
