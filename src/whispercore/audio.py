@@ -1,0 +1,284 @@
+"""Any container and codec, streamed into mono float32 at 16 kHz, five seconds at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import av
+import av.logging
+import numpy as np
+import soxr
+
+from .errors import TooLarge, UnreadableAudio, UnsupportedAudio
+from .types import SAMPLE_RATE, Samples
+
+BLOCK_SECONDS = 5
+MIN_RATE, MAX_RATE = 1_000, 768_000
+
+# Demuxers that read one self-contained file. Playlists (hls, concat, dash, sdp …) would open other files or addresses.
+CONTAINERS = (
+    "wav,w64,rf64,flac,mp3,ogg,matroska,webm,mov,mp4,m4a,3gp,aac,loas,amr,amrnb,amrwb,aiff,asf,avi,flv,mpeg,mpegts,caf,au,"
+    "ac3,eac3,dts,wv,ape,tta,tak,voc,nut,mxf,oma,rm,gsm,qcp,spx"
+)
+# These have no duration in their header: FFmpeg guesses it from the bit rate and the file's size.
+_GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
+_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
+# Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
+_SCALES = {"u8": (128.0, -1.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
+_ABSURD = 1e10  # louder than any signal: filters must not overflow to infinity
+
+av.logging.set_level(None)
+
+Source = bytes | bytearray | memoryview | str | Path | BinaryIO
+
+
+def open_recording(source: Source, *, max_seconds: float = math.inf) -> Recording:
+    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
+
+    Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its
+    container is broken from the start, TooLarge when its header declares more than `max_seconds`.
+    """
+    file = _Reader(source)
+    try:
+        return Recording(_open_container(file), file, max_seconds=max_seconds)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
+    """A whole recording at once, float32, shape (n,), mono at 16 kHz: for tests and benchmarks."""
+    with open_recording(source, max_seconds=max_seconds) as recording:
+        return np.concatenate(list(recording.blocks()))
+
+
+class Recording:
+    """An open recording, read once through `blocks`.
+
+    `declared_duration`: seconds by the header, None when it has none. `duration`: seconds decoded so far.
+    `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
+    """
+
+    def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf) -> None:
+        self._container = container
+        self._file = file
+        self._stream = _audio_stream(container)
+        self._max_seconds = max_seconds
+        self._corrupt_packets = 0
+        self._cut_off = False
+        context = self._stream.codec_context
+        self.channels: int = context.channels
+        self.sample_rate: int = context.sample_rate
+        self.codec: str = context.codec.canonical_name
+        self.container: str = container.format.name
+        self.declared_duration = _declared_duration(container, self._stream, file)
+        self.duration = 0.0
+        self.warnings: list[str] = []
+        if self.declared_duration is not None:
+            self._check_length(self.declared_duration)
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the decoder; a second time does nothing."""
+        self._container.close()
+        self._file.close()
+
+    def blocks(self) -> Iterator[Samples]:
+        """About five seconds at a time: float32, shape (n,), mono at 16 kHz.
+
+        Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
+        """
+        for block in self._resampled():
+            self.duration += len(block) / SAMPLE_RATE
+            self._check_length(self.duration)
+            yield block
+        if not self.duration:
+            raise UnreadableAudio("no sample can be decoded from the recording: it holds zero seconds, or it is broken from the start")
+        self._check_complete()
+
+    def _resampled(self) -> Iterator[Samples]:
+        for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
+            blocks = map(self._finite, _joined(map(_mono, frames), rate * BLOCK_SECONDS))
+            if rate == SAMPLE_RATE:
+                yield from blocks
+                continue
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            yield from filter(len, map(resampler.resample_chunk, blocks))
+            yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames; a packet that cannot be decoded is skipped."""
+        for packet in self._packets():
+            try:
+                frames = self._stream.codec_context.decode(packet)
+            except EOFError:
+                return
+            except (av.FFmpegError, ValueError):
+                self._corrupt_packets += 1
+                continue
+            yield from (frame for frame in frames if frame.samples)
+
+    def _packets(self) -> Iterator[Any]:
+        """The stream's packets and, last, the one that flushes the decoder, also when the container breaks in the middle."""
+        try:
+            yield from self._container.demux(self._stream)
+        except (av.FFmpegError, OSError, ValueError):
+            self._cut_off = True
+            yield None
+
+    def _finite(self, block: Samples) -> Samples:
+        absurd = ~(np.abs(block) < _ABSURD)
+        if absurd.any():
+            block[absurd] = 0.0
+            self._warn("some samples are not finite numbers: taken as silence")
+        return block
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self._max_seconds:
+            raise TooLarge(f"the recording is longer than {self._max_seconds:g} s, the most this server takes: split it", code="too_long")
+
+    def _check_complete(self) -> None:
+        declared = self.declared_duration or 0.0
+        if self.duration < declared - max(1.0, declared / 100):
+            self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
+        elif self._cut_off:
+            self._warn(f"the file is broken after {self.duration:.1f} s: the rest is left out")
+        if self._corrupt_packets:
+            self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+
+class _Reader:
+    """A source as FFmpeg reads it: without a name, so that its content alone decides what it is; bytes are not copied."""
+
+    def __init__(self, source: Source) -> None:
+        file: Any = source
+        if isinstance(source, str | Path):
+            file = Path(source).open("rb")  # noqa: SIM115 - closed by close()
+        elif isinstance(source, bytes | bytearray | memoryview):
+            file = _Bytes(source)
+        self._owned = file is not source
+        self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
+        self.size: int = self.seek(0, SEEK_END)
+        self.seek(0)
+        self.head: bytes = self.read(12)
+        self.seek(0)
+
+    def close(self) -> None:
+        """Close the file that was opened here; a caller's own file stays open."""
+        if self._owned:
+            self._close()
+
+
+class _Bytes:
+    """Bytes in memory as a file; io.BytesIO would copy a bytearray."""
+
+    def __init__(self, source: bytes | bytearray | memoryview) -> None:
+        self._view = memoryview(source).cast("B")
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = bytes(self._view[self._position : self._position + size if size >= 0 else None])
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: len(self._view)}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        self._view.release()
+
+
+def _open_container(file: _Reader) -> Any:
+    if not file.size:
+        raise UnsupportedAudio("the upload is empty: send the bytes of an audio file", code="empty_audio")
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+    try:
+        return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if file.head.startswith(_SIGNATURES) or file.head[4:8] == b"ftyp":
+            raise UnreadableAudio("the file is audio, but broken from the start, or cut off before its index: send it whole") from error
+        raise UnsupportedAudio("the upload is not audio in a known container: send wav, flac, mp3, ogg, webm, m4a, mp4, …") from error
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
+    """No container may open another file or address."""
+    raise PermissionError(url)
+
+
+def _audio_stream(container: Any) -> Any:
+    """The stream that FFmpeg takes for the best, never a cover picture."""
+    stream = container.streams.best("audio")
+    if stream is None:
+        raise UnsupportedAudio("the file has no audio stream: send one with sound", code="no_audio_stream")
+    if stream.codec_context is None:
+        raise UnsupportedAudio("the file's audio codec is unknown: send wav, flac, mp3, aac, opus or vorbis")
+    return stream
+
+
+def _declared_duration(container: Any, stream: Any, file: _Reader) -> float | None:
+    """Seconds by the header, of the whole file when it is cut off; None when the header has none, or has another stream's."""
+    guessed = container.format.name in _GUESSED_DURATION and not stream.start_time  # an mp3 with a LAME header starts after its delay
+    if guessed or (stream.duration is None and container.streams.video):
+        return None
+    if stream.duration is not None:
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        seconds = container.duration / av.time_base
+    else:
+        return None
+    riff_size = int.from_bytes(file.head[4:8], "little") + 8
+    # FFmpeg takes a RIFF file's duration from the bytes that are there; sizes near 4 GiB mean "not known" (a stream).
+    cut_off = file.head[:4] == b"RIFF" and file.size < riff_size < 0xF000_0000
+    return seconds * riff_size / file.size if cut_off else seconds
+
+
+def _mono(frame: Any) -> Samples:
+    """The mean of the frame's channels, float32, full scale 1.0."""
+    channels = frame.layout.nb_channels
+    # PyAV counts planes past the end of FFmpeg's array from eight planar channels on, and its arrays then read wild memory.
+    if frame.format.packed.name not in _SCALES or (frame.format.is_planar and channels >= 8):
+        (frame,) = av.AudioResampler("flt", frame.layout, frame.sample_rate).resample(frame)
+    scale, zero = _SCALES[frame.format.packed.name]
+    samples = frame.to_ndarray()
+    planes = samples if frame.format.is_planar else samples.reshape(-1, channels).T
+    mono: Samples = planes[0].astype(np.float32)
+    for plane in planes[1:]:
+        mono += plane
+    mono *= np.float32(1.0 / (scale * channels))
+    return mono + np.float32(zero) if zero else mono
+
+
+def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:
+    """Pieces joined into blocks of `at_least` samples; the last may be shorter."""
+    held: list[Samples] = []
+    length = 0
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if length >= at_least:
+            yield np.concatenate(held)
+            held, length = [], 0
+    if held:
+        yield np.concatenate(held)
