@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ts.metrics.metric_cache_errors import MetricsCacheKeyError
+from ts.metrics.metric_type_enum import MetricTypes
+
 from whispercore import __version__
 from whispercore.errors import ConfigurationError
 from whispercore.mailbox import Letter, Mailbox, Post
@@ -21,25 +24,35 @@ from whispercore.transcriber import Transcriber
 logger = logging.getLogger(__name__)
 
 OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
+_COUNTERS = {
+    "whisper_windows_total": "windows",
+    "whisper_batches_total": "batches",
+    "whisper_fallbacks_total": "retries_at_higher_temperature",
+    "whisper_out_of_memory_total": "out_of_memory",
+}
 
 
 class WhisperHandler:
     """Loads the engine once, then exchanges rows for letters."""
 
     mailbox: Mailbox
-    counted: int = -1
+    transcriber: Transcriber
+
+    def __init__(self) -> None:
+        self._open_requests = -1
+        self._published = dict.fromkeys(_COUNTERS, 0)
 
     def initialize(self, context: Any) -> None:
         """Load the engine as config/model-config.yaml and the environment say."""
         logging.getLogger().addFilter(_not_a_poll)
         section = (context.model_yaml_config or {}).get("whisper")
         try:
-            transcriber = Transcriber(Settings.load(section))
+            self.transcriber = Transcriber(Settings.load(section))
         except ConfigurationError as error:
             logger.error("whisper cannot start: %s", error.message)
             raise
-        logger.info("whispercore %s serves %s", __version__, transcriber.engine.describe())
-        self.mailbox = Mailbox(transcriber)
+        logger.info("whispercore %s serves %s", __version__, self.transcriber.engine.describe())
+        self.mailbox = Mailbox(self.transcriber)
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
@@ -58,6 +71,7 @@ class WhisperHandler:
                 del context.request_ids[index]
         context.stopping_criteria = criteria
         self._publish_open_requests(context)
+        self._publish_counters(context)
         return payloads
 
     @staticmethod
@@ -67,27 +81,35 @@ class WhisperHandler:
         context.set_response_header(index, "x-request-id", letter.request_id)
         if letter.last is False:
             return
-        metric = context.metrics.get_metric
-        metric("whisper_requests_total").add_or_update(1, [str(letter.status)])
+        _measure(context, "whisper_requests_total", 1, [str(letter.status)])
         if letter.audio_seconds:
-            metric("whisper_audio_seconds_total").add_or_update(letter.audio_seconds, [])
-            metric("whisper_processing_seconds_total").add_or_update(letter.seconds, [])
+            _measure(context, "whisper_audio_seconds_total", letter.audio_seconds)
+            _measure(context, "whisper_processing_seconds_total", letter.seconds)
 
     def _publish_open_requests(self, context: Any) -> None:
         """Tell how many requests are open: to Prometheus, and to serve.sh, which waits for none before it stops the server."""
-        if self.counted == len(self.mailbox):
+        if self._open_requests == len(self.mailbox):
             return
-        self.counted = len(self.mailbox)
+        self._open_requests = len(self.mailbox)
         if path := os.environ.get(OPEN_REQUESTS_FILE):
-            Path(path).write_text(f"{self.counted}\n")
-        if context.metrics is not None:
-            context.metrics.get_metric("whisper_open_requests", _gauge()).add_or_update(self.counted, [])
+            Path(path).write_text(f"{self._open_requests}\n")
+        _measure(context, "whisper_open_requests", self._open_requests, kind=MetricTypes.GAUGE)
+
+    def _publish_counters(self, context: Any) -> None:
+        """Tell Prometheus what the scheduler has counted since the last call."""
+        for metric, counter in _COUNTERS.items():
+            counted = getattr(self.transcriber.scheduler.counters, counter)
+            if counted > self._published[metric]:
+                _measure(context, metric, counted - self._published[metric])
+                self._published[metric] = counted
 
 
-def _gauge() -> Any:
-    from ts.metrics.metric_type_enum import MetricTypes
-
-    return MetricTypes.GAUGE
+def _measure(context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER) -> None:
+    """Add to a metric; where the server's metrics.yaml does not declare ours, as on SageMaker, go without."""
+    try:
+        context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions))
+    except (AttributeError, MetricsCacheKeyError):
+        logger.debug("metric %s is not declared", name)
 
 
 def _whole(_: Any) -> None:

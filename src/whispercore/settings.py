@@ -27,6 +27,7 @@ class Settings:
 
     model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
     models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
+    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2")
     engine: str = _setting("auto", "auto: ct2 on a CPU, openai on a GPU", choices=("auto", "openai", "ct2", "fake"))
     device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
@@ -40,6 +41,9 @@ class Settings:
     max_audio_bytes: int = _setting(150 * 1024 * 1024, "largest upload, bytes", minimum=1)
     max_audio_seconds: float = _setting(4 * 3600.0, "longest recording, seconds", minimum=1)
     max_open_requests: int = _setting(1000, "requests open at once before a new one is refused with 503", minimum=1)
+    fixed_tokens: int = _setting(
+        0, "decode exactly so many tokens a window, whatever they say: to measure speed on random weights", minimum=0
+    )
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -52,6 +56,11 @@ class Settings:
     def models_path(self) -> Path:
         """`models_dir` as a path, ~ expanded."""
         return Path(self.models_dir).expanduser()
+
+    @property
+    def converted_path(self) -> Path:
+        """`converted_dir` as a path, ~ expanded."""
+        return Path(self.converted_dir).expanduser()
 
 
 _FIELDS = {item.name: item for item in fields(Settings)}

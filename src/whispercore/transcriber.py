@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -129,6 +130,8 @@ class Job:
             window = next(strand) if decoded is None else strand.send(decoded)
         except StopIteration as stop:
             return self._take(index, stretch, stop.value)
+        if fixed := self._transcriber.settings.fixed_tokens:
+            window = replace(window, decoding=replace(window.decoding, max_tokens=fixed, ignore_eot=True))
         self._transcriber.scheduler.submit(self._ticket, window, lambda outcome: self._on_outcome(index, stretch, strand, outcome))
 
     def _on_outcome(self, index: int, stretch: windows.Stretch, strand: Strand[Decoded | None], outcome: Decoded | WhisperError) -> None:
