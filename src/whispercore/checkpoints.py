@@ -1,25 +1,46 @@
-"""Checkpoints in OpenAI's .pt format: found, checked, loaded."""
+"""Checkpoints in OpenAI's .pt format: found, checked, loaded; made ready for the engine, or made up for benchmarks.
+
+python -m whispercore.checkpoints prepare [--config config/model-config.yaml] [--model NAME|PATH]
+python -m whispercore.checkpoints random --size base --out PATH [--dtype float16]
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import gzip
 import hashlib
 import pickle
+import sys
 import zipfile
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import whisper
-from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper
+import yaml
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
+from .devices import choose_device, choose_engine
 from .errors import ConfigurationError
 from .settings import Settings
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """OpenAI's second names of two checkpoints, and the names of their files."""
+
+SIZES = {
+    "tiny": (384, 6, 4, 4),
+    "base": (512, 8, 6, 6),
+    "small": (768, 12, 12, 12),
+    "medium": (1024, 16, 24, 24),
+    "large-v2": (1280, 20, 32, 32),
+    "large-v3": (1280, 20, 32, 32),
+    "large-v3-turbo": (1280, 20, 32, 4),
+}
+"""Width, heads, layers of the encoder and of the decoder of OpenAI's multilingual models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +111,109 @@ def empty_model(dims: ModelDimensions) -> Whisper:
     return model
 
 
+def dimensions(size: str) -> ModelDimensions:
+    """The dimensions of OpenAI's model `size`. Raises ConfigurationError for an unknown one."""
+    size = FILES.get(size, size)
+    if size not in SIZES:
+        raise ConfigurationError(f"unknown size '{size}'; known: {', '.join(SIZES)}", param="size")
+    width, heads, encoder, decoder = SIZES[size]
+    newest = size.startswith("large-v3")
+    return ModelDimensions(
+        n_mels=128 if newest else 80,
+        n_audio_ctx=1500,
+        n_audio_state=width,
+        n_audio_head=heads,
+        n_audio_layer=encoder,
+        n_vocab=51_866 if newest else 51_865,
+        n_text_ctx=448,
+        n_text_state=width,
+        n_text_head=heads,
+        n_text_layer=decoder,
+    )
+
+
+def write_random(dims: ModelDimensions, out: Path, *, dtype: torch.dtype = torch.float16, seed: int = 0) -> None:
+    """Write a checkpoint of random weights: a trained model's shapes and costs, no words. Equal seeds give equal files' weights."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: tensor.shape for name, tensor in empty_model(dims).state_dict().items()}
+    state = {name: _random_tensor(name, shape, generator).to(dtype) for name, shape in shapes.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"dims": asdict(dims), "model_state_dict": state}, out)
+
+
+def _random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Normalisations as they start, biases zero, weights so small that the logits stay finite in float16."""
+    if name == "encoder.positional_embedding":
+        positions: torch.Tensor = sinusoids(*shape)
+        return positions
+    if len(shape) == 1:
+        return torch.ones(shape) if "ln" in name and name.endswith("weight") else torch.zeros(shape)
+    fan_in = shape[1:].numel()
+    return torch.randn(shape, generator=generator).div(fan_in**0.5)
+
+
+def prepare(settings: Settings) -> str:
+    """Check the checkpoint, convert it when the engine needs that and it is not done yet; one line that says what was done."""
+    device = choose_device(settings)
+    engine = choose_engine(settings, device)
+    if engine == "fake":
+        return "engine 'fake' needs no checkpoint"
+    path = locate(settings)
+    if engine != "ct2":
+        load_checkpoint(path)
+        return f"{path} is ready for engine '{engine}'"
+    from .conversion import convert, folder_of, precision  # here: the other engines work without ctranslate2
+
+    quantization = precision(settings, device)
+    folder = folder_of(settings, path, quantization)
+    if (folder / "model.bin").is_file():
+        return f"{folder} is ready for engine 'ct2'"
+    convert(load_checkpoint(path), folder, quantization)
+    return f"converted {path} for engine 'ct2': {folder}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: exit status 0, or 1 after one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m whispercore.checkpoints", description="Make checkpoints ready, or make them up.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    preparing = commands.add_parser("prepare", help="check the checkpoint and convert it for the engine")
+    preparing.add_argument("--config", type=Path, help="model-config.yaml, whose section 'whisper' holds settings")
+    preparing.add_argument("--model", help="instead of the settings' model")
+    making = commands.add_parser("random", help="write a checkpoint with random weights, for benchmarks")
+    making.add_argument("--size", required=True, help=", ".join(SIZES))
+    making.add_argument("--out", type=Path, required=True)
+    making.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    given = parser.parse_args(arguments)
+    try:
+        print(_prepare(given.config, given.model) if given.command == "prepare" else _random(given.size, given.out, given.dtype))
+    except (ConfigurationError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _prepare(config: Path | None, model: str | None) -> str:
+    settings = Settings.load(_section(config) if config else None)
+    return prepare(replace(settings, model=model) if model else settings)
+
+
+def _random(size: str, out: Path, dtype: str) -> str:
+    write_random(dimensions(size), out, dtype=torch.float16 if dtype == "float16" else torch.float32)
+    return f"wrote {out}: {size}, random weights, {dtype}"
+
+
+def _section(config: Path) -> dict[str, Any]:
+    """The `whisper:` section of model-config.yaml."""
+    try:
+        content = yaml.safe_load(config.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{config} is not YAML: {' '.join(str(error).split())}", param="config") from None
+    section = content.get("whisper") if isinstance(content, dict) else None
+    if section is not None and not isinstance(section, dict):
+        raise ConfigurationError(f"{config}: section 'whisper' must map settings to values", param="config")
+    return section or {}
+
+
 def sha256(path: Path) -> str:
     """The file's SHA-256, in hexadecimal."""
     with path.open("rb") as file:
@@ -113,3 +237,7 @@ def _missing(settings: Settings, path: Path) -> str:
     known = settings.model in whisper.available_models()
     download = f"; get it: clients/download_model.py {settings.model}" if known else ""
     return f"no checkpoint at {path}; in {settings.models_path}: {there}{download}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

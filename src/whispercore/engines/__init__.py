@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol, cast
 
+from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
@@ -51,37 +50,11 @@ class Engine(Protocol):
 
 def load_engine(settings: Settings) -> Engine:
     """The engine that `settings` asks for: auto is openai on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do."""
-    device = _device(settings)
-    name = settings.engine if settings.engine != "auto" else {"cuda": "openai", "cpu": "ct2"}[device]
+    device = choose_device(settings)
+    name = choose_engine(settings, device)
     try:
         module = import_module(f".{name}", __package__)
     except ImportError as error:
         package = _PACKAGES.get(name, name)
         raise ConfigurationError(f"engine '{name}' cannot be imported ({error}); run: pip install {package}", param="engine") from error
     return cast(Engine, module.load(settings, device))
-
-
-def decoding_threads(settings: Settings) -> int:
-    """`settings.threads`, or the physical cores this process may run on."""
-    return settings.threads or len({_siblings(core) for core in os.sched_getaffinity(0)})
-
-
-def _siblings(core: int) -> str:
-    """The hardware threads that share `core`, as the kernel writes them; the core itself where it does not say."""
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
-    except OSError:
-        return str(core)
-
-
-def _device(settings: Settings) -> str:
-    """cpu or cuda; Raises ConfigurationError when a GPU is asked for and there is none."""
-    if settings.engine == "fake":
-        return "cpu"
-    import torch
-
-    if settings.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("device 'cuda' asked for, but PyTorch sees no GPU: check the driver, or set device: cpu", param="device")
-    return settings.device

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 
 import torch
 from whisper.decoding import DecodingOptions, DecodingTask, LogitFilter
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
+from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
-from . import decoding_threads
 from .features import log_mels
-from .rules import MAX_PROMPT, decoded, sampled_length, start_tokens
+from .rules import MAX_PROMPT, batch_key, decoded, sampled_length, start_tokens
 
 _DTYPES = {
     "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16},
@@ -50,8 +49,8 @@ class OpenAIEngine:
         self._model_name, self._device, self._dtype = checkpoint.name, device, dtype
 
     def batch_key(self, decoding: Decoding) -> Hashable:
-        """All of `decoding` but the language and the prompt's words: sequences of one call begin with equally many tokens."""
-        return replace(decoding, language=None, prompt=(0,) * min(len(decoding.prompt), MAX_PROMPT))
+        """Languages and prompts may differ, the prompts' lengths may not."""
+        return batch_key(decoding)
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode windows that share a `batch_key`: one pass of the encoder, one decoding loop."""

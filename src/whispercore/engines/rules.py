@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ..errors import EngineError
 from ..tokenizer import Tokenizer
@@ -15,6 +16,11 @@ MAX_SAMPLED = TEXT_CONTEXT // 2
 MAX_PROMPT = TEXT_CONTEXT // 2 - 1
 MAX_INITIAL_TIMESTAMP = 50
 """The first timestamp is at most this many steps of 0.02 s in: 1 s."""
+
+
+def batch_key(decoding: Decoding) -> Decoding:
+    """All of `decoding` but the language and the prompt's words: the sequences of one call begin with equally many tokens."""
+    return replace(decoding, language=None, prompt=(0,) * min(len(decoding.prompt), MAX_PROMPT))
 
 
 def start_tokens(tokenizer: Tokenizer, decoding: Decoding, language: str) -> list[int]:
@@ -33,8 +39,8 @@ def suppressed_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 def sampled_length(decoding: Decoding) -> int:
-    """How many tokens are sampled at most."""
-    return min(decoding.max_tokens or MAX_SAMPLED, TEXT_CONTEXT)
+    """How many tokens are sampled at most: never more than 224, half the text context."""
+    return min(decoding.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
 
 
 def decoded(

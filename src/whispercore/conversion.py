@@ -1,0 +1,195 @@
+"""A checkpoint as a CTranslate2 model folder; CTranslate2's own converters read Hugging Face's checkpoints only, not OpenAI's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import ctranslate2
+import tokenizers
+import torch
+from ctranslate2.converters.utils import fuse_linear
+from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
+from ctranslate2.specs.common_spec import LayerNormSpec, LinearSpec
+from ctranslate2.specs.transformer_spec import FeedForwardSpec
+from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from .checkpoints import Checkpoint, sha256
+from .errors import ConfigurationError
+from .settings import Settings
+from .tokenizer import Tokenizer
+
+State = dict[str, torch.Tensor]
+
+_FASTEST_FAITHFUL = {"cpu": "int8", "cuda": "float16"}
+
+
+def precision(settings: Settings, device: str) -> str:
+    """CTranslate2's compute type for the settings on `device`. Raises ConfigurationError when the processor has no such type."""
+    supported = sorted(ctranslate2.get_supported_compute_types(device))
+    wanted = _FASTEST_FAITHFUL[device] if settings.dtype == "auto" else settings.dtype
+    if wanted in supported:
+        return wanted
+    if settings.dtype == "auto":
+        return "float32"
+    raise ConfigurationError(f"engine 'ct2' on this {device} computes in {', '.join(supported)}; not in {wanted}", param="dtype")
+
+
+def folder_of(settings: Settings, checkpoint: Path, quantization: str) -> Path:
+    """Where the checkpoint converted to `quantization` is kept: its name changes with the checkpoint's content."""
+    return settings.converted_path / f"{checkpoint.stem}-{sha256(checkpoint)[:12]}-{quantization}"
+
+
+def convert(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
+    """Write the checkpoint as a CTranslate2 model into `folder`, which appears complete or not at all.
+
+    Beside the model lie the two files with which faster-whisper loads the folder offline. Raises ConfigurationError when the
+    folder cannot be written.
+    """
+    spec = _spec(checkpoint)
+    spec.validate()
+    spec.optimize(quantization)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            made = Path(temporary) / "model"
+            made.mkdir()
+            spec.save(str(made))
+            _faster_whisper_tokenizer(Tokenizer(checkpoint.dims.n_vocab)).save(str(made / "tokenizer.json"))
+            (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": checkpoint.dims.n_mels}))
+            _publish(made, folder)
+    except OSError as error:
+        raise ConfigurationError(f"the converted model cannot be written to {folder}: {error}", param="converted_dir") from error
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Move the finished folder into place; one that another process finished first is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "model.bin").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+
+
+def _spec(checkpoint: Checkpoint) -> WhisperSpec:
+    """The model as CTranslate2 describes it: the same layers as in openai-whisper's model.py under other names."""
+    dims = checkpoint.dims
+    state = {name: tensor.clone() for name, tensor in checkpoint.state.items()}  # CTranslate2 quantizes in place
+    spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
+    _set_encoder(spec, state)
+    _set_decoder(spec, state)
+    spec.register_vocabulary(_vocabulary(Tokenizer(dims.n_vocab)))
+    _set_config(spec.config, checkpoint)
+    return spec
+
+
+def _set_encoder(spec: WhisperSpec, state: State) -> None:
+    encoder = spec.encoder
+    for convolution, name in ((encoder.conv1, "conv1"), (encoder.conv2, "conv2")):
+        convolution.weight, convolution.bias = state[f"encoder.{name}.weight"], state[f"encoder.{name}.bias"]
+    encoder.position_encodings.encodings = state["encoder.positional_embedding"]
+    for i, layer in enumerate(encoder.layer):
+        _set_self_attention(layer.self_attention, state, f"encoder.blocks.{i}.attn")
+        _set_feed_forward(layer.ffn, state, f"encoder.blocks.{i}.mlp")
+    _set_norm(encoder.layer_norm, state, "encoder.ln_post")
+
+
+def _set_decoder(spec: WhisperSpec, state: State) -> None:
+    decoder = spec.decoder
+    decoder.embeddings.weight = decoder.projection.weight = state["decoder.token_embedding.weight"]
+    decoder.position_encodings.encodings = state["decoder.positional_embedding"]
+    for i, layer in enumerate(decoder.layer):
+        _set_self_attention(layer.self_attention, state, f"decoder.blocks.{i}.attn")
+        _set_cross_attention(layer.attention, state, f"decoder.blocks.{i}.cross_attn")
+        _set_feed_forward(layer.ffn, state, f"decoder.blocks.{i}.mlp")
+    _set_norm(decoder.layer_norm, state, "decoder.ln")
+
+
+def _set_self_attention(spec: MultiHeadAttentionSpec, state: State, name: str) -> None:
+    fuse_linear(spec.linear[0], [_linear(state, f"{name}.{part}") for part in ("query", "key", "value")])
+    _set_linear(spec.linear[1], state, f"{name}.out")
+    _set_norm(spec.layer_norm, state, f"{name}_ln")
+
+
+def _set_cross_attention(spec: MultiHeadAttentionSpec, state: State, name: str) -> None:
+    _set_linear(spec.linear[0], state, f"{name}.query")
+    fuse_linear(spec.linear[1], [_linear(state, f"{name}.{part}") for part in ("key", "value")])
+    _set_linear(spec.linear[2], state, f"{name}.out")
+    _set_norm(spec.layer_norm, state, f"{name}_ln")
+
+
+def _set_feed_forward(spec: FeedForwardSpec, state: State, name: str) -> None:
+    _set_linear(spec.linear_0, state, f"{name}.0")
+    _set_linear(spec.linear_1, state, f"{name}.2")
+    _set_norm(spec.layer_norm, state, f"{name}_ln")
+
+
+def _set_norm(spec: LayerNormSpec, state: State, name: str) -> None:
+    spec.gamma, spec.beta = state[f"{name}.weight"], state[f"{name}.bias"]
+
+
+def _set_linear(spec: LinearSpec, state: State, name: str) -> None:
+    spec.weight = state[f"{name}.weight"]
+    if f"{name}.bias" in state:  # the keys' projections have none
+        spec.bias = state[f"{name}.bias"]
+
+
+def _linear(state: State, name: str) -> LinearSpec:
+    spec = LinearSpec()
+    _set_linear(spec, state, name)
+    return spec
+
+
+def _set_config(config: WhisperConfig, checkpoint: Checkpoint) -> None:
+    """The decoding rules that CTranslate2 and faster-whisper read beside the weights."""
+    openai = Tokenizer(checkpoint.dims.n_vocab).openai
+    config.suppress_ids = list(openai.non_speech_tokens)
+    config.suppress_ids_begin = [*openai.encode(" "), openai.eot]
+    config.lang_ids = list(openai.all_language_tokens)
+    config.alignment_heads = checkpoint.alignment_heads
+
+
+def _vocabulary(tokenizer: Tokenizer) -> list[str]:
+    """Every token's name, by id: bytes as GPT-2 writes them in its vocabularies, special tokens as they are."""
+    encoding = tokenizer.openai.encoding
+    names = [_printable(encoding.decode_single_token_bytes(token)) for token in range(tokenizer.eot)]
+    return names + sorted(tokenizer.openai.special_tokens, key=tokenizer.openai.special_tokens.__getitem__)
+
+
+def _printable(token: bytes) -> str:
+    return "".join(_BYTES[byte] for byte in token)
+
+
+def _byte_names() -> list[str]:
+    """GPT-2's printable character for each byte: itself where it is printable, else the next free one from U+0100 on."""
+    own = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
+
+
+_BYTES = _byte_names()
+
+
+def _faster_whisper_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The vocabulary for Hugging Face's `tokenizers`, which faster-whisper reads."""
+    names = _vocabulary(tokenizer)
+    made = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names[: tokenizer.eot])}, merges=_merges(tokenizer)))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[tokenizer.eot :]])
+    return made
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """The merges that tiktoken's ranks imply: each token from any two shorter ones, the likelier pair first."""
+    encoding = tokenizer.openai.encoding
+    ranks = {encoding.decode_single_token_bytes(token): token for token in range(tokenizer.eot)}
+    pairs = []
+    for token, rank in ranks.items():
+        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        pairs += [(rank, ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks]
+    return [(_printable(left), _printable(right)) for *_, left, right in sorted(pairs)]

@@ -1,0 +1,43 @@
+"""The device, and what follows from it: the engine that runs on it and how many threads decode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .errors import ConfigurationError
+from .settings import Settings
+
+_ENGINES = {"cuda": "openai", "cpu": "ct2"}
+"""The engine that `auto` stands for on each device."""
+
+
+def choose_device(settings: Settings) -> str:
+    """cpu or cuda. Raises ConfigurationError when a GPU is asked for and there is none."""
+    if settings.engine == "fake" or settings.device == "cpu":
+        return "cpu"
+    import torch  # here: the fake engine needs no torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if settings.device == "cuda":
+        raise ConfigurationError("device 'cuda' asked for, but PyTorch sees no GPU: check the driver, or set device: cpu", param="device")
+    return "cpu"
+
+
+def choose_engine(settings: Settings, device: str) -> str:
+    """The engine's name: the one asked for, or the one for the device."""
+    return _ENGINES[device] if settings.engine == "auto" else settings.engine
+
+
+def decoding_threads(settings: Settings) -> int:
+    """`settings.threads`, or the physical cores this process may run on."""
+    return settings.threads or len({_siblings(core) for core in os.sched_getaffinity(0)})
+
+
+def _siblings(core: int) -> str:
+    """The hardware threads that share `core`, as the kernel writes them; the core itself where it does not say."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return str(core)
