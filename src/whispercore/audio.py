@@ -61,8 +61,7 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None when it has none. `duration`: seconds decoded so far.
-    `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
+    `declared_duration`: seconds by the header, None when it has none. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
     """
 
     def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf) -> None:
@@ -78,7 +77,7 @@ class Recording:
         self.codec: str = context.codec.canonical_name
         self.container: str = container.format.name
         self.declared_duration = _declared_duration(container, self._stream, file)
-        self.duration = 0.0
+        self._decoded = 0
         self.warnings: list[str] = []
         if self.declared_duration is not None:
             self._check_length(self.declared_duration)
@@ -88,6 +87,11 @@ class Recording:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    @property
+    def duration(self) -> float:
+        """Seconds decoded so far."""
+        return self._decoded / SAMPLE_RATE
 
     def close(self) -> None:
         """Free the decoder; a second time does nothing."""
@@ -100,10 +104,10 @@ class Recording:
         Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
         """
         for block in self._resampled():
-            self.duration += len(block) / SAMPLE_RATE
+            self._decoded += len(block)
             self._check_length(self.duration)
             yield block
-        if not self.duration:
+        if not self._decoded:
             raise UnreadableAudio("no sample can be decoded from the recording: it holds zero seconds, or it is broken from the start")
         self._check_complete()
 
