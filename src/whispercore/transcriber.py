@@ -17,7 +17,7 @@ from .longform import Strand, with_fallback
 from .options import Options
 from .scheduler import Scheduler, Ticket
 from .settings import Settings
-from .types import Decoded, Segment, Transcript
+from .types import SAMPLE_RATE, Decoded, Segment, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class Job:
     def _take(self, index: int, stretch: windows.Stretch, decoded: Decoded | None) -> None:
         self._running -= 1
         tokenizer = self._transcriber.engine.tokenizer
-        found = stitch.segments(decoded, stretch.start, len(stretch.samples) / audio.SAMPLE_RATE, tokenizer) if decoded else []
+        found = stitch.segments(decoded, stretch.start, len(stretch.samples) / SAMPLE_RATE, tokenizer) if decoded else []
         self._segments[index] = found
         if decoded and found and self._language is None:
             self._language = decoded.language
@@ -177,10 +177,10 @@ class Job:
     def _end(self) -> None:
         self._ticket.cancelled = True
         self._waiting.clear()
+        self._transcriber.forget(self)
         self._ended.set()
         if not self._reading:
             self._release()
-        self._transcriber.forget(self)
         self._on_news()
 
     def _release(self) -> None:
