@@ -13,13 +13,17 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
-    ("wire", "audio", "vad", "windows", "checkpoints"),
+    ("wire", "audio", "vad", "windows", "devices", "reference"),
+    ("checkpoints",),
+    ("conversion",),
     ("engines",),
     ("scheduler",),
     ("longform", "stitch", "formats"),
     ("transcriber",),
     ("mailbox",),
 )
+# `python -m whispercore.checkpoints prepare` reaches up for the converter, inside a function: openai needs no ctranslate2.
+EXCEPTIONS = {("checkpoints", "conversion")}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -60,7 +64,7 @@ def test_every_file_has_its_place(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path: Path) -> None:
     rank = RANK.get(module(path), len(LAYERS))
-    wrong = {name for name in own(path) if RANK.get(name, len(LAYERS)) > rank}
+    wrong = {name for name in own(path) if RANK.get(name, len(LAYERS)) > rank and (module(path), name) not in EXCEPTIONS}
     assert not wrong, f"{module(path)} must not import {', '.join(sorted(wrong))}"
 
 
@@ -71,4 +75,5 @@ def test_the_core_knows_no_adapter(path: Path) -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     links = {(module(path), name) for path in FILES for name in own(path) if name != module(path)}
-    assert not {(one, other) for one, other in links if (other, one) in links}
+    assert links >= EXCEPTIONS, "an exception that nobody needs any more: delete it"
+    assert not {(one, other) for one, other in links - EXCEPTIONS if (other, one) in links - EXCEPTIONS}
