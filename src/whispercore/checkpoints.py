@@ -162,13 +162,14 @@ def prepare(settings: Settings) -> str:
     if engine != "ct2":
         load_checkpoint(path)
         return f"{path} is ready for engine '{engine}'"
-    from .conversion import convert, folder_of, precision  # here: the other engines work without ctranslate2
+    from .conversion import convert, precision  # here: the other engines work without ctranslate2
 
     quantization = precision(settings, device)
-    folder = folder_of(settings, path, quantization)
+    folder = converted_folder(settings, path, quantization)
     if (folder / "model.bin").is_file():
         return f"{folder} is ready for engine 'ct2'"
-    convert(load_checkpoint(path), folder, quantization)
+    checkpoint = load_checkpoint(path)
+    convert(checkpoint.dims, checkpoint.state, folder, quantization, alignment_heads=checkpoint.alignment_heads)
     return f"converted {path} for engine 'ct2': {folder}"
 
 
@@ -212,6 +213,11 @@ def _section(config: Path) -> dict[str, Any]:
     if section is not None and not isinstance(section, dict):
         raise ConfigurationError(f"{config}: section 'whisper' must map settings to values", param="config")
     return section or {}
+
+
+def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
+    """Where the checkpoint converted for ct2 is kept: its name changes with the checkpoint's content."""
+    return settings.converted_path / f"{checkpoint.stem}-{sha256(checkpoint)[:12]}-{quantization}"
 
 
 def sha256(path: Path) -> str:

@@ -16,13 +16,14 @@ from ctranslate2.specs.common_spec import LayerNormSpec, LinearSpec
 from ctranslate2.specs.transformer_spec import FeedForwardSpec
 from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from whisper.model import ModelDimensions
 
-from .checkpoints import Checkpoint, sha256
 from .errors import ConfigurationError
 from .settings import Settings
 from .tokenizer import Tokenizer
 
 State = dict[str, torch.Tensor]
+AlignmentHeads = list[tuple[int, int]]
 
 _FASTEST_FAITHFUL = {"cpu": "int8", "cuda": "float16"}
 
@@ -38,18 +39,13 @@ def precision(settings: Settings, device: str) -> str:
     raise ConfigurationError(f"engine 'ct2' on this {device} computes in {', '.join(supported)}; not in {wanted}", param="dtype")
 
 
-def folder_of(settings: Settings, checkpoint: Path, quantization: str) -> Path:
-    """Where the checkpoint converted to `quantization` is kept: its name changes with the checkpoint's content."""
-    return settings.converted_path / f"{checkpoint.stem}-{sha256(checkpoint)[:12]}-{quantization}"
-
-
-def convert(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
-    """Write the checkpoint as a CTranslate2 model into `folder`, which appears complete or not at all.
+def convert(dims: ModelDimensions, state: State, folder: Path, quantization: str, *, alignment_heads: AlignmentHeads) -> None:
+    """Write a checkpoint's tensors as a CTranslate2 model into `folder`, which appears complete or not at all.
 
     Beside the model lie the two files with which faster-whisper loads the folder offline. Raises ConfigurationError when the
     folder cannot be written.
     """
-    spec = _spec(checkpoint)
+    spec = _spec(dims, state, alignment_heads)
     spec.validate()
     spec.optimize(quantization)
     try:
@@ -58,8 +54,8 @@ def convert(checkpoint: Checkpoint, folder: Path, quantization: str) -> None:
             made = Path(temporary) / "model"
             made.mkdir()
             spec.save(str(made))
-            _faster_whisper_tokenizer(Tokenizer(checkpoint.dims.n_vocab)).save(str(made / "tokenizer.json"))
-            (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": checkpoint.dims.n_mels}))
+            _faster_whisper_tokenizer(Tokenizer(dims.n_vocab)).save(str(made / "tokenizer.json"))
+            (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims.n_mels}))
             _publish(made, folder)
     except OSError as error:
         raise ConfigurationError(f"the converted model cannot be written to {folder}: {error}", param="converted_dir") from error
@@ -75,15 +71,14 @@ def _publish(made: Path, folder: Path) -> None:
             made.rename(folder)
 
 
-def _spec(checkpoint: Checkpoint) -> WhisperSpec:
+def _spec(dims: ModelDimensions, state: State, alignment_heads: AlignmentHeads) -> WhisperSpec:
     """The model as CTranslate2 describes it: the same layers as in openai-whisper's model.py under other names."""
-    dims = checkpoint.dims
-    state = {name: tensor.clone() for name, tensor in checkpoint.state.items()}  # CTranslate2 quantizes in place
+    state = {name: tensor.clone() for name, tensor in state.items()}  # CTranslate2 quantizes in place
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _set_encoder(spec, state)
     _set_decoder(spec, state)
     spec.register_vocabulary(_vocabulary(Tokenizer(dims.n_vocab)))
-    _set_config(spec.config, checkpoint)
+    _set_config(spec.config, Tokenizer(dims.n_vocab), alignment_heads)
     return spec
 
 
@@ -144,13 +139,13 @@ def _linear(state: State, name: str) -> LinearSpec:
     return spec
 
 
-def _set_config(config: WhisperConfig, checkpoint: Checkpoint) -> None:
+def _set_config(config: WhisperConfig, tokenizer: Tokenizer, alignment_heads: AlignmentHeads) -> None:
     """The decoding rules that CTranslate2 and faster-whisper read beside the weights."""
-    openai = Tokenizer(checkpoint.dims.n_vocab).openai
+    openai = tokenizer.openai
     config.suppress_ids = list(openai.non_speech_tokens)
     config.suppress_ids_begin = [*openai.encode(" "), openai.eot]
     config.lang_ids = list(openai.all_language_tokens)
-    config.alignment_heads = checkpoint.alignment_heads
+    config.alignment_heads = alignment_heads
 
 
 def _vocabulary(tokenizer: Tokenizer) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
-from ..checkpoints import locate
-from ..conversion import folder_of, precision
+from ..checkpoints import converted_folder, locate
+from ..conversion import precision
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings
@@ -27,7 +27,7 @@ def load(settings: Settings, device: str) -> CTranslate2Engine:
     """The engine on `device` with the settings' checkpoint, converted beforehand. Raises ConfigurationError."""
     compute_type = precision(settings, device)
     checkpoint = locate(settings)
-    folder = folder_of(settings, checkpoint, compute_type)
+    folder = converted_folder(settings, checkpoint, compute_type)
     if not (folder / "model.bin").is_file():
         message = (
             f"{checkpoint} is not converted for engine 'ct2' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
