@@ -264,6 +264,15 @@ def test_an_address_that_is_none(url: str, files: list[str], capsys: pytest.Capt
     assert "cannot send to" in capsys.readouterr().err
 
 
+def test_a_reader_that_has_enough(server: Server, files: list[str]) -> None:
+    command = [sys.executable, str(CLIENTS / "transcribe.py"), *files * 2, "--url", server.url("ok")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    process.stdout.close()
+    assert "Traceback" not in process.communicate(timeout=30)[1]
+    assert process.returncode == 141
+
+
 def test_one_failure_does_not_stop_the_others(server: Server, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert transcribe.main([files[1], files[0], "--url", server.url("mixed")]) == 1
     out, err = capsys.readouterr()
