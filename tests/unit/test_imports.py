@@ -14,16 +14,14 @@ LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
     ("wire", "audio", "vad", "windows", "devices", "reference"),
-    ("checkpoints",),
     ("conversion",),
+    ("checkpoints",),
     ("engines",),
     ("scheduler",),
     ("longform", "stitch", "formats"),
     ("transcriber",),
     ("mailbox",),
 )
-# `python -m whispercore.checkpoints prepare` reaches up for the converter, inside a function: openai needs no ctranslate2.
-EXCEPTIONS = {("checkpoints", "conversion")}
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
@@ -64,7 +62,7 @@ def test_every_file_has_its_place(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_imports_point_one_way(path: Path) -> None:
     rank = RANK.get(module(path), len(LAYERS))
-    wrong = {name for name in own(path) if RANK.get(name, len(LAYERS)) > rank and (module(path), name) not in EXCEPTIONS}
+    wrong = {name for name in own(path) if RANK.get(name, len(LAYERS)) > rank}
     assert not wrong, f"{module(path)} must not import {', '.join(sorted(wrong))}"
 
 
@@ -75,5 +73,4 @@ def test_the_core_knows_no_adapter(path: Path) -> None:
 
 def test_no_two_modules_import_each_other() -> None:
     links = {(module(path), name) for path in FILES for name in own(path) if name != module(path)}
-    assert links >= EXCEPTIONS, "an exception that nobody needs any more: delete it"
-    assert not {(one, other) for one, other in links - EXCEPTIONS if (other, one) in links - EXCEPTIONS}
+    assert not {(one, other) for one, other in links if (other, one) in links}
