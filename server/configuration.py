@@ -1,0 +1,124 @@
+"""Where TorchServe listens, what it runs on and where it writes: config/config.properties and the environment, read once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL_CONFIG = ROOT / "config" / "model-config.yaml"
+GRACE_SECONDS = 60.0
+
+
+class StartError(Exception):
+    """The server cannot start, or cannot go on: one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One of TorchServe's listeners and the variable that moves it."""
+
+    host: str
+    port: int
+    variable: str
+
+    @property
+    def reachable_host(self) -> str:
+        """A host to connect to from this machine."""
+        return "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """What `serve.sh` decided, and what TorchServe will read by itself."""
+
+    properties_file: Path
+    inference: Address
+    management: Address
+    metrics: Address
+    java: Path
+    vm_args: tuple[str, ...]
+    model_store: Path
+    logs: Path
+    temporary: Path
+    grace_seconds: float
+
+    @property
+    def log_file(self) -> Path:
+        """Where config/log4j2.xml writes every line as JSON."""
+        return self.logs / "whisper.log"
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] = os.environ) -> Configuration:
+        """Raises StartError for a value that cannot be used."""
+        file = Path(environ.get("TS_CONFIG_FILE", ROOT / "config" / "config.properties"))
+        properties = _properties(file)
+        return cls(
+            properties_file=file,
+            inference=_address("inference_address", 8080, properties, environ),
+            management=_address("management_address", 8081, properties, environ),
+            metrics=_address("metrics_address", 8082, properties, environ),
+            java=Path(environ["JAVA_HOME"]) / "bin" / "java",
+            vm_args=tuple(properties.get("vmargs", "").split()),
+            model_store=Path(environ["TS_MODEL_STORE"]),
+            logs=Path(environ["LOG_LOCATION"]),
+            temporary=Path(environ["TEMP"]),
+            grace_seconds=_seconds("WHISPER_GRACE_SECONDS", GRACE_SECONDS, environ),
+        )
+
+
+def worker_paths(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The core's settings that are paths, as absolute ones: the worker runs in a folder of its own.
+
+    Relative ones are meant from the current folder when they come from the environment, from the repository when from the YAML file.
+    """
+    section: dict[str, Any] = yaml.safe_load(MODEL_CONFIG.read_text(encoding="utf-8")).get("whisper") or {}
+    defaults = {"models_dir": "whisper-models", "converted_dir": str(Path(environ["WHISPER_STATE_DIR"]) / "models")}
+    paths = {}
+    for name in ("models_dir", "converted_dir", "model"):
+        variable = f"WHISPER_{name.upper()}"
+        given, base = environ.get(variable), Path.cwd()
+        if not given:
+            given, base = section.get(name, defaults.get(name)), ROOT
+        if given and (name != "model" or "/" in given or given.endswith(".pt")):
+            paths[variable] = str(base / Path(given).expanduser())
+    return paths
+
+
+def _properties(file: Path) -> dict[str, str]:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise StartError(f"{file} cannot be read ({error.strerror}): set TS_CONFIG_FILE to TorchServe's configuration") from None
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _address(name: str, default_port: int, properties: Mapping[str, str], environ: Mapping[str, str]) -> Address:
+    variable = f"TS_{name.upper()}"
+    text = environ.get(variable) or properties.get(name, f"http://127.0.0.1:{default_port}")
+    try:
+        url = urlsplit(text)
+        host, port = url.hostname, url.port or default_port
+    except ValueError:
+        host, port = None, 0
+    if url.scheme != "http" or not host:
+        raise StartError(f"{variable} must look like http://127.0.0.1:{default_port}; got '{text}'")
+    return Address(host, port, variable)
+
+
+def _seconds(variable: str, default: float, environ: Mapping[str, str]) -> float:
+    text = environ.get(variable) or str(default)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise StartError(f"{variable} must be a number of seconds; got '{text}'")
+    return seconds

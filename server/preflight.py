@@ -1,0 +1,50 @@
+"""What would make TorchServe fail or hang, found before it is started and told in one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from configuration import Address, Configuration, StartError
+
+MEGABYTE = 1_000_000
+FREE_BYTES = 200 * MEGABYTE
+
+
+def check(configuration: Configuration) -> None:
+    """Raises StartError for the first thing that is wrong."""
+    for address in (configuration.inference, configuration.management, configuration.metrics):
+        _check_free(address)
+    for folder, variable in ((configuration.logs, "LOG_LOCATION"), (configuration.temporary, "TEMP")):
+        _check_writable(folder, variable)
+
+
+def _check_free(address: Address) -> None:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        # As TorchServe's own socket: connections of an earlier server that linger are no obstacle.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address.host, address.port))
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise StartError(
+                f"cannot listen on {address.host}:{address.port} ({reason}): stop what uses the port, or choose another with"
+                f" {address.variable}=http://{address.host}:PORT"
+            ) from None
+
+
+def _check_writable(folder: Path, variable: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StartError(f"{folder} cannot be made ({error.strerror}): set {variable} to a folder that can be written") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StartError(f"{folder} cannot be written: set {variable} to a folder that can")
+    if free < FREE_BYTES:
+        raise StartError(
+            f"{folder} has {free // MEGABYTE} MB free, {FREE_BYTES // MEGABYTE} MB are needed: free some, or set {variable} to another disk"
+        )

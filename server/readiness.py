@@ -1,0 +1,76 @@
+"""Ready is when a recording has been transcribed: TorchServe's /ping is healthy before the worker is, and requests wait without end."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+
+from configuration import ROOT, Address, StartError
+from signals import StopSignals
+from torchserve import TorchServe
+from workerlog import WorkerLog
+
+SAMPLE = ROOT / "samples" / "timer.flac"
+POLL_SECONDS = 0.05
+
+
+def wait_until_ready(server: TorchServe, log: WorkerLog, stop: StopSignals) -> str | None:
+    """The first transcription's text, or None when told to stop before. Raises StartError with the worker's reason."""
+    probe = _Probe(server.configuration.inference)
+    while not stop.requested:
+        if reason := log.failure():
+            raise StartError(reason)
+        if not server.alive:
+            raise StartError(f"TorchServe ended with status {server.process.returncode}: see {log.path}")
+        if probe.answer:
+            return _text(*probe.answer)
+        stop.wait(POLL_SECONDS)
+    return None
+
+
+def healthy(address: Address) -> bool:
+    """Whether /ping says so: the worker runs."""
+    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=10)
+    try:
+        connection.request("GET", "/ping")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+class _Probe(threading.Thread):
+    """Posts the sample as soon as there is somebody to take it, and waits as long as it takes."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__(daemon=True)
+        self.address = address
+        self.answer: tuple[int, bytes] | None = None
+        self.start()
+
+    def run(self) -> None:
+        audio = SAMPLE.read_bytes()
+        while not self.answer:
+            connection = http.client.HTTPConnection(self.address.reachable_host, self.address.port)
+            try:
+                connection.request("POST", "/predictions/whisper", audio, {"Content-Type": "audio/flac"})
+                response = connection.getresponse()
+                self.answer = (response.status, response.read())
+            except (OSError, http.client.HTTPException):
+                time.sleep(POLL_SECONDS)
+            finally:
+                connection.close()
+
+
+def _text(status: int, body: bytes) -> str:
+    try:
+        content = json.loads(body)
+        if status == 200:
+            return str(content["text"])
+        message = content["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = body.decode(errors="replace")
+    raise StartError(f"the first transcription failed with status {status}: {message[:300]}")

@@ -1,0 +1,144 @@
+"""TorchServe as a child process: started, watched, ended with everything it started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+
+from configuration import ROOT, Configuration, StartError
+
+STOP_SECONDS = 20.0
+KILL_SECONDS = 10.0
+OPEN_REQUESTS_FILE = "open-requests"
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+class TorchServe:
+    """The Java front end and its worker, in a session of their own: Ctrl-C in the terminal reaches serve.sh only.
+
+    Java is run directly, for `torchserve --foreground` leaves it running on SIGTERM, and reports success when it dies.
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        # Sockets and the unpacked archive. Short, and not in the state folder: a socket's path has 107 bytes at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="whisper-torchserve-", dir=configuration.temporary))
+        # The worker is Java's child; should Java die first, it becomes ours, so that its end can be waited for.
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)
+        self.process = subprocess.Popen(
+            _command(configuration, self.folder),
+            env=_environment(self.folder),
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=end_with_parent,
+        )
+
+    def __enter__(self) -> TorchServe:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether Java still runs."""
+        return self.process.poll() is None
+
+    @property
+    def open_requests(self) -> int:
+        """Requests open in the worker, as it last wrote them; 0 before it did."""
+        try:
+            return int((self.folder / OPEN_REQUESTS_FILE).read_text() or 0)
+        except (OSError, ValueError):
+            return 0
+
+    def stop(self) -> None:
+        """End Java, then whatever is left of its session, and wait for both."""
+        if self.alive:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_SECONDS)
+        _kill_group(self.process)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def end_with_parent() -> None:
+    """In a child before it becomes another program: get SIGTERM when this process goes away, even by kill -9."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def _command(configuration: Configuration, folder: Path) -> list[str]:
+    """As ts/model_server.py puts it together."""
+    home = _torchserve_home()
+    return [
+        str(configuration.java),
+        f"-Dmodel_server_home={home}",
+        f"-Dlog4j.configurationFile=file://{ROOT / 'config' / 'log4j2.xml'}",
+        f"-Djava.io.tmpdir={folder}",
+        *configuration.vm_args,
+        "-cp",
+        f"{home}/ts/frontend/*",
+        "org.pytorch.serve.ModelServer",
+        "--python",
+        sys.executable,
+        "--ts-config-file",
+        str(configuration.properties_file),
+        "--model-store",
+        str(configuration.model_store),
+        "--no-config-snapshot",
+    ]
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """This process's, but the worker finds the core in whisper.mar only, and downloads nothing."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["WHISPER_OPEN_REQUESTS_FILE"] = str(folder / OPEN_REQUESTS_FILE)
+    environment.setdefault("HF_HUB_OFFLINE", "1")
+    environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))
+    environment["TEMP"] = environment["TMPDIR"] = str(folder)
+    return environment
+
+
+def _torchserve_home() -> Path:
+    # Found, not imported: that would load psutil and more.
+    spec = importlib.util.find_spec("ts")
+    if spec is None or spec.origin is None:
+        raise StartError(
+            f"{sys.prefix} has no torchserve: unset WHISPER_VENV, or install requirements.txt and requirements-serve.txt there"
+        )
+    return Path(spec.origin).parent.parent
+
+
+def _kill_group(leader: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the group and wait until it is gone."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(leader.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        leader.poll()
+        _reap()
+        time.sleep(0.02)
+
+
+def _reap() -> None:
+    """Collect orphans that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
