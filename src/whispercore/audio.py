@@ -31,6 +31,7 @@ _GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpe
 _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
 # Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
 _SCALES = {"u8": (128.0, -1.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
+_OGG_PAGE = 65_307  # bytes at most
 _ABSURD = 1e10  # louder than any signal: filters must not overflow to infinity
 
 av.logging.set_level(None)
@@ -61,7 +62,8 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None when it has none. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
+    `declared_duration`: seconds by the header, None when it has none. `warnings` grows while blocks are read: cut off,
+    corrupt packets skipped, samples that are no numbers.
     """
 
     def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf) -> None:
@@ -70,13 +72,14 @@ class Recording:
         self._stream = _audio_stream(container)
         self._max_seconds = max_seconds
         self._corrupt_packets = 0
-        self._cut_off = False
+        self._cut_off = _unfinished_ogg(file)
+        self._share = _share(file)
         context = self._stream.codec_context
         self.channels: int = context.channels
         self.sample_rate: int = context.sample_rate
         self.codec: str = context.codec.canonical_name
         self.container: str = container.format.name
-        self.declared_duration = _declared_duration(container, self._stream, file)
+        self.declared_duration = _declared_duration(container, self._stream)
         self._decoded = 0
         self.warnings: list[str] = []
         if self.declared_duration is not None:
@@ -155,11 +158,11 @@ class Recording:
             raise TooLarge(f"the recording is longer than {self._max_seconds:g} s, the most this server takes: split it", code="too_long")
 
     def _check_complete(self) -> None:
-        declared = self.declared_duration or 0.0
+        declared = max(self.declared_duration or 0.0, self.duration * self._share)
         if self.duration < declared - max(1.0, declared / 100):
             self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
         elif self._cut_off:
-            self._warn(f"the file is broken after {self.duration:.1f} s: the rest is left out")
+            self._warn(f"the file is cut off or broken after {self.duration:.1f} s")
         if self._corrupt_packets:
             self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
 
@@ -241,21 +244,31 @@ def _audio_stream(container: Any) -> Any:
     return stream
 
 
-def _declared_duration(container: Any, stream: Any, file: _Reader) -> float | None:
-    """Seconds by the header, of the whole file when it is cut off; None when the header has none, or has another stream's."""
+def _declared_duration(container: Any, stream: Any) -> float | None:
+    """Seconds by the header; None when it has none, or another stream's."""
     guessed = container.format.name in _GUESSED_DURATION and not stream.start_time  # an mp3 with a LAME header starts after its delay
     if guessed or (stream.duration is None and container.streams.video):
         return None
     if stream.duration is not None:
-        seconds = float(stream.duration * stream.time_base)
-    elif container.duration is not None:
-        seconds = container.duration / av.time_base
-    else:
-        return None
+        return float(stream.duration * stream.time_base)
+    return None if container.duration is None else container.duration / av.time_base
+
+
+def _share(file: _Reader) -> float:
+    """How many times longer a RIFF file says it is than it is; FFmpeg believes the bytes. Sizes near 4 GiB mean a live stream."""
     riff_size = int.from_bytes(file.head[4:8], "little") + 8
-    # FFmpeg takes a RIFF file's duration from the bytes that are there; sizes near 4 GiB mean "not known" (a stream).
-    cut_off = file.head[:4] == b"RIFF" and file.size < riff_size < 0xF000_0000
-    return seconds * riff_size / file.size if cut_off else seconds
+    return riff_size / file.size if file.head[:4] == b"RIFF" and file.size < riff_size < 0xF000_0000 else 1.0
+
+
+def _unfinished_ogg(file: _Reader) -> bool:
+    """Whether an ogg file lacks the page that ends it; FFmpeg does not tell."""
+    if file.head[:4] != b"OggS":
+        return False
+    file.seek(max(0, file.size - _OGG_PAGE))
+    tail = file.read(_OGG_PAGE)
+    file.seek(0)
+    last = tail.rfind(b"OggS")
+    return last < 0 or last + 5 >= len(tail) or not tail[last + 5] & 4
 
 
 def _mono(frame: Any) -> Samples:
