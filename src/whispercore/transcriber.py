@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from . import audio, stitch, windows
 from .engines import Engine, load_engine
-from .errors import Cancelled, EngineError, Overloaded, WhisperError
+from .errors import Cancelled, EngineError, InvalidRequest, Overloaded, WhisperError
 from .longform import Strand, with_fallback
 from .options import Options
 from .scheduler import Scheduler, Ticket
@@ -214,7 +214,8 @@ class Transcriber:
         return self.submit(source, Options(**options)).result()
 
     def submit(self, source: Source, options: Options, *, on_news: Callable[[], None] | None = None) -> Job:
-        """Begin a transcription. Raises Overloaded when too many are open."""
+        """Begin a transcription. Raises InvalidRequest for what the model cannot do, Overloaded when too many are open."""
+        _check_model(self.engine, options)
         job = Job(source, options, self, read_ahead=2 * self.engine.max_batch, on_news=on_news)
         with self._lock:
             if len(self._open) >= self.settings.max_open_requests:
@@ -253,3 +254,13 @@ class Transcriber:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_model(engine: Engine, options: Options) -> None:
+    """Raise InvalidRequest for a language the model has no token for, or a translation by a model that knows English only."""
+    tokenizer = engine.tokenizer
+    if options.language is not None and options.language not in tokenizer.languages:
+        known = ", ".join(tokenizer.languages)
+        raise InvalidRequest(f"the model served does not know the language '{options.language}'; it knows: {known}", param="language")
+    if options.task == "translate" and not tokenizer.multilingual:
+        raise InvalidRequest("the model served knows English only: it cannot translate", param="task")

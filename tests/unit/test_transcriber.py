@@ -15,6 +15,7 @@ from whispercore.engines.fake import FakeEngine
 from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
 from whispercore.options import Options
 from whispercore.settings import Settings
+from whispercore.tokenizer import Tokenizer
 from whispercore.transcriber import Job, Transcriber
 from whispercore.types import SAMPLE_RATE
 
@@ -129,3 +130,15 @@ def test_limits_are_told() -> None:
 def test_a_bad_option_is_an_error_that_names_it(transcriber: Transcriber) -> None:
     with pytest.raises(InvalidRequest, match="temperature"):
         transcriber(wav(1), temperature=(3.0,))
+
+
+def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
+    with pytest.raises(InvalidRequest, match="klingon"):
+        transcriber(wav(1), language="klingon")
+    english_only = FakeEngine()
+    english_only.tokenizer = Tokenizer(51_864)
+    with Transcriber(Settings(), engine=english_only) as narrow:
+        assert narrow(wav(1), language="en", vad_filter=False).text
+        for refused in ({"language": "fr"}, {"task": "translate"}):
+            with pytest.raises(InvalidRequest, match="English|know"):
+                narrow(wav(1), **refused)
