@@ -140,5 +140,5 @@ def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
     with Transcriber(Settings(), engine=english_only) as narrow:
         assert narrow(wav(1), language="en", vad_filter=False).text
         for refused in ({"language": "fr"}, {"task": "translate"}):
-            with pytest.raises(InvalidRequest, match="English|know"):
+            with pytest.raises(InvalidRequest, match=r"English|know"):
                 narrow(wav(1), **refused)
