@@ -271,6 +271,7 @@ def _unfinished_ogg(file: _Reader) -> bool:
     return last < 0 or last + 5 >= len(tail) or not tail[last + 5] & 4
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `_finite` finds them
 def _mono(frame: Any) -> Samples:
     """The mean of the frame's channels, float32, full scale 1.0."""
     channels = frame.layout.nb_channels
