@@ -1,0 +1,87 @@
+"""The bundled model, loaded once into every engine, and recordings whose words are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from whispercore.audio import read_samples
+from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, prepare
+from whispercore.engines import Engine, load_engine
+from whispercore.settings import Settings
+from whispercore.types import Samples
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGINES = {
+    "openai": {"engine": "openai", "dtype": "float32"},
+    "ct2-float32": {"engine": "ct2", "dtype": "float32"},
+    "ct2-int8": {"engine": "ct2", "dtype": "int8"},
+    "fake": {"engine": "fake"},
+}
+WEIGHTED = [name for name in ENGINES if name != "fake"]
+"""The engines that know words."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One held-out recording: its samples and what is said in it."""
+
+    file: str
+    kind: str
+    text: str
+    samples: Samples
+
+
+@pytest.fixture(scope="session")
+def nano() -> Checkpoint:
+    """The bundled checkpoint."""
+    return load_checkpoint(ROOT / "whisper-models" / "nano.pt")
+
+
+@pytest.fixture(scope="session")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Of the bundled model on the CPU; what is converted goes into a folder of the test run's own."""
+    folder = tmp_path_factory.mktemp("converted")
+    return Settings.load({"models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu"}, environ={})
+
+
+@pytest.fixture(scope="session")
+def engines(settings: Settings) -> Iterator[dict[str, Engine]]:
+    """Every engine, by name."""
+    threads = torch.get_num_threads()
+    each = {name: _loaded(settings, choice) for name, choice in ENGINES.items()}
+    yield each
+    for engine in each.values():
+        engine.close()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def converted(settings: Settings, engines: dict[str, Engine]) -> Path:
+    """The folder with the bundled model in 8 bits, made when the engines were loaded."""
+    return converted_folder(settings, ROOT / "whisper-models" / "nano.pt", "int8")
+
+
+@pytest.fixture(scope="session")
+def heldout() -> list[Recording]:
+    """The recordings of tests/data/heldout, none of which the model has heard."""
+    folder = ROOT / "tests" / "data" / "heldout"
+    listed = json.loads((folder / "manifest.json").read_text())
+    return [Recording(item["file"], item["kind"], item["text"], read_samples(folder / item["file"])) for item in listed]
+
+
+@pytest.fixture(scope="session")
+def speech(heldout: list[Recording]) -> list[Samples]:
+    """A few synthetic sentences."""
+    return [recording.samples for recording in heldout if recording.kind == "synthetic"][:5]
+
+
+def _loaded(settings: Settings, choice: dict[str, str]) -> Engine:
+    chosen = replace(settings, **choice)
+    prepare(chosen)
+    return load_engine(chosen)

@@ -1,0 +1,257 @@
+"""One suite over every engine: what the seam promises, on the bundled model and held-out recordings."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pytest
+import torch
+import whisper
+from conftest import ENGINES, ROOT, WEIGHTED, Recording
+
+from whispercore.checkpoints import Checkpoint
+from whispercore.engines import Engine
+from whispercore.engines.features import log_mel
+from whispercore.engines.rules import MAX_PROMPT
+from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Decoded, Decoding, Samples, Window
+
+EVERY = pytest.mark.parametrize("name", ENGINES)
+KNOWS_WORDS = pytest.mark.parametrize("name", WEIGHTED)
+ENGLISH = Decoding(language="en")
+# Weights of 8 bits shift log-probabilities; float32 differs from openai-whisper by the order of sums only.
+TOLERANCE = {"openai": 1e-4, "ct2-float32": 1e-3, "ct2-int8": 0.15, "fake": 0.0}
+
+
+def windows(each: Sequence[Samples], decoding: Decoding = ENGLISH) -> list[Window]:
+    return [Window(samples, 0.0, decoding) for samples in each]
+
+
+def batches(engine: Engine, each: Sequence[Window]) -> list[Decoded]:
+    """As the scheduler calls: never more than the engine takes at once."""
+    return [d for i in range(0, len(each), engine.max_batch) for d in engine.decode(each[i : i + engine.max_batch])]
+
+
+def words(text: str) -> str:
+    return re.sub(r"[^a-z0-9' ]", "", text.lower())
+
+
+def wer(truth: Sequence[str], heard: Sequence[str]) -> float:
+    return float(jiwer.wer([words(text) for text in truth], [words(text) for text in heard]))
+
+
+@pytest.fixture(scope="module")
+def transcripts(engines: dict[str, Engine], heldout: list[Recording]) -> dict[str, list[Decoded]]:
+    """What every engine that knows words makes of the held-out recordings."""
+    return {name: batches(engines[name], windows([recording.samples for recording in heldout])) for name in WEIGHTED}
+
+
+@KNOWS_WORDS
+@pytest.mark.parametrize(("kind", "limit"), [("synthetic", 0.05), ("digits", 0.15)])
+def test_it_hears_what_is_said(transcripts: dict[str, list[Decoded]], heldout: list[Recording], name: str, kind: str, limit: float) -> None:
+    pairs = [(r.text, d.text) for r, d in zip(heldout, transcripts[name], strict=True) if r.kind == kind]
+    assert len(pairs) >= 10
+    assert wer(*zip(*pairs, strict=True)) <= limit
+
+
+def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Decoded]]) -> None:
+    for reference, other in zip(transcripts["openai"], transcripts["ct2-float32"], strict=True):
+        assert other.tokens == reference.tokens
+        assert other.avg_logprob == pytest.approx(reference.avg_logprob, abs=1e-3)
+        assert other.no_speech_prob == pytest.approx(reference.no_speech_prob, abs=1e-3)
+        assert other.compression_ratio == reference.compression_ratio
+
+
+def test_eight_bits_hear_the_same_words(transcripts: dict[str, list[Decoded]]) -> None:
+    reference, other = ([d.text for d in transcripts[name]] for name in ("openai", "ct2-int8"))
+    assert wer(reference, other) <= 0.02
+
+
+def test_the_samples_are_heard_as_written(engines: dict[str, Engine]) -> None:
+    from whispercore.audio import read_samples
+
+    listed = json.loads((ROOT / "samples" / "transcripts.json").read_text())
+    short = [item for item in listed if item["kind"] == "synthetic" and item["segments"][-1]["end"] < 29]
+    assert len(short) >= 3
+    heard = batches(engines["ct2-int8"], windows([read_samples(ROOT / "samples" / item["file"]) for item in short]))
+    assert wer([item["text"] for item in short], [d.text for d in heard]) <= 0.1
+
+
+def test_openai_engine_is_whisper_decode(engines: dict[str, Engine], nano: Checkpoint, speech: list[Samples]) -> None:
+    model = whisper.load_model(str(nano.path), device="cpu")
+    for beam_size in (None, 3):
+        decoding = replace(ENGLISH, beam_size=beam_size)
+        for window, ours in zip(windows(speech, decoding), engines["openai"].decode(windows(speech, decoding)), strict=True):
+            mel = log_mel(window.samples, nano.dims.n_mels)
+            theirs = whisper.decode(model, mel, whisper.DecodingOptions(language="en", beam_size=beam_size, fp16=False))
+            assert ours.tokens == tuple(theirs.tokens)
+            assert ours.text == engines["openai"].tokenizer.decode(theirs.tokens).strip()
+            assert ours.avg_logprob == pytest.approx(theirs.avg_logprob, abs=1e-4)
+            assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [1, 100, 5 * SAMPLE_RATE + 77, WINDOW_SAMPLES])
+def test_features_are_those_of_whisper_transcribe(length: int) -> None:
+    samples = np.random.default_rng(length).normal(0, 0.1, length).astype(np.float32)
+    whole = whisper.audio.log_mel_spectrogram(samples, 80, padding=WINDOW_SAMPLES)
+    theirs = whisper.audio.pad_or_trim(whole[:, : whole.shape[-1] - 3000], 3000)
+    assert torch.equal(log_mel(samples, 80), theirs)
+
+
+@EVERY
+def test_a_batch_is_its_singles(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    together = engines[name].decode(windows(speech))
+    alone = [engines[name].decode([window])[0] for window in windows(speech)]
+    assert [d.tokens for d in together] == [d.tokens for d in alone]
+    assert [d.avg_logprob for d in together] == pytest.approx([d.avg_logprob for d in alone], abs=TOLERANCE[name])
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        ENGLISH,
+        Decoding(),
+        Decoding(language="en", beam_size=2, patience=1.5),
+        Decoding(language="en", beam_size=2, length_penalty=0.6),
+        Decoding(language="en", temperature=0.4),
+        Decoding(language="en", temperature=0.8, best_of=3),
+        Decoding(language="en", timestamps=False),
+        Decoding(language="en", prompt=(220,) * 300),
+    ],
+    ids=lambda decoding: f"t{decoding.temperature}-beam{decoding.beam_size}-prompt{len(decoding.prompt)}-{decoding.language}",
+)
+def test_every_decoding_gives_sound_values(engines: dict[str, Engine], speech: list[Samples], name: str, decoding: Decoding) -> None:
+    engine = engines[name]
+    results = engine.decode(windows(speech[:2], decoding))
+    assert len(results) == 2
+    for result, samples in zip(results, speech, strict=False):
+        assert result.text == engine.tokenizer.decode(result.tokens).strip()
+        assert result.text
+        assert result.temperature == decoding.temperature
+        assert result.language == "en"
+        assert math.isfinite(result.avg_logprob) and result.avg_logprob <= 0
+        assert 0 <= result.no_speech_prob < 0.5
+        assert result.compression_ratio > 0
+        assert {type(value) for value in (*result.tokens, result.avg_logprob, result.no_speech_prob)} == {int, float}
+        check_timestamps(engine, result, len(samples) / SAMPLE_RATE, decoding.timestamps)
+
+
+def check_timestamps(engine: Engine, result: Decoded, duration: float, wanted: bool) -> None:
+    begin = engine.tokenizer.timestamp_begin
+    times = [(token - begin) * 0.02 for token in result.tokens if token >= begin]
+    assert bool(times) == wanted
+    assert times == sorted(times)
+    assert all(0 <= time <= 30 for time in times)
+    if result.temperature == 0 and times:
+        assert times[-1] <= duration + 0.5
+    assert all(token < engine.tokenizer.eot or token >= begin for token in result.tokens)
+
+
+@EVERY
+@pytest.mark.parametrize("seconds", [0.1, 3.0, 30.0])
+def test_silence_has_no_words(engines: dict[str, Engine], name: str, seconds: float) -> None:
+    silence = np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+    (result,) = engines[name].decode(windows([silence]))
+    assert not result.text or (result.no_speech_prob > 0.6 and result.avg_logprob < -1.0)
+
+
+@EVERY
+def test_no_windows_give_nothing(engines: dict[str, Engine], name: str) -> None:
+    assert engines[name].decode([]) == []
+
+
+@EVERY
+@pytest.mark.parametrize("length", [1, 160, SAMPLE_RATE // 10])
+def test_a_very_short_window(engines: dict[str, Engine], name: str, length: int, speech: list[Samples]) -> None:
+    (result,) = engines[name].decode(windows([speech[0][10_000 : 10_000 + length]]))
+    assert math.isfinite(result.avg_logprob)
+
+
+@KNOWS_WORDS
+def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    mixed = [
+        replace(window, decoding=replace(ENGLISH, language=language))
+        for window, language in zip(windows(speech), (None, "de", None), strict=False)
+    ]
+    assert len({engines[name].batch_key(window.decoding) for window in mixed}) == 1
+    assert [result.language for result in engines[name].decode(mixed)] == ["en", "de", "en"]
+
+
+@KNOWS_WORDS
+def test_prompts_of_one_length_share_a_batch(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    engine = engines[name]
+    prompts = [engine.tokenizer.encode(text) for text in (" Turn on the light.", " Set a timer for two.")]
+    length = min(map(len, prompts))
+    mixed = [Window(speech[0], 0.0, replace(ENGLISH, prompt=prompt[:length])) for prompt in prompts]
+    assert len({engine.batch_key(window.decoding) for window in mixed}) == 1
+    assert engine.batch_key(replace(ENGLISH, prompt=prompts[0])) != engine.batch_key(ENGLISH)
+    assert engine.batch_key(replace(ENGLISH, prompt=(1,) * 900)) == engine.batch_key(replace(ENGLISH, prompt=(2,) * MAX_PROMPT))
+    together = engine.decode(mixed)
+    alone = [engine.decode([window])[0] for window in mixed]
+    assert [d.tokens for d in together] == [d.tokens for d in alone]
+    assert [d.avg_logprob for d in together] == pytest.approx([d.avg_logprob for d in alone], abs=TOLERANCE[name])
+    assert together[0].avg_logprob != together[1].avg_logprob
+
+
+@KNOWS_WORDS
+def test_samples_at_a_temperature_keep_each_windows_own_silence(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    silence = np.zeros(3 * SAMPLE_RATE, np.float32)
+    sampled = engines[name].decode(windows([silence, speech[0], speech[1]], replace(ENGLISH, temperature=0.4, best_of=3)))
+    greedy = engines[name].decode(windows([silence, speech[0], speech[1]]))
+    expected = [d.no_speech_prob for d in greedy]
+    assert expected[0] > 0.5 > expected[1]
+    assert [d.no_speech_prob for d in sampled] == pytest.approx(expected, abs=1e-3)
+
+
+@KNOWS_WORDS
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        Decoding(language="en", ignore_eot=True, max_tokens=40),
+        Decoding(language="en", ignore_eot=True, max_tokens=9, timestamps=False),
+        Decoding(language="en", ignore_eot=True, max_tokens=12, prompt=(220,) * 223),
+        Decoding(language="en", ignore_eot=True, max_tokens=12, beam_size=2),
+        Decoding(language="en", ignore_eot=True),
+    ],
+    ids=["40", "9-text", "12-long-prompt", "12-beams", "224"],
+)
+def test_a_fixed_number_of_tokens(engines: dict[str, Engine], speech: list[Samples], name: str, decoding: Decoding) -> None:
+    results = engines[name].decode(windows(speech[:2], decoding))
+    assert [len(result.tokens) for result in results] == [decoding.max_tokens or 224] * 2
+
+
+@EVERY
+def test_max_tokens_bounds(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    whole, cut = (engines[name].decode(windows(speech[:1], replace(ENGLISH, max_tokens=limit)))[0] for limit in (None, 3))
+    assert len(cut.tokens) == 3
+    assert whole.tokens[:3] == cut.tokens
+
+
+@EVERY
+def test_it_describes_itself(engines: dict[str, Engine], name: str) -> None:
+    described = engines[name].describe()
+    assert {"engine", "model", "device", "precision", "threads", "batch"} <= described.keys()
+    assert described["engine"] == engines[name].name == name.split("-")[0]
+    assert described["batch"] == engines[name].max_batch > 0
+    engines[name].free_memory()
+
+
+def test_faster_whisper_reads_the_converted_folder_offline(
+    engines: dict[str, Engine], converted: Path, speech: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from faster_whisper import WhisperModel
+
+    model = WhisperModel(str(converted), device="cpu", compute_type="int8", cpu_threads=1)
+    segments, _ = model.transcribe(speech[0], language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False)
+    (ours,) = engines["ct2-int8"].decode(windows(speech[:1]))
+    assert "".join(segment.text for segment in segments).strip() == ours.text
+    text = "Hello, world!  It's 3.14 — naïve café 你好 🎉"
+    assert model.hf_tokenizer.encode(text, add_special_tokens=False).ids == list(engines["ct2-int8"].tokenizer.encode(text))
