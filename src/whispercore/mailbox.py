@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
 RESENT_BYTES_PER_SECOND = 100e6
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
+# TorchServe looks whether a client is still there only when there is something for it: a begun reply gets an empty chunk so often.
+KNOCK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class Open:
     arrived: float
     resent_bytes: int
     begun: bool = False
+    knocked: float = 0.0
 
 
 class Mailbox:
@@ -115,8 +118,10 @@ class Mailbox:
         if open.job.ended:
             del self._open[id]
             return self._final(open)
-        if open.job.opened and not open.begun and open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES:
-            open.begun = True
+        if not open.begun:
+            open.begun = open.job.opened and open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES
+        if open.begun and time.monotonic() - open.knocked >= KNOCK_SECONDS:
+            open.knocked = time.monotonic()
             return Letter(200, "OK", formats.content_type(open.request.reply.response_format), b"", open.request_id, last=False)
         return None
 

@@ -76,6 +76,21 @@ def test_a_large_body_gets_an_empty_first_chunk_as_soon_as_it_proves_readable(ma
     assert rest["small"][-1].last is None
 
 
+def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone(
+    mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whispercore.mailbox.KNOCK_SECONDS", 0.05)
+    engine.gate.clear()
+    large = post("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5))
+    chunks: list[Letter] = []
+    deadline = time.monotonic() + PATIENCE
+    while len(chunks) < 3 and time.monotonic() < deadline:
+        chunks += mailbox.exchange([large]).values()
+    assert [(chunk.last, chunk.payload) for chunk in chunks] == [(False, b"")] * 3
+    engine.gate.set()
+    assert drive(mailbox, [large])["large"][-1].last is True
+
+
 def test_who_is_not_posted_any_more_is_cancelled(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     mailbox.exchange([post("stays", wav(1)), post("leaves", wav(200))])
