@@ -1,0 +1,91 @@
+# Whisper on TorchServe. docs/container.md tells how to run it.
+#
+#   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
+#   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     smaller: PyTorch without CUDA
+#   docker build -t whisper-torchserve --build-arg MODEL=base .     with OpenAI's weights inside, and served by default
+#
+# From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
+# PyTorch's wheels bring CUDA along, so one small base serves both; on a GPU the NVIDIA container toolkit adds the driver.
+ARG BASE_IMAGE=debian:bookworm-slim
+
+# hadolint ignore=DL3006
+FROM ${BASE_IMAGE} AS system
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# Unpinned: a rebuild must bring Debian's security updates.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 1000 --user-group --home-dir /var/lib/whisper --no-create-home whisper \
+ && install -d -o whisper -g 0 -m 775 /var/lib/whisper
+
+FROM system AS weights
+ARG MODEL=nano
+WORKDIR /weights
+COPY clients/requirements.txt clients/download_model.py clients/
+COPY whisper-models/nano.pt whisper-models/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    if [ "$MODEL" != nano ]; then \
+      python3 -m venv /venv && /venv/bin/pip install --quiet --requirement clients/requirements.txt \
+   && /venv/bin/python clients/download_model.py "$MODEL" && ls "whisper-models/$MODEL.pt"; \
+    fi
+
+FROM system
+ARG DEVICE=gpu
+# Another of PyTorch's package indexes, when the driver is older than PyPI's CUDA; for DEVICE=cpu there is a default.
+ARG TORCH_INDEX=
+WORKDIR /opt/whisper
+COPY requirements.txt requirements-serve.txt ./
+COPY server/setup.sh server/
+# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime.
+RUN --mount=type=cache,target=/root/.cache/pip \
+    export ROOT="$PWD" && . server/setup.sh && index=$TORCH_INDEX \
+ && case $DEVICE in \
+      gpu) ;; \
+      cpu) index=${index:-https://download.pytorch.org/whl/cpu} ;; \
+      *) fail "DEVICE must be gpu or cpu, got '$DEVICE'" ;; \
+    esac \
+ && WHISPER_TORCH="torch==$TORCH_VERSION ${index:+--index-url $index}" update_environment /opt/venv requirements.txt requirements-serve.txt
+
+ARG MODEL=nano
+# /models is where a volume goes; it may hide what is there, so the model in the image is named by its path. All three listeners are open
+# inside the container: what is reachable from outside is what docker run publishes.
+ENV WHISPER_VENV=/opt/venv \
+    WHISPER_STATE_DIR=/var/lib/whisper \
+    WHISPER_MODELS_DIR=/models \
+    WHISPER_MODEL=/opt/whisper/whisper-models/${MODEL}.pt \
+    LOG_LOCATION=/tmp/whisper-logs \
+    TS_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
+    TS_MANAGEMENT_ADDRESS=http://0.0.0.0:8081 \
+    TS_METRICS_ADDRESS=http://0.0.0.0:8082 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    PYTHONDONTWRITEBYTECODE=1
+COPY --from=weights /weights/whisper-models whisper-models/
+RUN install -d /models && ln -s /opt/whisper/whisper-models/*.pt /models/
+
+USER 1000
+# Converting large weights for the CPU takes minutes: only the code that does it comes before, so that the rest may change.
+COPY src/whispercore/__init__.py src/whispercore/checkpoints.py src/whispercore/conversion.py src/whispercore/devices.py \
+     src/whispercore/errors.py src/whispercore/settings.py src/whispercore/tokenizer.py src/whispercore/types.py src/whispercore/
+RUN WHISPER_CONVERTED_DIR=$WHISPER_STATE_DIR/models PYTHONPATH=src /opt/venv/bin/python -m whispercore.checkpoints prepare
+
+COPY LICENSE serve.sh ./
+COPY config config/
+COPY handler handler/
+COPY model-archiver model-archiver/
+COPY samples samples/
+COPY server server/
+COPY src src/
+RUN ./serve.sh --setup
+
+LABEL org.opencontainers.image.title="Whisper on TorchServe" \
+      org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
+      org.opencontainers.image.licenses="Apache-2.0"
+EXPOSE 8080 8081 8082
+STOPSIGNAL SIGTERM
+# A recording is transcribed: /ping is healthy before the model is. startupTimeout of config/model-config.yaml is 15 minutes too.
+# hadolint ignore=DL3025
+HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
+    CMD curl --fail --silent --show-error --max-time 25 --upload-file samples/timer.flac "$TS_INFERENCE_ADDRESS/predictions/whisper"
+ENTRYPOINT ["/opt/whisper/serve.sh"]
