@@ -14,7 +14,7 @@ import checkpoint
 import preflight
 from configuration import Configuration, StartError, worker_paths
 from draining import drain, unfinished
-from readiness import healthy, wait_until_ready
+from readiness import healthy, wait_until_ready, wake_worker
 from signals import StopSignals
 from torchserve import TorchServe
 from workerlog import WorkerLog
@@ -73,6 +73,8 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
         if now - asked_at >= HEALTH_SECONDS:
             asked_at = now
             healthy_at = now if healthy(server.configuration.inference) else healthy_at
+            if server.open_requests:
+                wake_worker(server.configuration.inference)
         if now - healthy_at > UNHEALTHY_SECONDS:
             raise StartError(f"the worker died and cannot be started again: see {log}")
         stop.wait(ALIVE_SECONDS)

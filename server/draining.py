@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 from configuration import Address
 from connections import busy_connections
+from readiness import wake_worker
 from signals import StopSignals
 from torchserve import TorchServe
 
 POLL_SECONDS = 0.1
 # Nothing to do for so long counts as nothing to do: a request between two of the places looked at shows up in one of them again.
 QUIET_SECONDS = 0.5
+WAKE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,14 @@ class Work:
 
 def drain(server: TorchServe, stop: StopSignals) -> Work | None:
     """Wait until all is answered; what was not, when the grace period is over, TorchServe has gone or a second signal came."""
-    deadline = time.monotonic() + server.configuration.grace_seconds
+    asked_at = time.monotonic()
+    deadline = asked_at + server.configuration.grace_seconds
     quiet_since = None
     while True:
         now, work = time.monotonic(), unfinished(server)
+        if work.open and now - asked_at >= WAKE_SECONDS:
+            asked_at = now
+            wake_worker(server.configuration.inference)
         if not work.any:
             quiet_since = quiet_since or now
             if now - quiet_since >= QUIET_SECONDS:

@@ -32,12 +32,24 @@ def wait_until_ready(server: TorchServe, log: WorkerLog, stop: StopSignals) -> s
 
 def healthy(address: Address) -> bool:
     """Whether /ping says so: the worker runs."""
+    return _status(address, "/ping") == 200
+
+
+def wake_worker(address: Address) -> None:
+    """A request that needs no transcription: TorchServe calls the worker only while it holds requests.
+
+    When its last client has gone, the worker is not called any more, and would go on with what nobody waits for.
+    """
+    _status(address, "/predictions/whisper/1.0/v1/models")
+
+
+def _status(address: Address, path: str) -> int | None:
     connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=10)
     try:
-        connection.request("GET", "/ping")
-        return connection.getresponse().status == 200
+        connection.request("GET", path)
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return None
     finally:
         connection.close()
 

@@ -1,0 +1,114 @@
+"""A real TorchServe, started as a user does: ./serve.sh, on free ports, with folders of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 300.0
+MARK = "WHISPER_TEST_MARK"
+# What the caller's shell may carry and a test must decide for itself.
+FOREIGN = re.compile(r"(TS_|WHISPER_)(?!VENV$|PYTHON$|TORCH$|MODELS_DIR$)|(LOG_LOCATION|METRICS_LOCATION|PYTHONPATH|TEMP)$")
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+
+
+class Server:
+    """One serve.sh. `folder` takes its log; `state` what it sets up, which several may share."""
+
+    def __init__(self, folder: Path, state: Path, *, root: Path = ROOT, prefix: tuple[str, ...] = (), **environment: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.management_port, self.metrics_port = free_ports(3)
+        self.mark = uuid.uuid4().hex
+        settings = {
+            "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
+            "WHISPER_STATE_DIR": str(state),
+            "WHISPER_ENGINE": "ct2",
+            "WHISPER_DEVICE": "cpu",
+            "LOG_LOCATION": str(folder / "logs"),
+            "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",
+            "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{self.management_port}",
+            "TS_METRICS_ADDRESS": f"http://127.0.0.1:{self.metrics_port}",
+            MARK: self.mark,
+        } | environment
+        inherited = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
+        self.began = time.monotonic()
+        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+            command = [*prefix, str(root / "serve.sh")]
+            env = {name: value for name, value in {**inherited, **settings}.items() if value}
+            self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+
+    @property
+    def said(self) -> str:
+        """What serve.sh has told the person who started it."""
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/predictions/whisper"
+
+    def wait_until_ready(self) -> Server:
+        wait_for(lambda: "ready after" in self.said or self.process.poll() is not None, START_SECONDS, "serve.sh ready")
+        assert self.process.poll() is None, self.said
+        self.ready_seconds = time.monotonic() - self.began
+        return self
+
+    def wait_until_over(self, seconds: float = START_SECONDS) -> int:
+        """The exit status."""
+        return self.process.wait(seconds)
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
+        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
+
+    def processes(self, name: str = "") -> list[int]:
+        """Everything that this serve.sh started and that still runs, or those with `name` in their command line."""
+        return [pid for pid, command in self._marked() if name in command]
+
+    def _marked(self) -> Iterator[tuple[int, str]]:
+        mark = f"{MARK}={self.mark}".encode()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+
+    def stop(self) -> int:
+        """As Ctrl-C does; the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.wait_until_over(120)
+
+    def clean_up(self) -> None:
+        """Leave nothing behind, whatever the test did."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+            self.process.terminate()
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait(30)

@@ -1,0 +1,241 @@
+"""serve.sh from the first start to the last process: what it says, what it leaves, how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, words
+from tests.serve.server import ROOT, Server, wait_for
+
+Start = Callable[..., Server]
+
+TIMER = (SAMPLES / "timer.flac").read_bytes()
+SAID = words(TRANSCRIPTS["timer.flac"])
+
+
+def refusal(server: Server) -> str:
+    """The one line that a serve.sh which cannot start says at last."""
+    assert server.wait_until_over() == 1, server.said
+    assert not server.processes()
+    return server.said.splitlines()[-1]
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# Starting
+
+
+def test_a_second_start_sets_up_nothing(start: Start, state: Path) -> None:
+    before = snapshot(state)
+    server = start().wait_until_ready()
+    assert server.said.count("\n") == 1, "it says nothing but that it is ready"
+    assert snapshot(state) == before
+    assert server.stop() == 0
+    assert not server.processes()
+    assert server.said.splitlines()[-1].endswith("stopped")
+
+
+def test_a_port_that_is_taken(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        line = refusal(start(TS_METRICS_ADDRESS=f"http://127.0.0.1:{port}"))
+    assert f"127.0.0.1:{port}" in line
+    assert "TS_METRICS_ADDRESS" in line
+
+
+def test_an_address_that_is_none(start: Start) -> None:
+    assert "TS_INFERENCE_ADDRESS must look like" in refusal(start(TS_INFERENCE_ADDRESS="localhost:8080"))
+
+
+def test_no_such_model(start: Start) -> None:
+    line = refusal(start(WHISPER_MODEL="large-v3-turbo", WHISPER_MODELS_DIR=str(SAMPLES)))
+    assert "large-v3-turbo.pt" in line
+    assert "download_model.py" in line
+
+
+def test_a_broken_checkpoint(start: Start, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes((ROOT / "whisper-models" / "nano.pt").read_bytes()[:1_000_000])
+    assert f"{broken} cannot be read" in refusal(start(WHISPER_MODEL=str(broken)))
+
+
+def test_a_setting_that_is_unknown_to_its_choices(start: Start) -> None:
+    assert "setting 'engine' must be one of" in refusal(start(WHISPER_ENGINE="steam"))
+
+
+def test_a_java_that_is_too_old(start: Start, tmp_path: Path) -> None:
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'openjdk version \"11.0.2\" 2019-01-15' >&2\n")
+    java.chmod(0o755)
+    line = refusal(start(JAVA_HOME=str(tmp_path)))
+    assert f"JAVA_HOME={tmp_path} is not Java 17" in line
+
+
+def test_no_python(start: Start, tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("bash", "dirname", "mkdir", "cat", "sed", "head", "readlink", "basename", "sha256sum"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    assert "no Python 3.10 or later" in refusal(start(WHISPER_VENV="", PATH=str(tools), state=tmp_path / "new"))
+
+
+def test_too_little_disk(start: Start, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f'mount -t tmpfs -o size=50m tmpfs {small} && exec "$@"'
+    prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh")
+    if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("no small file system can be made here: mounting in a user namespace is not allowed")
+    line = refusal(start(prefix=prefix, TEMP=str(small)))
+    assert "MB are needed" in line
+    assert "set TEMP" in line
+
+
+def test_a_worker_that_cannot_start(start: Start, state: Path, tmp_path: Path) -> None:
+    """The reason is told, and nothing hangs: TorchServe itself would keep requests waiting for ever."""
+    (tmp_path / "whisper_handler.py").write_text(
+        "class Handler:\n    def initialize(self, context):\n        raise OSError('no such device')\n"
+    )
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(state / "model-store" / "whisper.mar.sources", store)
+    archiver = Path(os.environ.get("WHISPER_VENV", os.sys.prefix)) / "bin" / "torch-model-archiver"  # type: ignore[attr-defined]
+    archive = [archiver, "--model-name", "whisper", "--version", "1.0", "--handler", tmp_path / "whisper_handler.py"]
+    subprocess.run(
+        [*archive, "--config-file", ROOT / "config" / "model-config.yaml", "--export-path", store], check=True, capture_output=True
+    )
+    line = refusal(start(TS_MODEL_STORE=str(store)))
+    assert "OSError: no such device" in line
+
+
+def test_a_read_only_checkout_and_a_user_who_is_not_root(start: Start, state: Path, tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    for name in (
+        "serve.sh",
+        "server",
+        "config",
+        "handler",
+        "model-archiver",
+        "src",
+        "samples",
+        "requirements.txt",
+        "requirements-serve.txt",
+    ):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+        copy(ROOT / name, checkout / name)
+    (checkout / "whisper-models").mkdir()
+    shutil.copy(ROOT / "whisper-models" / "nano.pt", checkout / "whisper-models")
+    prefix: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        # Another user may not reach an environment under /root; root without his capabilities under another number can.
+        prefix = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+        if subprocess.run([*prefix, "true"], capture_output=True).returncode:
+            pytest.skip("run as root where user namespaces are not allowed: no other user to be")
+    before = snapshot(checkout)
+    for path in [checkout, *checkout.rglob("*")]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        server = start(
+            root=checkout,
+            prefix=prefix,
+            state=tmp_path / "new",
+            WHISPER_STATE_DIR="",
+            XDG_STATE_HOME=str(tmp_path / "home"),
+            LOG_LOCATION="",
+        )
+        assert words(requests.post(server.wait_until_ready().url, data=TIMER, timeout=120).json()["text"]) == SAID
+        assert server.stop() == 0
+    finally:
+        for path in [checkout, *checkout.rglob("*")]:
+            path.chmod(path.stat().st_mode | 0o200)
+    assert snapshot(checkout) == before
+    assert (tmp_path / "home" / "whisper-torchserve" / "logs" / "whisper.log").is_file()
+
+
+# Stopping
+
+
+def test_sigterm_answers_what_is_open(start: Start, tmp_path: Path) -> None:
+    """Requests in the worker, one whose reply has begun, and one that is still being sent."""
+    server = start().wait_until_ready()
+    long = repeat("home.flac", 2, tmp_path / "long.wav").read_bytes()
+    upload = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    upload.putrequest("POST", "/predictions/whisper")
+    upload.putheader("Content-Length", str(len(TIMER)))
+    upload.endheaders(TIMER[:1000])
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(requests.post, server.url, data=long, timeout=300) for _ in range(3)]
+        wait_for(lambda: server.metric("whisper_open_requests") == 3, 60, "three requests are open")
+        server.process.send_signal(signal.SIGTERM)
+        piece = 1000
+        for begin in range(1000, len(TIMER), piece):
+            upload.send(TIMER[begin : begin + piece])
+            time.sleep(0.05)
+        replies = [reply.result() for reply in pending]
+    reply = upload.getresponse()
+    assert (reply.status, b"timer" in reply.read()) == (200, True)
+    assert [reply.status_code for reply in replies] == [200] * 3
+    assert all(len(words(reply.json()["text"])) == pytest.approx(2 * len(words(TRANSCRIPTS["home.flac"])), rel=0.05) for reply in replies)
+    assert server.wait_until_over(60) == 0, server.said
+    assert not server.processes()
+    assert "stopping when all is answered" in server.said
+
+
+def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path) -> None:
+    server = start().wait_until_ready()
+    long = repeat("home.flac", 40, tmp_path / "long.wav").read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(requests.post, server.url, data=long, timeout=300)
+        wait_for(lambda: server.metric("whisper_open_requests") == 1, 60, "the file is open")
+        server.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "stopping when all is answered" in server.said, 60, "the first signal is taken")
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait_until_over(60) == 130
+        with pytest.raises(requests.RequestException):
+            lost.result()
+    assert not server.processes()
+
+
+def test_the_grace_period_ends(start: Start, tmp_path: Path) -> None:
+    server = start(WHISPER_GRACE_SECONDS="0.2").wait_until_ready()
+    long = repeat("home.flac", 40, tmp_path / "long.wav").read_bytes()
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(requests.post, server.url, data=long, timeout=300)
+        wait_for(lambda: server.metric("whisper_open_requests") == 1, 60, "the file is open")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait_until_over(60) == 1
+        with pytest.raises(requests.RequestException):
+            lost.result()
+    assert "unanswered: 1 open" in server.said
+
+
+def test_a_java_that_dies_is_an_error_and_leaves_no_worker(start: Start) -> None:
+    server = start().wait_until_ready()
+    [java] = server.processes("org.pytorch.serve.ModelServer")
+    os.kill(java, signal.SIGKILL)
+    assert server.wait_until_over(60) == 1
+    assert "ended by itself" in server.said
+    assert not server.processes()
+
+
+def test_kill_minus_nine_leaves_nothing_running(start: Start) -> None:
+    server = start().wait_until_ready()
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not server.processes(), 60, "Java and the worker end")

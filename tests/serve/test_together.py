@@ -1,0 +1,113 @@
+"""Requests beside each other, and what one of them must not do to the others."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, studio, words
+from tests.serve.server import Server, wait_for
+
+TIMER = (SAMPLES / "timer.flac").read_bytes()
+SAID = words(TRANSCRIPTS["timer.flac"])
+LONG_REPEATS = 6
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Nearly five minutes of speech, 9 MB as WAV: its reply begins before it is transcribed."""
+    return repeat("home.flac", LONG_REPEATS, tmp_path_factory.mktemp("long") / "long.wav").read_bytes()
+
+
+def transcribe(server: Server, audio: bytes) -> requests.Response:
+    return requests.post(server.url, data=audio, timeout=300)
+
+
+def test_sixteen_at_once(server: Server) -> None:
+    names = [name for name in TRANSCRIPTS if name != "home.flac"]
+    bodies = [(SAMPLES / names[number % len(names)]).read_bytes() for number in range(16)]
+    with ThreadPoolExecutor(18) as pool:
+        refused = pool.submit(transcribe, server, b"not a recording" * 100)
+        empty = pool.submit(transcribe, server, b"")
+        replies = list(pool.map(lambda body: transcribe(server, body), bodies))
+    assert [reply.status_code for reply in replies] == [200] * 16
+    for number, reply in enumerate(replies):
+        assert words(reply.json()["text"]) == words(TRANSCRIPTS[names[number % len(names)]])
+    assert (refused.result().status_code, empty.result().status_code) == (415, 400)
+
+
+def test_a_clip_does_not_wait_for_a_long_file(server: Server, long: bytes) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(transcribe, server, long)
+        wait_for(lambda: server.metric("whisper_open_requests") == 1, 60, "the long file is open")
+        clip = transcribe(server, TIMER)
+        assert words(clip.json()["text"]) == SAID
+        assert not pending.done(), "the clip was answered after the long file, or the file is too short for this test"
+        spoken = words(pending.result().json()["text"])
+    assert len(spoken) == pytest.approx(LONG_REPEATS * len(words(TRANSCRIPTS["home.flac"])), rel=0.05)
+
+
+def test_a_client_that_leaves_takes_its_work_along(server: Server, long: bytes) -> None:
+    windows = server.metric("whisper_windows_total")
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+    connection.request("POST", "/predictions/whisper", long)
+    assert connection.getresponse().status == 200  # the reply has begun
+    assert server.metric("whisper_open_requests") == 1
+    connection.close()
+    wait_for(lambda: server.metric("whisper_open_requests") == 0, 60, "the request is given up")
+    assert words(transcribe(server, TIMER).json()["text"]) == SAID
+    assert server.metric("whisper_windows_total") - windows < LONG_REPEATS * 46.7 / 30
+
+
+def test_a_client_that_leaves_while_it_sends(server: Server, long: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(
+            f"POST /predictions/whisper HTTP/1.1\r\nHost: here\r\nContent-Length: {len(long)}\r\n\r\n".encode() + long[:1_000_000]
+        )
+    assert words(transcribe(server, TIMER).json()["text"]) == SAID
+
+
+def test_the_largest_body(server: Server, tmp_path: Path) -> None:
+    """150 MiB of audio, in multipart, which adds to it; small requests go on beside it."""
+    size = 150 * 1024 * 1024
+    audio = studio("timer.flac", size, tmp_path / "studio.wav").read_bytes()
+    assert size - 100 < len(audio) <= size
+    over = threading.Event()
+    clips: list[float] = []
+
+    def send_clips() -> None:
+        while not over.wait(0.5):
+            began = time.monotonic()
+            assert words(transcribe(server, TIMER).json()["text"]) == SAID
+            clips.append(time.monotonic() - began)
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = pool.submit(send_clips)
+        reply = requests.post(server.url, files={"file": ("studio.wav", audio)}, timeout=300)
+        over.set()
+        beside.result()
+    content = reply.json()
+    assert (reply.status_code, words(content["text"])) == (200, SAID)
+    assert content["duration"] == pytest.approx(size / (192000 * 8 * 4), abs=0.1)
+    assert clips
+
+
+def test_a_killed_worker_comes_back(server: Server, long: bytes) -> None:
+    """Who had a begun reply is cut off rather than left hanging; who comes next is answered by the new worker."""
+    begun = requests.post(server.url, data=long, timeout=120, stream=True)
+    assert begun.status_code == 200
+    [worker] = server.processes("model_service_worker")
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(requests.RequestException):
+        begun.json()
+    assert words(transcribe(server, TIMER).json()["text"]) == SAID
+    assert worker not in server.processes("model_service_worker")
