@@ -1,0 +1,68 @@
+"""python -m bench [startup | overhead | throughput | memory | table]: measure, keep the result, write the README's table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from . import memory, overhead, results, startup, table, throughput
+from .load import LoadError
+from .plan import FULL, QUICK, Plan
+from .work import SCRATCH
+
+MEASURE: dict[str, Callable[[Plan, Callable[[str], None]], tuple[dict[str, Any], dict[str, Any]]]] = {
+    "startup": startup.measure,
+    "overhead": overhead.measure,
+    "throughput": throughput.measure,
+    "memory": memory.measure,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, or 1 when a server failed or did other work than it was told to."""
+    arguments = _parser().parse_args(argv)
+    folder = arguments.results or (SCRATCH / "quick" if arguments.quick else results.RESULTS)
+    console = Console(stderr=True, highlight=False)
+    try:
+        for name in [name for name in MEASURE if arguments.what in (name, "all")]:
+            measure(name, QUICK if arguments.quick else FULL, folder, console)
+    except (LoadError, RuntimeError) as error:
+        console.print(f"[red]{name}:[/red] {error}", markup=True)
+        return 1
+    if folder == results.RESULTS:
+        table.update()
+    print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else table.table(folder))
+    return 0
+
+
+def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:
+    """One measurement, its steps shown as they are done."""
+    origin, began = results.provenance(), time.monotonic()
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
+        progress.add_task(name)
+        settings, result = MEASURE[name](plan, lambda line: progress.console.print(f"{name}: {line}"))
+    results.save(folder, name, origin, settings, result)
+    console.print(f"{name}: done in {time.monotonic() - began:.0f} s")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the server, keep the result, write the README's table.")
+    parser.add_argument("what", nargs="?", default="all", choices=("all", *MEASURE, "table"), help="default: all, in under 20 minutes")
+    parser.add_argument("--quick", action="store_true", help="a little of everything, to try the harness; kept out of the results")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="where results are kept (default: bench/results; --quick: build/bench/quick)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""A load generator: a closed loop of so many requests open at once, over connections that stay open."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+
+TIMEOUT_SECONDS = 900.0
+
+
+class LoadError(Exception):
+    """The server refused a request: a measurement with failures in it is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One request's answer and the seconds it took, from the first byte sent to the last one read."""
+
+    seconds: float
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A closed loop's requests: from the first one's start to the last one's end `wall` seconds passed."""
+
+    concurrency: int
+    wall: float
+    replies: tuple[Reply, ...]
+
+    @property
+    def requests_per_second(self) -> float:
+        """Requests answered a second."""
+        return len(self.replies) / self.wall
+
+
+class Connection:
+    """One client's connection to a model of a TorchServe on this machine."""
+
+    def __init__(self, port: int, model: str) -> None:
+        self._path = f"/predictions/{model}"
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+
+    def post(self, recording: bytes, headers: Mapping[str, str]) -> Reply:
+        """Send a recording and read the answer. Raises LoadError unless it is a 200, OSError when there is no server."""
+        began = time.perf_counter()
+        self._connection.request("POST", self._path, recording, dict(headers))
+        response = self._connection.getresponse()
+        body = response.read()
+        seconds = time.perf_counter() - began
+        if response.status != 200:
+            raise LoadError(f"status {response.status}: {body.decode(errors='replace')[:300]}")
+        return Reply(seconds, body)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._connection.close()
+
+
+def closed_loop(
+    port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, concurrency: int, requests: int, seed: int = 0
+) -> Load:
+    """Send `requests` of the recordings in random order, `concurrency` of them open at any time. Raises LoadError."""
+    order = [recordings[number % len(recordings)] for number in range(requests)]
+    random.Random(seed).shuffle(order)
+    waiting, lock, start = iter(order), threading.Lock(), threading.Barrier(concurrency + 1)
+
+    def client() -> list[Reply]:
+        replies: list[Reply] = []
+        with Connection(port, model) as connection:
+            start.wait()
+            while True:
+                with lock:
+                    recording = next(waiting, None)
+                if recording is None:
+                    return replies
+                replies.append(connection.post(recording, headers))
+
+    with ThreadPoolExecutor(concurrency) as clients:
+        futures = [clients.submit(client) for _ in range(concurrency)]
+        start.wait()
+        began = time.perf_counter()
+        replies = tuple(reply for future in futures for reply in future.result())
+        return Load(concurrency, time.perf_counter() - began, replies)

