@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from whispercore.audio import read_samples
-from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, prepare
+from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare
 from whispercore.engines import Engine, load_engine
 from whispercore.settings import Settings
 from whispercore.types import Samples
@@ -47,7 +47,9 @@ def nano() -> Checkpoint:
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Of the bundled model on the CPU; what is converted goes into a folder of the test run's own."""
     folder = tmp_path_factory.mktemp("converted")
-    return Settings.load({"models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu"}, environ={})
+    # one thread: on a busy machine two spend their time waiting for each other, and the model is small
+    section = {"models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu", "threads": 1}
+    return Settings.load(section, environ={})
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +66,8 @@ def engines(settings: Settings) -> Iterator[dict[str, Engine]]:
 @pytest.fixture(scope="session")
 def converted(settings: Settings, engines: dict[str, Engine]) -> Path:
     """The folder with the bundled model in 8 bits, made when the engines were loaded."""
-    return converted_folder(settings, ROOT / "whisper-models" / "nano.pt", "int8")
+    (folder,) = settings.converted_path.glob("nano-*-int8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ import zlib
 import pytest
 import torch
 import whisper
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from whisper.decoding import DecodingOptions, DecodingTask
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask
 from whisper.model import ModelDimensions
 
+from whispercore.engines.openai import BatchedTimestampRules
 from whispercore.engines.rules import batch_key, compression_ratio, decoded, sampled_length, start_tokens, suppressed_tokens
 from whispercore.errors import EngineError
 from whispercore.tokenizer import Tokenizer
@@ -59,6 +60,24 @@ def test_sequences_start_as_in_openai_whisper(vocabulary: int, timestamps: bool,
 @EVERY
 def test_the_same_tokens_are_suppressed(vocabulary: int) -> None:
     assert suppressed_tokens(Tokenizer(vocabulary)) == list(task(vocabulary)._get_suppress_tokens())
+
+
+@EVERY
+@given(seed=st.integers(0, 2**32), length=st.integers(0, 12))
+@settings(max_examples=25, deadline=None)
+def test_timestamp_rules_for_a_batch_are_openais_one_by_one(vocabulary: int, seed: int, length: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rules = next(rule for rule in task(vocabulary, language="en").logit_filters if isinstance(rule, ApplyTimestampRules))
+    begin = rules.tokenizer.timestamp_begin
+    steps = torch.randint(0, 60, (4, length), generator=generator).cumsum(dim=1) + begin
+    words = torch.randint(0, begin, (4, length), generator=generator)
+    sampled = torch.where(torch.rand((4, length), generator=generator) < 0.5, steps, words)
+    tokens = torch.cat([torch.full((4, rules.sample_begin), rules.tokenizer.sot), sampled], dim=1)
+    theirs = torch.randn((4, vocabulary), generator=generator) * 3
+    ours = theirs.clone()
+    rules.apply(theirs, tokens)
+    BatchedTimestampRules(rules.tokenizer, rules.sample_begin, rules.max_initial_timestamp_index).apply(ours, tokens)
+    assert torch.equal(ours, theirs)
 
 
 def test_equal_keys_start_equally_long() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from whisper.decoding import DecodingOptions, DecodingTask, LogitFilter
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask, LogitFilter
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
@@ -104,6 +104,7 @@ class _WindowsTask(DecodingTask):  # type: ignore[misc]
     def __init__(self, model: Whisper, tokenizer: Tokenizer, decodings: list[Decoding], dtype: torch.dtype) -> None:
         super().__init__(model, _options(decodings[0]))
         self._windows_tokenizer, self._decodings, self._dtype = tokenizer, decodings, dtype
+        self.logit_filters[:] = [_batched(rule) for rule in self.logit_filters]
         if decodings[0].ignore_eot:
             self.logit_filters.insert(0, _SuppressEndOfText(tokenizer.eot))
 
@@ -129,6 +130,44 @@ class _WindowsTask(DecodingTask):  # type: ignore[misc]
             for i, of_window in zip(unknown, probabilities, strict=True):
                 languages[i] = max(of_window, key=of_window.__getitem__)
         return languages
+
+
+class BatchedTimestampRules(ApplyTimestampRules):  # type: ignore[misc]
+    """openai-whisper's rules for timestamps, for all sequences at once: its own loop waits for the GPU several times a sequence."""
+
+    def apply(self, logits: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Mask `logits` (sequences, vocabulary) in place for the next token after `tokens` (sequences, length)."""
+        begin = self.tokenizer.timestamp_begin
+        logits[:, self.tokenizer.no_timestamps] = -torch.inf
+        if tokens.shape[1] == self.sample_begin:
+            logits[:, :begin] = -torch.inf
+            if self.max_initial_timestamp_index is not None:
+                logits[:, begin + self.max_initial_timestamp_index + 1 :] = -torch.inf
+        else:
+            self._keep_pairs_and_order(logits, tokens[:, self.sample_begin :])
+        logprobs = logits.float().log_softmax(dim=-1)
+        likelier = logprobs[:, begin:].logsumexp(dim=-1) > logprobs[:, :begin].amax(dim=-1)
+        logits[:, :begin].masked_fill_(likelier[:, None], -torch.inf)
+
+    def _keep_pairs_and_order(self, logits: torch.Tensor, sampled: torch.Tensor) -> None:
+        """Timestamps come in pairs, except before the end, and never decrease; a segment is never empty."""
+        begin = self.tokenizer.timestamp_begin
+        is_time = sampled >= begin
+        last = is_time[:, -1]
+        before = is_time[:, -2] if sampled.shape[1] > 1 else torch.ones_like(last)
+        opened = last & ~before
+        latest = sampled.masked_fill(~is_time, begin - 1).amax(dim=1)
+        first_allowed = torch.where(opened, latest, latest + 1)
+        too_early = torch.arange(begin, logits.shape[1], device=logits.device) < first_allowed[:, None]
+        logits[:, begin:].masked_fill_(too_early | (last & before)[:, None], -torch.inf)
+        logits[:, : self.tokenizer.eot].masked_fill_(opened[:, None], -torch.inf)
+
+
+def _batched(rule: LogitFilter) -> LogitFilter:
+    """The rule itself, or the batched form of the rules for timestamps."""
+    if not isinstance(rule, ApplyTimestampRules):
+        return rule
+    return BatchedTimestampRules(rule.tokenizer, rule.sample_begin, rule.max_initial_timestamp_index)
 
 
 class _SuppressEndOfText(LogitFilter):  # type: ignore[misc]
