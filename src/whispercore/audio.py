@@ -183,9 +183,11 @@ class _Reader:
         self._owned = file is not source
         self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
         self.size: int = self.seek(0, SEEK_END)
+        self.seek(max(0, self.size - _OGG_PAGE))
+        self.tail: bytes = self.read(_OGG_PAGE)
         self.seek(0)
         self.head: bytes = self.read(12)
-        self.seek(0)
+        self.seek(0)  # FFmpeg reads from here; nobody else may from now on
 
     def close(self) -> None:
         """Close the file that was opened here; a caller's own file stays open."""
@@ -262,13 +264,8 @@ def _share(file: _Reader) -> float:
 
 def _unfinished_ogg(file: _Reader) -> bool:
     """Whether an ogg file lacks the page that ends it; FFmpeg does not tell."""
-    if file.head[:4] != b"OggS":
-        return False
-    file.seek(max(0, file.size - _OGG_PAGE))
-    tail = file.read(_OGG_PAGE)
-    file.seek(0)
-    last = tail.rfind(b"OggS")
-    return last < 0 or last + 5 >= len(tail) or not tail[last + 5] & 4
+    last = file.tail.rfind(b"OggS")
+    return file.head[:4] == b"OggS" and (last < 0 or last + 5 >= len(file.tail) or not file.tail[last + 5] & 4)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # `_finite` finds them
