@@ -95,21 +95,21 @@ class _Cutter:
 
     def _end(self, final: bool) -> int | None:
         """The frame before which the stretch ends, None while that is not certain."""
-        known, last_samples = len(self._voiced), len(self._samples) <= WINDOW_SAMPLES
+        known = len(self._voiced)
+        limit = known if len(self._samples) <= WINDOW_SAMPLES else LIMIT  # 30 s end in the middle of a frame
         short = self._start * FRAME + len(self._samples) <= WINDOW_SAMPLES
         if short and not final:
             return None
         speech = np.flatnonzero(self._voiced)
         silences = np.diff(np.append(speech, np.inf if final else known))
         ends = speech[-1:] if short else speech[silences > MAX_PAUSE]
-        if len(ends) and ends[0] < LIMIT:
-            return int(min(ends[0] + 1 + PADDING, known if last_samples else LIMIT))
+        if len(ends) and ends[0] < limit:
+            return int(min(ends[0] + 1 + PADDING, limit))
         return self._forced() if known > LIMIT else None
 
     def _forced(self) -> int:
         """The best frame of the window's last third to cut before, in speech without a long silence."""
-        first = LIMIT * 2 // 3
-        last = LIMIT
+        first, last = LIMIT * 2 // 3, LIMIT
         pauses = _runs(~self._voiced[first:last])
         if pauses:
             begin, end = max(pauses, key=lambda pause: (min(pause[1] - pause[0], LONG_PAUSE), pause[0]))
