@@ -10,22 +10,21 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Not whispercore's version: it is a part of every URL (/predictions/whisper/1.0/v1/audio/transcriptions) and must outlive releases.
 API_VERSION=1.0
 
-sources() {
-    cd "$ROOT"
-    find src/whispercore -type f -not -path '*/__pycache__/*' -print
-    printf '%s\n' handler/whisper_handler.py config/model-config.yaml model-archiver/create_model_archive.sh
-}
+core() { (cd "$ROOT/src" && find whispercore -name '.*' -prune -o \( -name '*.py' -o -name py.typed \) -print); }
 
 fingerprint() {
-    (cd "$ROOT" && sources | LC_ALL=C sort | tr '\n' '\0' | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+    local sources
+    mapfile -t sources < <(core | sed 's,^,src/,' | LC_ALL=C sort)
+    (cd "$ROOT" && sha256sum "${sources[@]}" handler/whisper_handler.py config/model-config.yaml model-archiver/create_model_archive.sh) |
+        sha256sum | cut -d' ' -f1
 }
 
 build() {
-    local stage=$1
+    local stage=$1 files
+    mapfile -t files < <(core)
     # --extra-files copies a folder's children: the package must be one.
-    mkdir -p "$stage/extra" "$stage/out"
-    cp -R "$ROOT/src/whispercore" "$stage/extra/whispercore"
-    find "$stage/extra" -name __pycache__ -type d -prune -exec rm -rf {} +
+    mkdir "$stage/extra" "$stage/out"
+    (cd "$ROOT/src" && cp --parents --no-preserve=mode "${files[@]}" "$stage/extra")
     torch-model-archiver --model-name whisper --version "$API_VERSION" \
         --handler "$ROOT/handler/whisper_handler.py" --config-file "$ROOT/config/model-config.yaml" \
         --extra-files "$stage/extra" --export-path "$stage/out"

@@ -13,6 +13,8 @@ from configuration import MODEL_CONFIG, ROOT
 from signals import StopSignals
 from torchserve import end_with_parent
 
+_DECISIVE = ("WHISPER_MODEL", "WHISPER_MODELS_DIR", "WHISPER_CONVERTED_DIR", "WHISPER_ENGINE", "WHISPER_DEVICE", "WHISPER_DTYPE")
+
 
 def prepare(model_store: Path, stop: StopSignals) -> bool:
     """False when that failed, and the reason has been told on standard error, or when told to stop."""
@@ -49,7 +51,7 @@ def _fingerprint(model_store: Path) -> str:
 def _facts(model_store: Path) -> Iterator[str]:
     """What decides which checkpoint is used, how it is converted, and whether both are there."""
     yield (model_store / "whisper.mar.sources").read_text()
-    yield from sorted(f"{name}={value}" for name, value in os.environ.items() if name.startswith(("WHISPER_", "CUDA_")))
+    yield from (f"{name}={os.environ.get(name)}" for name in (*_DECISIVE, "CUDA_VISIBLE_DEVICES"))
     yield from sorted(path.name for path in Path("/dev").glob("nvidia*"))
     checkpoints = Path(os.environ["WHISPER_MODELS_DIR"]).glob("*.pt")
     converted = Path(os.environ["WHISPER_CONVERTED_DIR"]).glob("*/model.bin")
