@@ -19,8 +19,10 @@ def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[dict[str, Any], di
     result: dict[str, dict[str, Any]] = {"whisper": {}, "plain": {}}
     for seconds in plan.memory_seconds:
         result["whisper"][str(seconds)] = measure_one(ours(environment("nano", tokens=0)), seconds)
-        result["plain"][str(seconds)] = measure_one(plain(checkpoint("nano"), tokens=0), seconds)
-        tell(f"{seconds} s of audio: " + ", ".join(f"{name} {seen[str(seconds)]['worker_mb']:.0f} MB" for name, seen in result.items()))
+        if seconds in plan.plain_memory_seconds:
+            result["plain"][str(seconds)] = measure_one(plain(checkpoint("nano"), tokens=0), seconds)
+        peaks = (f"{name} {seen[str(seconds)]['worker_mb']} MB" for name, seen in result.items() if str(seconds) in seen)
+        tell(f"{seconds} s of audio: {', '.join(peaks)}")
     return {"model": "nano", "container": "mp3, 16 kHz mono", "unit": "MB of 1,000,000 bytes"}, result
 
 

@@ -18,6 +18,7 @@ class Plan:
     concurrencies: tuple[int, ...] = (1, 8, 32)
     least_requests: int = 16
     memory_seconds: tuple[int, ...] = (1, 600, 7200)
+    plain_memory_seconds: tuple[int, ...] = (1, 600)
 
     def requests(self, concurrency: int, *, patient: bool) -> int:
         """Of a round: `patient` for the plain handler."""
@@ -35,4 +36,5 @@ QUICK = Plan(
     concurrencies=(1, 4),
     least_requests=4,
     memory_seconds=(1, 60),
+    plain_memory_seconds=(1,),
 )
