@@ -37,8 +37,8 @@ class Spread:
 
 def spread(values: Iterable[float]) -> Spread:
     """The spread of at least one value."""
-    known = sorted(values)
-    return Spread(*(round(value, 6) for value in (statistics.median(known), known[0], known[-1])), count=len(known))
+    known = sorted(round(value, 6) for value in values)
+    return Spread(statistics.median(known), known[0], known[-1], len(known))
 
 
 def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, Any], result: dict[str, Any]) -> Path:
