@@ -37,7 +37,8 @@ ARG TORCH_INDEX=
 WORKDIR /opt/whisper
 COPY requirements.txt requirements-serve.txt ./
 COPY server/setup.sh server/
-# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime.
+# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. openai-whisper asks for triton
+# (1 GB), but imports it only for tensors on a GPU.
 RUN --mount=type=cache,target=/root/.cache/pip \
     export ROOT="$PWD" && . server/setup.sh && index=$TORCH_INDEX \
  && case $DEVICE in \
@@ -45,7 +46,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
       cpu) index=${index:-https://download.pytorch.org/whl/cpu} ;; \
       *) fail "DEVICE must be gpu or cpu, got '$DEVICE'" ;; \
     esac \
- && WHISPER_TORCH="torch==$TORCH_VERSION ${index:+--index-url $index}" update_environment /opt/venv requirements.txt requirements-serve.txt
+ && WHISPER_TORCH="torch==$TORCH_VERSION ${index:+--index-url $index}" update_environment /opt/venv requirements.txt requirements-serve.txt \
+ && if [ "$DEVICE" = cpu ]; then /opt/venv/bin/pip uninstall --quiet --yes triton; fi
 
 ARG MODEL=nano
 # /models is where a volume goes; it may hide what is there, so the model in the image is named by its path. All three listeners are open
@@ -60,7 +62,8 @@ ENV WHISPER_VENV=/opt/venv \
     TS_METRICS_ADDRESS=http://0.0.0.0:8082 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
-    PYTHONDONTWRITEBYTECODE=1
+    PYTHONDONTWRITEBYTECODE=1 \
+    ORT_DISABLE_TELEMETRY=1
 COPY --from=weights /weights/whisper-models whisper-models/
 RUN install -d /models && ln -s /opt/whisper/whisper-models/*.pt /models/
 
@@ -69,15 +72,6 @@ USER 1000
 COPY src/whispercore/__init__.py src/whispercore/checkpoints.py src/whispercore/conversion.py src/whispercore/devices.py \
      src/whispercore/errors.py src/whispercore/settings.py src/whispercore/tokenizer.py src/whispercore/types.py src/whispercore/
 RUN WHISPER_CONVERTED_DIR=$WHISPER_STATE_DIR/models PYTHONPATH=src /opt/venv/bin/python -m whispercore.checkpoints prepare
-
-COPY LICENSE serve.sh ./
-COPY config config/
-COPY handler handler/
-COPY model-archiver model-archiver/
-COPY samples samples/
-COPY server server/
-COPY src src/
-RUN ./serve.sh --setup
 
 LABEL org.opencontainers.image.title="Whisper on TorchServe" \
       org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
@@ -89,3 +83,12 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
     CMD curl --fail --silent --show-error --max-time 25 --upload-file samples/timer.flac "$TS_INFERENCE_ADDRESS/predictions/whisper"
 ENTRYPOINT ["/opt/whisper/serve.sh"]
+
+COPY LICENSE serve.sh ./
+COPY config config/
+COPY handler handler/
+COPY model-archiver model-archiver/
+COPY samples samples/
+COPY server server/
+COPY src src/
+RUN ./serve.sh --setup
