@@ -1,0 +1,132 @@
+"""What serve.sh becomes, where it needs no server: its configuration, the log it reads, the connections it sees."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "server"))
+
+import connections  # noqa: E402
+from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
+from workerlog import WorkerLog  # noqa: E402
+
+ENVIRONMENT = {
+    "JAVA_HOME": "/java",
+    "TS_MODEL_STORE": "/store",
+    "LOG_LOCATION": "/logs",
+    "TEMP": "/temporary",
+    "WHISPER_STATE_DIR": "/state",
+}
+
+
+def test_the_configuration_is_config_properties() -> None:
+    configuration = Configuration.load(ENVIRONMENT)
+    addresses = (configuration.inference, configuration.management, configuration.metrics)
+    assert [(address.host, address.port) for address in addresses] == [("127.0.0.1", port) for port in (8080, 8081, 8082)]
+    assert configuration.properties_file == ROOT / "config" / "config.properties"
+    assert any(argument.startswith("-XX:MaxRAMPercentage") for argument in configuration.vm_args)
+    assert configuration.grace_seconds == 60
+
+
+def test_the_environment_overrides_it() -> None:
+    configuration = Configuration.load(ENVIRONMENT | {"TS_INFERENCE_ADDRESS": "http://0.0.0.0:80", "WHISPER_GRACE_SECONDS": "2.5"})
+    assert configuration.inference == Address("0.0.0.0", 80, "TS_INFERENCE_ADDRESS")
+    assert configuration.inference.reachable_host == "127.0.0.1"
+    assert configuration.grace_seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("TS_METRICS_ADDRESS", "8082"),
+        ("TS_METRICS_ADDRESS", "http://here:port"),
+        ("WHISPER_GRACE_SECONDS", "-1"),
+        ("WHISPER_GRACE_SECONDS", "soon"),
+        ("WHISPER_GRACE_SECONDS", "nan"),
+        ("TS_CONFIG_FILE", "/nowhere"),
+    ],
+)
+def test_a_bad_value_is_named(variable: str, value: str) -> None:
+    with pytest.raises(StartError, match=variable):
+        Configuration.load(ENVIRONMENT | {variable: value})
+
+
+def test_paths_are_absolute_for_a_worker_that_runs_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert worker_paths(ENVIRONMENT) == {"WHISPER_MODELS_DIR": str(ROOT / "whisper-models"), "WHISPER_CONVERTED_DIR": "/state/models"}
+    given = worker_paths(ENVIRONMENT | {"WHISPER_MODELS_DIR": "mine", "WHISPER_MODEL": "mine/own.pt"})
+    assert (given["WHISPER_MODELS_DIR"], given["WHISPER_MODEL"]) == (str(tmp_path / "mine"), str(tmp_path / "mine" / "own.pt"))
+    assert "WHISPER_MODEL" not in worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "large-v3"})
+
+
+def write(log: Path, *messages: str) -> None:
+    with log.open("a") as file:
+        file.writelines(json.dumps({"time": "now", "message": message}) + "\n" for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (["whisper cannot start: no checkpoint at x.pt"], "whisper cannot start: no checkpoint at x.pt"),
+        (["Backend worker process died.", "Traceback", '  File "a.py", line 1', "ImportError: no av"], "ImportError: no av"),
+        (["Backend worker process died.", "Traceback", "torch.OutOfMemoryError: CUDA"], "torch.OutOfMemoryError: CUDA"),
+        (["Torch worker started.", "Retry worker: 9000 in 1 seconds."], "too little memory"),
+        (["Failed to load model: whisper.mar"], "cannot load whisper.mar"),
+    ],
+)
+def test_the_log_tells_why_the_worker_could_not_start(tmp_path: Path, messages: list[str], reason: str) -> None:
+    path = tmp_path / "whisper.log"
+    write(path, "whisper cannot start: that was the last time")
+    log = WorkerLog(path)
+    assert log.failure() is None
+    write(path, "Model server started.", "ValueError: a line of somebody's, before any trouble")
+    assert log.failure() is None
+    write(path, *messages)
+    assert reason in (log.failure() or "")
+
+
+def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "whisper.log"
+    log = WorkerLog(path)
+    assert log.failure() is None
+    path.write_text('{"message":"whisper cannot start')
+    assert log.failure() is None
+    path.write_text('{"message":"whisper cannot start: x"}\n')
+    assert log.failure() == "whisper cannot start: x"
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_the_kernel_tells_which_connections_are_busy(family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = "127.0.0.1" if family == socket.AF_INET else "::1"
+    try:
+        listener = socket.create_server((host, 0), family=family)
+    except OSError as error:
+        pytest.skip(f"this machine has no {host}: {error}")
+    with listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection((host, port)) as client, listener.accept()[0] as served:
+            monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 0)
+            assert connections.busy_connections(port) == 0
+            client.send(b"half a request")
+            assert connections.busy_connections(port) == 1, "bytes that nobody has read"
+            served.recv(100)
+            assert connections.busy_connections(port) == 0
+            monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 60_000)
+            assert connections.busy_connections(port) == 1, "bytes that came a moment ago"
+            monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 0)
+            served.setblocking(False)
+            deadline = time.monotonic() + 30
+            while connections.busy_connections(port) == 0 and time.monotonic() < deadline:
+                try:
+                    served.send(bytes(1 << 20))
+                except BlockingIOError:
+                    assert connections.busy_connections(port) == 1, "a reply that the client does not take"
+            assert connections.busy_connections(port) == 1
+        assert connections.busy_connections(port) == 0
