@@ -24,6 +24,7 @@ from whispercore.transcriber import Transcriber
 logger = logging.getLogger(__name__)
 
 OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
+CLOSING_FILE = "WHISPER_CLOSING_FILE"
 _COUNTERS = {
     "whisper_windows_total": "windows",
     "whisper_batches_total": "batches",
@@ -59,6 +60,8 @@ class WhisperHandler:
         """One call of TorchServe's continuous batching: a letter, or nothing yet, for each row."""
         ids = dict(context.request_ids)
         posts = [Post(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
+        # serve.sh makes the file when it has been told to stop and requests do not cease to come.
+        self.mailbox.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
         letters = self.mailbox.exchange(posts)
         criteria: list[Callable[[Any], bool | None]] = [_whole] * len(rows)
         payloads = [b""] * len(rows)

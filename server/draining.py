@@ -37,23 +37,27 @@ class Work:
 
 
 def drain(server: TorchServe, stop: StopSignals) -> Work | None:
-    """Wait until all is answered; what was not, when the grace period is over, TorchServe has gone or a second signal came."""
-    asked_at = time.monotonic()
-    deadline = asked_at + server.configuration.grace_seconds
-    quiet_since = None
+    """Wait until all is answered; what was not, when the grace period is over, TorchServe has gone or a second signal came.
+
+    Requests that come meanwhile are answered too, but refused in the second half of the period: a stream of them must come to an end,
+    and whoever still sends then would only be refused.
+    """
+    grace = server.configuration.grace_seconds
+    began = quiet_at = woken_at = time.monotonic()
     while True:
         now, work = time.monotonic(), unfinished(server)
-        if work.open and now - asked_at >= WAKE_SECONDS:
-            asked_at = now
+        refusing = now - began > grace / 2
+        if refusing:
+            server.refuse_new_requests()
+        busy = work.open > 0 if refusing else work.any
+        quiet_at = now if busy else quiet_at
+        if now - quiet_at >= QUIET_SECONDS:
+            return None
+        if now - began > grace or stop.impatient or not server.alive:
+            return work if busy else None
+        if work.open and now - woken_at >= WAKE_SECONDS:
+            woken_at = now
             wake_worker(server.configuration.inference)
-        if not work.any:
-            quiet_since = quiet_since or now
-            if now - quiet_since >= QUIET_SECONDS:
-                return None
-        else:
-            quiet_since = None
-        if now > deadline or stop.impatient or not server.alive:
-            return work if work.any else None
         stop.wait(POLL_SECONDS)
 
 

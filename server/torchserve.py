@@ -19,7 +19,8 @@ from configuration import ROOT, Configuration, StartError
 
 STOP_SECONDS = 20.0
 KILL_SECONDS = 10.0
-OPEN_REQUESTS_FILE = "open-requests"
+# Between the worker and this process, in the server's own folder.
+OPEN_REQUESTS_FILE, CLOSING_FILE = "open-requests", "closing"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -62,6 +63,10 @@ class TorchServe:
             return int((self.folder / OPEN_REQUESTS_FILE).read_text() or 0)
         except (OSError, ValueError):
             return 0
+
+    def refuse_new_requests(self) -> None:
+        """From now on the worker answers new requests with 503: TorchServe itself cannot stop accepting them."""
+        (self.folder / CLOSING_FILE).touch()
 
     def stop(self) -> None:
         """End Java, then whatever is left of its session, and wait for both."""
@@ -108,7 +113,9 @@ def _environment(folder: Path) -> dict[str, str]:
     """This process's, but the worker finds the core in whisper.mar only, and downloads nothing."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["WHISPER_OPEN_REQUESTS_FILE"] = str(folder / OPEN_REQUESTS_FILE)
+    environment["WHISPER_CLOSING_FILE"] = str(folder / CLOSING_FILE)
     environment.setdefault("HF_HUB_OFFLINE", "1")
+    environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))
     environment["TEMP"] = environment["TMPDIR"] = str(folder)
     return environment

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import formats, wire
-from .errors import EngineError, WhisperError
+from .errors import EngineError, Overloaded, WhisperError
 from .transcriber import Job, Transcriber
 
 logger = logging.getLogger(__name__)
@@ -65,10 +65,14 @@ class Open:
 
 
 class Mailbox:
-    """Open requests by the server's id. Used by one thread, the server's; the core's threads only ring the bell."""
+    """Open requests by the server's id. Used by one thread, the server's; the core's threads only ring the bell.
+
+    While `closing`, what is open goes on and new requests are refused with 503.
+    """
 
     def __init__(self, transcriber: Transcriber) -> None:
         self.transcriber = transcriber
+        self.closing = False
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
 
@@ -95,6 +99,8 @@ class Mailbox:
         arrived = time.monotonic()
         request_id = wire.request_id(post.headers)
         try:
+            if self.closing:
+                raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
             request = wire.parse(post.fields, post.headers)
             if request.route == "models":
                 return _letter(formats.render_models([self.transcriber.settings.model]), request_id, 200)

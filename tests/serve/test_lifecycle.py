@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -197,6 +198,29 @@ def test_sigterm_answers_what_is_open(start: Start, tmp_path: Path) -> None:
     assert server.wait_until_over() == 0, server.said
     assert not server.processes()
     assert "stopping when all is answered" in server.said
+
+
+def test_a_stream_of_requests_cannot_keep_it(start: Start) -> None:
+    """They are answered, and after half of the grace period refused with a 503 that says why."""
+    server = start(WHISPER_GRACE_SECONDS="20").wait_until_ready()
+    replies: list[requests.Response] = []
+
+    def stream() -> None:
+        with contextlib.suppress(requests.ConnectionError):  # at last nobody listens any more
+            while True:
+                replies.append(requests.post(server.url, data=TIMER, timeout=120))
+
+    with ThreadPoolExecutor(4) as pool:
+        streams = [pool.submit(stream) for _ in range(4)]
+        wait_for(lambda: len(replies) >= 8, 60, "requests stream in")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait_until_over(60) == 0, server.said
+        for one in streams:
+            one.result()
+    answered, refused = ([reply for reply in replies if reply.status_code == status] for status in (200, 503))
+    assert len(answered) + len(refused) == len(replies)
+    assert refused
+    assert {reply.json()["error"]["code"] for reply in refused} == {"stopping"}
 
 
 def test_a_second_signal_stops_at_once(start: Start, tmp_path: Path) -> None:

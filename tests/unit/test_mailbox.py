@@ -117,6 +117,16 @@ def test_an_engine_that_fails_is_a_500_of_its_own_request() -> None:
     assert letters["fails"][0].status == 500 and letters["works"][0].status == 200
 
 
+def test_a_closing_mailbox_finishes_what_is_open_and_takes_nothing_new(mailbox: Mailbox, engine: Recorder) -> None:
+    engine.gate.clear()
+    assert mailbox.exchange([post("early", wav(1))]) == {}
+    mailbox.closing = True
+    refusal = mailbox.exchange([post("early", wav(1)), post("late", wav(1))])["late"]
+    assert refusal.status == 503 and json.loads(refusal.payload)["error"]["code"] == "stopping"
+    engine.gate.set()
+    assert drive(mailbox, [post("early", wav(1))])["early"][0].status == 200
+
+
 def test_too_many_bytes_are_a_413(mailbox: Mailbox) -> None:
     assert drive(mailbox, [post("big", bytes(9 * 1024 * 1024))])["big"][0].status == 413
 
