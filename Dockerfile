@@ -14,7 +14,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # Unpinned: a rebuild must bring Debian's security updates.
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv \
+ && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 1000 --user-group --home-dir /var/lib/whisper --no-create-home whisper \
  && install -d -o whisper -g 0 -m 775 /var/lib/whisper
@@ -82,7 +82,8 @@ STOPSIGNAL SIGTERM
 # hadolint ignore=DL3025
 HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
     CMD curl --fail --silent --show-error --max-time 25 --upload-file samples/timer.flac "$TS_INFERENCE_ADDRESS/predictions/whisper"
-ENTRYPOINT ["/opt/whisper/serve.sh"]
+# As process 1, serve.sh would not get a signal that comes before it has a handler: tini does not wait for one.
+ENTRYPOINT ["tini", "--", "/opt/whisper/serve.sh"]
 
 COPY LICENSE serve.sh ./
 COPY config config/

@@ -112,7 +112,7 @@ def test_what_changes_often_comes_last() -> None:
 
 def test_runs_as_nobody_special_and_stops_on_sigterm() -> None:
     assert last("USER") == "1000"
-    assert last("ENTRYPOINT") == '["/opt/whisper/serve.sh"]'
+    assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
     assert last("STOPSIGNAL") == "SIGTERM"
 
 
