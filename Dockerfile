@@ -1,7 +1,7 @@
 # Whisper on TorchServe. docs/container.md tells how to run it.
 #
 #   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
-#   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     smaller: PyTorch without CUDA
+#   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs; with TORCH_INDEX, below, much smaller
 #   docker build -t whisper-torchserve --build-arg MODEL=base .     with OpenAI's weights inside, and served by default
 #
 # From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
@@ -32,7 +32,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system
 ARG DEVICE=gpu
-# Another of PyTorch's package indexes, when the driver is older than PyPI's CUDA; for DEVICE=cpu there is a default.
+# Another package index for PyTorch, as its installation page names them: for DEVICE=cpu the one of CPU builds (2 GB less; without it the
+# build from PyPI runs on the CPU), for a GPU one of an older CUDA when the driver is older than PyPI's.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
 COPY requirements.txt requirements-serve.txt ./
@@ -40,13 +41,13 @@ COPY server/setup.sh server/
 # The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. openai-whisper asks for triton
 # (1 GB), but imports it only for tensors on a GPU.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    export ROOT="$PWD" && . server/setup.sh && index=$TORCH_INDEX \
+    export ROOT="$PWD" && . server/setup.sh \
  && case $DEVICE in \
       gpu) ;; \
-      cpu) index=${index:-https://download.pytorch.org/whl/cpu} ;; \
+      cpu) [ -n "$TORCH_INDEX" ] || say "no TORCH_INDEX: PyTorch comes from PyPI, with CUDA that a CPU does not use" ;; \
       *) fail "DEVICE must be gpu or cpu, got '$DEVICE'" ;; \
     esac \
- && WHISPER_TORCH="torch==$TORCH_VERSION ${index:+--index-url $index}" update_environment /opt/venv requirements.txt requirements-serve.txt \
+ && WHISPER_TORCH="torch==$TORCH_VERSION ${TORCH_INDEX:+--index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-serve.txt \
  && if [ "$DEVICE" = cpu ]; then /opt/venv/bin/pip uninstall --quiet --yes triton; fi
 
 ARG MODEL=nano

@@ -58,4 +58,4 @@ def _facts(model_store: Path) -> Iterator[str]:
     for path in sorted({*checkpoints, *converted, Path(os.environ.get("WHISPER_MODEL", ""))}):
         if path.is_file():
             status = path.stat()
-            yield f"{path} {status.st_size} {status.st_mtime_ns}"
+            yield f"{path} {status.st_size} {int(status.st_mtime)}"  # whole seconds: an image's layers keep no more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,7 @@ def _hiss(frames: int) -> Samples:
 @lru_cache(maxsize=1)
 def _session() -> Any:
     """One session for all recordings: its run may be called from many threads."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
     import onnxruntime  # costs 0.1 s: only when the filter is used
 
     package = importlib.util.find_spec("faster_whisper")  # not imported: that costs seconds
