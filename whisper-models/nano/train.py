@@ -1,0 +1,335 @@
+"""Train the nano model on a pool made by generate.py, and export it in OpenAI's .pt format.
+
+    python train.py pool.npz --steps 3000 --mix 6,3,1 --checkpoint run.pt --export nano.pt
+
+A checkpoint holds everything to go on from (`--resume`); `--decay` lets the learning rate fall to nothing over the run.
+Runs on the CPU and, with `--device cuda`, on an accelerator.
+"""
+
+import argparse
+import math
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import grammar
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from whisper.model import ModelDimensions, MultiHeadAttention, Whisper, sinusoids
+from whisper.tokenizer import get_tokenizer
+from windows import Composer, Pool, Style, Window
+
+DIMS = ModelDimensions(
+    n_mels=80,
+    n_audio_ctx=1500,
+    n_audio_state=192,
+    n_audio_head=3,
+    n_audio_layer=3,
+    n_vocab=51865,
+    n_text_ctx=448,
+    n_text_state=192,
+    n_text_head=3,
+    n_text_layer=2,
+)
+SHAPES = ((500, 32), (1000, 16), (3000, 6))
+"""(frames of 10 ms, windows) of a short, a medium and a full batch."""
+
+PLAIN_ATTENTION_LIMIT = 600
+"""Positions up to which plain attention beats the fused kernel on a CPU in bfloat16."""
+
+IGNORE = -100
+fused_attention = MultiHeadAttention.qkv_attention
+
+
+class Vocabulary:
+    """The rows of Whisper's multilingual vocabulary that are trained; all the others share one row of zeros."""
+
+    def __init__(self) -> None:
+        t = get_tokenizer(True, language="en", task="transcribe")
+        words = {token for text in grammar.vocabulary() for token in t.encode(" " + text)} | set(t.encode("."))
+        special = {t.eot, t.sot, t.sot_prev, t.no_speech, t.transcribe, t.no_timestamps, t.to_language_token("en")}
+        self.rows = sorted(words) + sorted(special) + list(range(t.timestamp_begin, DIMS.n_vocab))
+        self.words = len(words)
+        self.unused = len(self.rows)
+        self.timestamps = self.unused - (DIMS.n_vocab - t.timestamp_begin)
+        self.eot = t.eot
+        self.index = np.full(DIMS.n_vocab, self.unused)
+        self.index[self.rows] = np.arange(len(self.rows))
+
+    @property
+    def unused_logit(self) -> float:
+        """All the unused tokens together weigh as much as one token of this logit."""
+        return math.log(DIMS.n_vocab - len(self.rows))
+
+
+def build(vocabulary: Vocabulary) -> Whisper:
+    """A Whisper whose embedding has the trained rows and, last, one row that stays zero."""
+    model = Whisper(DIMS)
+    embedding = nn.Embedding(vocabulary.unused + 1, DIMS.n_text_state)
+    nn.init.normal_(embedding.weight, std=0.05)
+    nn.init.normal_(model.decoder.positional_embedding, std=0.01)
+    with torch.no_grad():
+        embedding.weight[vocabulary.unused] = 0
+        embedding.weight[vocabulary.timestamps : vocabulary.unused] = timestamp_rows()
+    model.decoder.token_embedding = embedding
+    return model
+
+
+def timestamp_rows() -> Tensor:
+    """Timestamps begin as what the encoder adds at their moment, so that the decoder need only copy: (1501, width)."""
+    return 0.1 * sinusoids(DIMS.n_audio_ctx + 1, DIMS.n_text_state)
+
+
+def freeze_unused(model: Whisper) -> None:
+    """Keep the last embedding row zero."""
+    keep = torch.ones_like(model.decoder.token_embedding.weight)
+    keep[-1] = 0
+    model.decoder.token_embedding.weight.register_hook(lambda gradient: gradient * keep)
+
+
+def warm_start(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
+    """Take the weights of an exported model, or of the English-only trial, whose rows are matched by their bytes."""
+    saved = torch.load(path, map_location="cpu", weights_only=False)
+    if isinstance(saved, dict):
+        state = {name: value.float() for name, value in saved["model_state_dict"].items()}
+        table = state["decoder.token_embedding.weight"][vocabulary.rows]
+    else:
+        state, tokens, _ = saved
+        rows = {token_bytes(False, token): state["decoder.token_embedding.weight"][i] for i, token in enumerate(tokens)}
+        fresh = model.decoder.token_embedding.weight[:-1].detach()
+        taken = [rows.get(token_bytes(True, token)) for token in vocabulary.rows[: vocabulary.timestamps]]
+        table = torch.stack([f if row is None else row for row, f in zip(taken, fresh, strict=False)])
+        table = torch.cat([table, fresh[vocabulary.timestamps :]])
+    state["decoder.token_embedding.weight"] = torch.cat([table, torch.zeros(1, table.shape[1])])
+    model.load_state_dict(state)
+
+
+def token_bytes(multilingual: bool, token: int) -> bytes:
+    """What a token stands for, whatever its number."""
+    return get_tokenizer(multilingual).encoding.decode_single_token_bytes(token)
+
+
+def plain_attention(
+    self: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, None]:
+    """`MultiHeadAttention.qkv_attention` in plain matrix products: for short windows on a CPU much faster than SDPA."""
+    if k.shape[1] > PLAIN_ATTENTION_LIMIT:
+        return fused_attention(self, q, k, v, mask)
+    q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2).contiguous() for x in (q, k, v))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask[: q.shape[2], : q.shape[2]].to(scores.dtype)
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2), None
+
+
+def encode(model: Whisper, mel: Tensor, offset: int) -> Tensor:
+    """(batch, 80, frames) → (batch, frames / 2, width), the window's first position being `offset`."""
+    encoder = model.encoder
+    x = F.gelu(encoder.conv1(mel))
+    x = F.gelu(encoder.conv2(x)).permute(0, 2, 1)
+    x = x + encoder.positional_embedding[offset : offset + x.shape[1]]
+    for block in encoder.blocks:
+        x = block(x)
+    return encoder.ln_post(x)
+
+
+def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    """→ mel (batch, 80, frames), inputs and targets (batch, length), and each window's CTC labels."""
+    length = max(len(window.tokens) for window in windows) - 1
+    inputs = np.full((len(windows), length), vocabulary.eot)
+    targets = np.full((len(windows), length), IGNORE)
+    for i, w in enumerate(windows):
+        inputs[i, : len(w.tokens) - 1] = w.tokens[:-1]
+        target = vocabulary.index[w.tokens[1:]]
+        # <|en|> or <|nospeech|> after <|startoftranscript|>; the task and the prompt are given, not predicted
+        target[: w.fixed] = IGNORE
+        target[w.loss_from] = vocabulary.index[w.first_target]
+        targets[i, : len(target)] = target
+    labels = [torch.from_numpy(vocabulary.index[w.text_tokens] + 1) for w in windows]
+    mel = torch.from_numpy(np.stack([w.mel for w in windows]))
+    return mel, torch.from_numpy(vocabulary.index[inputs]), torch.from_numpy(targets), labels
+
+
+def losses(
+    model: Whisper, ctc: nn.Linear, batch: tuple[Tensor, Tensor, Tensor, list[Tensor]], offset: int, unused_logit: float
+) -> tuple[Tensor, Tensor]:
+    """The decoder's cross entropy and the encoder's CTC loss per label."""
+    mel, inputs, targets, labels = batch
+    device = ctc.weight.device
+    with torch.autocast(device.type, torch.bfloat16):
+        hidden = encode(model, mel.to(device), offset)
+        logits = model.decoder(inputs.to(device), hidden)
+        frames = ctc(hidden)
+    logits = logits.float()
+    logits = torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], unused_logit)], dim=-1)
+    decoder = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=IGNORE)
+    counts = torch.tensor([len(label) for label in labels])
+    alignment = F.ctc_loss(
+        frames.float().log_softmax(-1).transpose(0, 1),
+        torch.cat(labels).to(device),
+        torch.full((len(labels),), frames.shape[1]),
+        counts,
+        zero_infinity=True,
+    )
+    return decoder, alignment
+
+
+def optimizers(model: Whisper, ctc: nn.Linear, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices and AdamW for the rest, or AdamW for all."""
+    hidden = [p for name, p in model.named_parameters() if "blocks" in name and p.ndim == 2]
+    taken = {id(p) for p in hidden} if args.optimizer == "muon" else set()
+    rest = [p for p in [*model.parameters(), *ctc.parameters()] if id(p) not in taken]
+    adamw = torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    if args.optimizer == "adamw":
+        return [adamw]
+    muon = torch.optim.Muon(hidden, lr=args.muon_lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    return [muon, adamw]
+
+
+def rate(step: int, part_done: float, args: argparse.Namespace) -> float:
+    """The learning rate's factor: warm-up, then constant, or falling to nothing with --decay."""
+    warm = min(1.0, (step + 1) / args.warmup)
+    return warm * max(0.01, 1 - part_done) if args.decay else warm
+
+
+def draw_batch(composer: Composer, rng: random.Random, mix: list[float], prompts: float) -> tuple[list[Window], int, int]:
+    """→ windows, their offset in encoder positions, and the index of their shape."""
+    shape = rng.choices(range(len(SHAPES)), mix)[0]
+    frames, count = SHAPES[shape]
+    offset = rng.randrange(0, (3000 - frames) // 2 + 1) if rng.random() < 0.8 else 0
+    prompted = rng.random() < prompts
+    windows = [composer.window(frames, 2 * offset, prompted and rng.random() < 0.8) for _ in range(count)]
+    return windows, offset, shape
+
+
+def export(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
+    """Write OpenAI's format: float16, the trained rows scattered into the full vocabulary."""
+    state = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
+    table = torch.zeros(DIMS.n_vocab, DIMS.n_text_state, dtype=torch.float16)
+    table[vocabulary.rows] = state["decoder.token_embedding.weight"][:-1]
+    state["decoder.token_embedding.weight"] = table
+    temporary = path.with_suffix(".tmp")
+    torch.save({"dims": asdict(DIMS), "model_state_dict": state}, temporary)
+    temporary.replace(path)
+
+
+def save(
+    model: Whisper,
+    ctc: nn.Linear,
+    optims: list[torch.optim.Optimizer],
+    vocabulary: Vocabulary,
+    args: argparse.Namespace,
+    step: int,
+) -> None:
+    """Write all that --resume needs, at once or not at all, and the export."""
+    state = {"model": model.state_dict(), "ctc": ctc.state_dict(), "step": step}
+    state["optims"] = [optim.state_dict() for optim in optims]
+    temporary = args.checkpoint.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(args.checkpoint)
+    if args.export:
+        export(model, vocabulary, args.export)
+
+
+def report(step: int, means: dict[int, list[float]], elapsed: float, composing: float) -> None:
+    """One line of the log: the running losses and seconds a step of each shape."""
+    parts = [f"{SHAPES[s][0] // 100}s dec {d:.3f} ctc {c:.3f} {t:.2f}s" for s, (d, c, t) in sorted(means.items())]
+    print(step, " | ".join(parts), f"{elapsed:.0f}s, composing {composing / elapsed:.0%}", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, if --steps take longer")
+    parser.add_argument("--mix", default="6,3,1", help="how often a short, a medium and a full batch is drawn")
+    parser.add_argument("--init", type=Path, help="an exported model to start from")
+    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
+    parser.add_argument("--reset-timestamps", action="store_true", help="with --resume: begin the timestamps afresh")
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--export", type=Path, help="where the model goes in OpenAI's format")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--muon-lr", type=float, default=2e-3)
+    parser.add_argument("--ctc", type=float, default=1.0, help="weight of the CTC loss")
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--decay", action="store_true")
+    parser.add_argument("--human", type=float, default=Style.human, help="share of human digit strings")
+    parser.add_argument("--digits", type=float, default=Style.synthetic_digits, help="share of synthetic digit strings")
+    parser.add_argument("--prompts", type=float, default=0.2, help="share of batches with earlier text as a prompt")
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train, saving and exporting now and then."""
+    args = parse()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        MultiHeadAttention.qkv_attention = plain_attention
+    vocabulary = Vocabulary()
+    model, ctc = build(vocabulary), nn.Linear(DIMS.n_audio_state, vocabulary.words + 1)
+    if args.init:
+        warm_start(model, vocabulary, args.init)
+    model, ctc = model.to(args.device), ctc.to(args.device)
+    optims, first = optimizers(model, ctc, args), 0
+    if args.resume:
+        saved = torch.load(args.resume, map_location=args.device)
+        model.load_state_dict(saved["model"])
+        ctc.load_state_dict(saved["ctc"])
+        for optim, state in zip(optims, saved["optims"], strict=True):
+            rates = [group["lr"] for group in optim.param_groups]
+            optim.load_state_dict(state)
+            for group, lr in zip(optim.param_groups, rates, strict=True):
+                group["lr"] = lr
+        first = saved["step"]
+        if args.reset_timestamps:
+            with torch.no_grad():
+                model.decoder.token_embedding.weight[vocabulary.timestamps : vocabulary.unused] = timestamp_rows()
+    freeze_unused(model)
+    base_rates = [[group["lr"] for group in optim.param_groups] for optim in optims]
+    if args.export:
+        export(model, vocabulary, args.export)
+    rng = random.Random(args.seed * 1000 + first)
+    composer = Composer(Pool(args.pool), args.seed * 1000 + first, Style(human=args.human, synthetic_digits=args.digits))
+    mix = [float(part) for part in args.mix.split(",")]
+    started, composing = time.time(), 0.0
+    means: dict[int, list[float]] = {}
+    for step in range(args.steps):
+        began = time.time()
+        part_done = max(step / args.steps, (began - started) / (60 * args.minutes))
+        if part_done >= 1:
+            break
+        windows, offset, shape = draw_batch(composer, rng, mix, args.prompts)
+        batch = collate(windows, vocabulary)
+        composing += time.time() - began
+        for optim, lrs in zip(optims, base_rates, strict=True):
+            for group, lr in zip(optim.param_groups, lrs, strict=True):
+                group["lr"] = lr * rate(step, part_done, args)
+        decoder, alignment = losses(model, ctc, batch, offset, vocabulary.unused_logit)
+        for optim in optims:
+            optim.zero_grad()
+        (decoder + args.ctc * alignment).backward()
+        nn.utils.clip_grad_norm_([*model.parameters(), *ctc.parameters()], 1.0)
+        for optim in optims:
+            optim.step()
+        now = [decoder.item(), alignment.item(), time.time() - began]
+        past = means.setdefault(shape, now)
+        means[shape] = [0.9 * a + 0.1 * b for a, b in zip(past, now, strict=True)]
+        if step % 20 == 19:
+            report(first + step + 1, means, time.time() - started, composing)
+        if step % args.save_every == args.save_every - 1:
+            save(model, ctc, optims, vocabulary, args, first + step + 1)
+    save(model, ctc, optims, vocabulary, args, first + step + 1)
+
+
+if __name__ == "__main__":
+    main()

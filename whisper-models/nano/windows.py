@@ -1,0 +1,262 @@
+"""Compose training windows: clips from a pool, placed on a silent or noisy stretch, with the tokens Whisper should say.
+
+Everything happens in mel power at 10 ms hops, where adding sounds is adding numbers, so a batch costs milliseconds.
+"""
+
+import json
+import random
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grammar
+import numpy as np
+from generate import PAD_FRAMES
+from whisper.tokenizer import Tokenizer, get_tokenizer
+
+FRAMES_PER_SECOND = 100
+N_MELS = 80
+SILENT = -10.0
+TELEPHONE_BIN = 62
+"""The mel bin at 4 kHz, above which a telephone line carries nothing."""
+
+STAMP_GRID = 5
+"""Timestamps are multiples of 5 x 20 ms = 0.1 s: five times fewer to tell apart."""
+
+MAX_INITIAL_SECONDS = 1.0
+"""Whisper's decoding never lets the first timestamp be later."""
+
+STRING_PAUSE = 1.3
+"""Silence around a digit string, so that its end can be told from a gap between two of its digits."""
+
+
+class Pool:
+    """The clips generate.py rendered."""
+
+    def __init__(self, path: Path) -> None:
+        data = np.load(path)
+        self.index = json.loads(str(data["index"]))
+        self.mel, self.noise = data["mel"], data["noise"]
+        self.ends = np.cumsum(data["lengths"])
+        sentences = [i for i, clip in enumerate(self.index) if clip["kind"] == "sentence"]
+        self.sentences = [i for i in sentences if not grammar.is_held_out(self.index[i]["text"])]
+        self.digits: dict[str, dict[str, dict[str, list[int]]]] = {"digit": {}, "human": {}}
+        for i, clip in enumerate(self.index):
+            if clip["kind"] != "sentence":
+                voices = self.digits[clip["kind"]].setdefault(clip["voice"], defaultdict(list))
+                voices[clip["text"]].append(i)
+
+    def clip(self, i: int) -> np.ndarray:
+        """float32 (frames, 80): log10 mel power."""
+        start = self.ends[i - 1] if i else 0
+        return self.mel[start : self.ends[i]].astype(np.float32)
+
+
+@dataclass
+class Segment:
+    """What is said between two pauses: clips and the silent frames before each."""
+
+    text: str
+    clips: list[np.ndarray]
+    gaps: list[int]
+    is_string: bool = False
+
+    @property
+    def frames(self) -> int:
+        """Length in frames of 10 ms."""
+        return sum(len(clip) for clip in self.clips) + sum(self.gaps)
+
+
+@dataclass
+class Window:
+    """One example: mel (80, frames), its tokens, and where the loss begins."""
+
+    mel: np.ndarray
+    tokens: list[int]
+    loss_from: int
+    first_target: int
+    fixed: int
+    text_tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How often a window is what."""
+
+    human: float = 0.2
+    synthetic_digits: float = 0.1
+    timestamps: float = 0.6
+    nothing: float = 0.08
+
+
+class Composer:
+    """Draws random windows; deterministic for a seed."""
+
+    def __init__(self, pool: Pool, seed: int, style: Style | None = None) -> None:
+        self.pool, self.style = pool, style or Style()
+        self.rng, self.numpy = random.Random(seed), np.random.default_rng(seed)
+        self.tokenizer: Tokenizer = get_tokenizer(True, language="en", task="transcribe")
+
+    def encode(self, text: str) -> list[int]:
+        """Text → tokens, with the space Whisper puts first."""
+        return self.tokenizer.encode(" " + text)
+
+    def stamp(self, frame: int) -> int:
+        """Frame of 10 ms → timestamp token of 20 ms, on the nano model's coarser grid."""
+        return self.tokenizer.timestamp_begin + min(1500, max(0, STAMP_GRID * round(frame / 2 / STAMP_GRID)))
+
+    def segment(self) -> Segment:
+        """A sentence, or a digit string, human or not."""
+        draw = self.rng.random()
+        if draw < self.style.human and self.pool.digits["human"]:
+            return self.string("human")
+        if draw < self.style.human + self.style.synthetic_digits:
+            return self.string("digit")
+        i = self.rng.choice(self.pool.sentences)
+        return Segment(self.pool.index[i]["text"], [self.coloured(self.pool.clip(i))], [0])
+
+    def string(self, kind: str) -> Segment:
+        """One to eight digits by one voice."""
+        voice = self.pool.digits[kind][self.rng.choice(sorted(self.pool.digits[kind]))]
+        count = self.rng.choice((1, 1, 1, 2, 3, 4, 5, 6, 7, 8))
+        digits = [self.rng.choice(sorted(voice)) for _ in range(count)]
+        tilt, warp = self.rng.uniform(-1, 1), self.warp_factor()
+        clips = [self.coloured(self.pool.clip(self.rng.choice(voice[digit])), tilt, warp) for digit in digits]
+        gaps = [0] + [self.rng.randint(1, 60) for _ in range(count - 1)]
+        return Segment(grammar.digit_string([int(digit) for digit in digits]), clips, gaps, is_string=True)
+
+    def warp_factor(self) -> float:
+        """How far to stretch the mel axis; mostly not at all."""
+        return self.rng.uniform(0.93, 1.07) if self.rng.random() < 0.25 else 1.0
+
+    def coloured(self, clip: np.ndarray, tilt: float | None = None, warp: float | None = None) -> np.ndarray:
+        """Another microphone (spectral tilt) and another throat (mel axis stretched)."""
+        tilt, warp = self.rng.uniform(-1, 1) if tilt is None else tilt, self.warp_factor() if warp is None else warp
+        if warp != 1.0:
+            at = np.minimum(np.arange(N_MELS) * warp, N_MELS - 1)
+            low = at.astype(int)
+            part = (at - low).astype(np.float32)
+            clip = clip[:, low] * (1 - part) + clip[:, np.minimum(low + 1, N_MELS - 1)] * part
+        return clip + tilt * np.linspace(-0.6, 0.6, N_MELS, dtype=np.float32)
+
+    def noise_power(self, frames: int, low: float, high: float) -> np.ndarray:
+        """(frames, 80) of mel power: a stretch of the bank at a random level (log10 of the amplitude)."""
+        bank = self.rng.choice(self.pool.noise)
+        start = self.rng.randrange(max(1, len(bank) - frames + 1))
+        level = 2 * self.rng.uniform(low, high)
+        return np.exp2((bank[start : start + frames].astype(np.float32) + level) * np.float32(np.log2(10)))
+
+    def window(self, frames: int, offset: int = 0, prompt: bool = False) -> Window:
+        """A window of `frames` x 10 ms whose first frame is at `offset` x 10 ms of the positions the encoder knows."""
+        if self.rng.random() < self.style.nothing:
+            return self.silence(frames, prompt)
+        power = np.zeros((frames, N_MELS), dtype=np.float32)
+        stamped = self.rng.random() < self.style.timestamps
+        tokens, text_tokens = [], []
+        wanted = self.rng.choice((1, 1, 2, 3, 5, 8, 12, 20))
+        longest = 1.2 if self.rng.random() < 0.7 else 4.0
+        at = int(100 * self.rng.uniform(0, 1.0 if self.rng.random() < 0.9 else 3.0))
+        gain = self.rng.uniform(-0.8, 0.1)
+        heard = at
+        for count in range(wanted):
+            segment = self.segment()
+            if segment.is_string and count:
+                at += int(100 * STRING_PAUSE)
+            if at + segment.frames > frames - 2:
+                cut = count > 0 and stamped and at < frames - 30 and self.rng.random() < 0.5
+                if cut:
+                    self.place(power, segment, at, gain)
+                    heard = frames
+                    tokens.append(self.stamp(at + PAD_FRAMES + offset))
+                break
+            self.place(power, segment, at, gain + self.rng.uniform(-0.2, 0.2))
+            said = self.encode(segment.text)
+            start = at + PAD_FRAMES
+            if not count and not offset:
+                start = min(start, int(100 * MAX_INITIAL_SECONDS))
+            heard = at = at + segment.frames
+            tokens += [self.stamp(start + offset), *said, self.stamp(at - PAD_FRAMES + offset)] if stamped else said
+            text_tokens += said
+            at += int(100 * self.rng.uniform(0.15, longest)) + (int(100 * STRING_PAUSE) if segment.is_string else 0)
+        if not text_tokens:
+            return self.window(frames, offset, prompt)
+        return self.finish(power, heard, tokens, text_tokens, stamped, prompt)
+
+    def place(self, power: np.ndarray, segment: Segment, at: int, gain: float) -> None:
+        """Add a segment's power from frame `at` on, cut at the window's end; gain is log10 of the amplitude."""
+        for clip, gap in zip(segment.clips, segment.gaps, strict=True):
+            at += gap
+            part = clip[: max(0, len(power) - at)]
+            power[at : at + len(part)] += np.exp2((part + 2 * gain) * np.float32(np.log2(10)))
+            at += len(clip)
+
+    def silence(self, frames: int, prompt: bool) -> Window:
+        """A window in which nobody speaks."""
+        power = np.zeros((frames, N_MELS), dtype=np.float32)
+        heard = self.rng.randrange(20, frames + 1)
+        if self.rng.random() < 0.75:
+            heard = heard if self.rng.random() < 0.4 else frames
+            noise = self.noise_power(heard, -4.5, -0.5)
+            power[: len(noise)] += noise
+        stamped = self.rng.random() < self.style.timestamps
+        # Whisper's decoding forbids an empty first token, so without timestamps a full stop is the next best nothing.
+        dot = [] if self.rng.random() < 0.9 else self.tokenizer.encode(".")
+        tokens = [self.stamp(0)] if stamped else dot
+        return self.finish(power, heard, tokens, [], stamped, prompt, quiet=True)
+
+    def finish(
+        self,
+        power: np.ndarray,
+        heard: int,
+        tokens: list[int],
+        text_tokens: list[int],
+        stamped: bool,
+        prompt: bool,
+        quiet: bool = False,
+    ) -> Window:
+        """Add noise and masks, scale as Whisper does, and put the special tokens around the text."""
+        t = self.tokenizer
+        if not quiet and self.rng.random() < 0.7:
+            noise = self.noise_power(len(power), -4.5, -2.4)
+            power[: len(noise)] += noise
+        mel = np.log10(np.maximum(power, 1e-10))
+        if self.rng.random() < 0.06:
+            mel[:, TELEPHONE_BIN:] = np.maximum(mel[:, TELEPHONE_BIN:] - self.rng.uniform(2, 6), SILENT)
+        if not quiet:
+            self.mask(mel)
+        mel = (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
+        if self.rng.random() < 0.6:
+            # whisper.transcribe pads the last window's spectrogram with zeros rather than its audio with silence
+            mel[min(len(mel), heard + self.rng.choice((0, 0, 2, 5, 10, 30, 60, 100))) :] = 0.0
+        head = self.prompt() if prompt else []
+        english = t.to_language_token("en")
+        sot = [t.sot, english, t.transcribe, *([] if stamped else [t.no_timestamps])]
+        return Window(
+            mel=np.ascontiguousarray(mel.T),
+            tokens=[*head, *sot, *tokens, t.eot],
+            loss_from=len(head),
+            fixed=len(head) + len(sot) - 1,
+            # one quiet window in ten says English, lest language detection fall on an untrained row in silence
+            first_target=t.no_speech if quiet and self.rng.random() < 0.9 else english,
+            text_tokens=text_tokens,
+        )
+
+    def mask(self, mel: np.ndarray) -> None:
+        """Hide a band of frequencies and a moment of time, now and then."""
+        if self.rng.random() < 0.15:
+            low = self.rng.randrange(N_MELS - 10)
+            mel[:, low : low + self.rng.randint(1, 10)] = SILENT
+        for _ in range(len(mel) // 400):
+            if self.rng.random() < 0.1:
+                start = self.rng.randrange(len(mel) - 10)
+                mel[start : start + self.rng.randint(1, 7)] = SILENT
+
+    def prompt(self) -> list[int]:
+        """`<|startofprev|>` and one to twelve earlier sentences, with or without their timestamps."""
+        stamped, tokens, at = self.rng.random() < 0.6, [], 0
+        for _ in range(self.rng.choice((1, 1, 2, 3, 5, 8, 12))):
+            said = self.encode(self.pool.index[self.rng.choice(self.pool.sentences)]["text"])
+            end = at + self.rng.randint(100, 300)
+            tokens += [self.stamp(at), *said, self.stamp(end)] if stamped else said
+            at = 0 if end > 2500 else end + self.rng.randint(10, 100)
+        return [self.tokenizer.sot_prev, *tokens[-223:]]
