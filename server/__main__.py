@@ -19,7 +19,7 @@ from signals import StopSignals
 from torchserve import TorchServe
 from workerlog import WorkerLog
 
-ALIVE_SECONDS, HEALTH_SECONDS = 0.5, 10.0
+ALIVE_SECONDS, HEALTH_SECONDS = 0.5, 5.0
 # Longer than maxRetryTimeoutInSec of config/model-config.yaml, in which TorchServe tries to bring the worker back.
 UNHEALTHY_SECONDS = 180.0
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import jiwer
 import numpy as np
 import soundfile
 
@@ -19,6 +20,12 @@ TRANSCRIPTS: dict[str, str] = {entry["file"]: entry["text"] for entry in json.lo
 def words(text: str) -> list[str]:
     """For comparison: letters and digits in lower case."""
     return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
+
+
+def assert_understood(text: str, sample: str) -> None:
+    """At most one word in five wrong: the bundled model is a small one, and another request's words would be all wrong."""
+    wrong = jiwer.wer(" ".join(words(TRANSCRIPTS[sample])), " ".join(words(text)))
+    assert wrong <= 0.2, f"{sample}: {text!r}, should be {TRANSCRIPTS[sample]!r}"
 
 
 def write_wav(path: Path, *, seconds: float, rate: int = 16000, channels: int = 1, width: int = 2, frames: bytes = b"") -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, studio, words
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, assert_understood, repeat, studio, words
 from tests.serve.server import Server, wait_for
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
@@ -41,7 +41,7 @@ def test_sixteen_at_once(server: Server) -> None:
         replies = list(pool.map(lambda body: transcribe(server, body), bodies))
     assert [reply.status_code for reply in replies] == [200] * 16
     for number, reply in enumerate(replies):
-        assert words(reply.json()["text"]) == words(TRANSCRIPTS[names[number % len(names)]])
+        assert_understood(reply.json()["text"], names[number % len(names)])
     assert (refused.result().status_code, empty.result().status_code) == (415, 400)
 
 
@@ -56,16 +56,15 @@ def test_a_clip_does_not_wait_for_a_long_file(server: Server, long: bytes) -> No
     assert len(spoken) == pytest.approx(LONG_REPEATS * len(words(TRANSCRIPTS["home.flac"])), rel=0.05)
 
 
-def test_a_client_that_leaves_takes_its_work_along(server: Server, long: bytes) -> None:
-    windows = server.metric("whisper_windows_total")
+def test_a_client_that_leaves_takes_its_work_along(server: Server, tmp_path: Path) -> None:
+    windows, half_an_hour = server.metric("whisper_windows_total"), repeat("home.flac", 38, tmp_path / "longer.wav").read_bytes()
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-    connection.request("POST", "/predictions/whisper", long)
+    connection.request("POST", "/predictions/whisper", half_an_hour)
     assert connection.getresponse().status == 200  # the reply has begun
-    assert server.metric("whisper_open_requests") == 1
     connection.close()
     wait_for(lambda: server.metric("whisper_open_requests") == 0, 60, "the request is given up")
     assert words(transcribe(server, TIMER).json()["text"]) == SAID
-    assert server.metric("whisper_windows_total") - windows < LONG_REPEATS * 46.7 / 30
+    assert server.metric("whisper_windows_total") - windows < 30 * 60 / 30, "it was transcribed to its end"
 
 
 def test_a_client_that_leaves_while_it_sends(server: Server, long: bytes) -> None:
