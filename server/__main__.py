@@ -73,7 +73,7 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
         if now - asked_at >= HEALTH_SECONDS:
             asked_at = now
             healthy_at = now if healthy(server.configuration.inference) else healthy_at
-            if server.open_requests:
+            if server.open_requests and server.unchanged_seconds >= HEALTH_SECONDS:
                 wake_worker(server.configuration.inference)
         if now - healthy_at > UNHEALTHY_SECONDS:
             raise StartError(f"the worker died and cannot be started again: see {log}")

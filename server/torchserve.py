@@ -64,6 +64,14 @@ class TorchServe:
         except (OSError, ValueError):
             return 0
 
+    @property
+    def unchanged_seconds(self) -> float:
+        """How long ago the worker last wrote how many requests are open; 0 before it did."""
+        try:
+            return time.time() - (self.folder / OPEN_REQUESTS_FILE).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def refuse_new_requests(self) -> None:
         """From now on the worker answers new requests with 503: TorchServe itself cannot stop accepting them."""
         (self.folder / CLOSING_FILE).touch()
