@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -14,11 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import IO
 
 from configuration import ROOT, Configuration, StartError
 
 STOP_SECONDS = 20.0
 KILL_SECONDS = 10.0
+PREFIX = "whisper-torchserve-"
+LOCK_FILE = "lock"
 # Between the worker and this process, in the server's own folder.
 OPEN_REQUESTS_FILE, CLOSING_FILE = "open-requests", "closing"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -33,7 +37,9 @@ class TorchServe:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         # Sockets and the unpacked archive. Short, and not in the state folder: a socket's path has 107 bytes at most.
-        self.folder = Path(tempfile.mkdtemp(prefix="whisper-torchserve-", dir=configuration.temporary))
+        clear_leftovers(configuration.temporary)
+        self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
+        self._lock = _locked(self.folder / LOCK_FILE)
         # The worker is Java's child; should Java die first, it becomes ours, so that its end can be waited for.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.process = subprocess.Popen(
@@ -84,6 +90,26 @@ class TorchServe:
                 self.process.wait(STOP_SECONDS)
         _kill_group(self.process)
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._lock:
+            self._lock.close()
+
+
+def clear_leftovers(temporary: Path) -> None:
+    """Remove the folders of servers that were killed: nobody holds their lock any more."""
+    for folder in temporary.glob(f"{PREFIX}*"):
+        if (folder / LOCK_FILE).is_file() and (lock := _locked(folder / LOCK_FILE)):
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.close()
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The file, locked until it is closed or this process ends; None when somebody else holds it, or it is not ours."""
+    try:
+        file = path.open("a")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return file
 
 
 def end_with_parent() -> None:

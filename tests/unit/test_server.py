@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import socket
 import sys
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "server"))
 
 import connections  # noqa: E402
+import torchserve  # noqa: E402
 from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
 from workerlog import WorkerLog  # noqa: E402
 
@@ -100,6 +102,19 @@ def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
     assert log.failure() is None
     path.write_text('{"message":"whisper cannot start: x"}\n')
     assert log.failure() == "whisper cannot start: x"
+
+
+def test_the_folders_of_killed_servers_are_removed(tmp_path: Path) -> None:
+    killed, running, foreign = (tmp_path / name for name in ("whisper-torchserve-killed", "whisper-torchserve-running", "another"))
+    for folder in (killed, running, foreign):
+        folder.mkdir()
+        (folder / torchserve.LOCK_FILE).touch()
+    with (running / torchserve.LOCK_FILE).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        torchserve.clear_leftovers(tmp_path)
+        assert set(tmp_path.iterdir()) == {running, foreign}
+    torchserve.clear_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == {foreign}
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
