@@ -54,7 +54,8 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
     began = time.monotonic()
     text = wait_until_ready(server, log, stop)
     if text is None:
-        return 0
+        # Told to stop before the probe was answered; clients may have been quicker than the probe.
+        return finish(server, stop) if unfinished(server).open > 1 else 0
     inference = server.configuration.inference
     url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
     say(f"ready after {time.monotonic() - began:.1f} s, heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}")

@@ -123,7 +123,7 @@ class Mailbox:
         open = self._open[id]
         if open.job.ended:
             del self._open[id]
-            return self._final(open)
+            return self._final(id, open)
         if not open.begun:
             open.begun = open.job.opened and open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES
         if open.begun and time.monotonic() - open.knocked >= KNOCK_SECONDS:
@@ -131,19 +131,19 @@ class Mailbox:
             return Letter(200, "OK", formats.content_type(open.request.reply.response_format), b"", open.request_id, last=False)
         return None
 
-    def _final(self, open: Open) -> Letter:
+    def _final(self, id: str, open: Open) -> Letter:
         seconds = time.monotonic() - open.arrived
         last = True if open.begun else None
         try:
             transcript = open.job.result(timeout=0)
             body = formats.render(transcript, open.request.reply, open.request.route)
         except WhisperError as error:
-            logger.warning("request %s failed after %.3f s: %s", open.request_id, seconds, error.message)
+            logger.warning("request %s (%s) failed after %.3f s: %s", id, open.request_id, seconds, error.message)
             return _refusal(error, open.request_id, last=last, seconds=seconds)
         except Exception as error:
-            logger.exception("request %s could not be answered", open.request_id)
+            logger.exception("request %s (%s) could not be answered", id, open.request_id)
             return _refusal(EngineError(f"the reply could not be made: {error}"), open.request_id, last=last, seconds=seconds)
-        logger.info("request %s: %.1f s of audio in %.3f s", open.request_id, transcript.duration, seconds)
+        logger.info("request %s (%s): %.1f s of audio in %.3f s", id, open.request_id, transcript.duration, seconds)
         return _letter(body, open.request_id, 200, last=last, audio_seconds=transcript.duration, seconds=seconds)
 
     def cancel_all(self) -> None:

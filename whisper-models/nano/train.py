@@ -112,9 +112,7 @@ def token_bytes(multilingual: bool, token: int) -> bytes:
     return get_tokenizer(multilingual).encoding.decode_single_token_bytes(token)
 
 
-def plain_attention(
-    self: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, None]:
+def plain_attention(self: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
     """`MultiHeadAttention.qkv_attention` in plain matrix products: for short windows on a CPU much faster than SDPA."""
     if k.shape[1] > PLAIN_ATTENTION_LIMIT:
         return fused_attention(self, q, k, v, mask)
