@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Plan:
     """Rounds and requests. Plain requests are answered one after the other, so fewer of them measure the rate as well."""
 
-    starts: int = 5
+    starts: int = 3
     overhead_sizes: tuple[str, ...] = ("nano", "base")
-    overhead_rounds: int = 8
+    overhead_rounds: int = 5
     overhead_calls: int = 10
     throughput_size: str = "base"
     throughput_rounds: int = 3
