@@ -146,12 +146,6 @@ class Mailbox:
         logger.info("request %s (%s): %.1f s of audio in %.3f s", id, open.request_id, transcript.duration, seconds)
         return _letter(body, open.request_id, 200, last=last, audio_seconds=transcript.duration, seconds=seconds)
 
-    def cancel_all(self) -> None:
-        """Give up every open request."""
-        for open in self._open.values():
-            open.job.cancel()
-        self._open.clear()
-
 
 def _refusal(error: WhisperError, request_id: str, *, last: bool | None = None, seconds: float = 0.0) -> Letter:
     status, body = formats.render_error(error)

@@ -51,10 +51,12 @@ class CTranslate2Engine:
             self._model = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=1, intra_threads=threads)
             # A batch is faster as one part a core than as a whole on all of them, whose steps wait for each other at every layer: twice
             # as fast with base on two cores. A lone window is not, so a CPU holds the weights twice: for the one and for the other.
-            self._parts = threads if device == "cpu" else 1
+            # No more parts than windows: where the cores outnumber them, each part has several.
+            self._parts = min(threads, max_batch) if device == "cpu" else 1
             self._parted = self._model
             if self._parts > 1:
-                self._parted = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=self._parts, intra_threads=1)
+                each = threads // self._parts
+                self._parted = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=self._parts, intra_threads=each)
         except (RuntimeError, ValueError) as error:
             message = f"{folder} cannot be loaded ({error}); delete it and run: python -m whispercore.checkpoints prepare"
             raise ConfigurationError(message, param="model") from error
