@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InvalidRequest
-from .types import Decoding, Task
+from .types import Alignment, Decoding, Task
 
 FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-MAX_TEMPERATURES = 16
+MAX_ITEMS = 16
+"""Values of a list option; more are a mistake. Clips and suppressed tokens may be more, `MAX_LONG_ITEMS`."""
+MAX_LONG_ITEMS = 1000
+
+Strategy = Literal["chunked", "sequential"]
+Channels = Literal["mono", "separate"]
 
 
-def _option(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None, maximum: float | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum})
+def _option(
+    default: Any,
+    doc: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    most: int = MAX_ITEMS,
+) -> Any:
+    return field(default=default, metadata={"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +34,18 @@ class Options:
     """Options of one transcription, named as openai-whisper and faster-whisper name them. Raises InvalidRequest."""
 
     task: Task = _option("transcribe", "transcribe, or translate into English", choices=("transcribe", "translate"))  # noqa: RUF009
+    strategy: Strategy = _option(  # noqa: RUF009
+        "chunked",
+        "chunked: cut at silences, all windows decoded side by side; sequential: openai-whisper's own, one window after the other",
+        choices=("chunked", "sequential"),
+    )
     language: str | None = _option(None, "the speech's language, ISO code or English name; none: detected once per file")
+    languages: tuple[str, ...] = _option((), "the languages it may be, detected among these")
+    multilingual: bool = _option(False, "detect the language of every window, not once per file")
     initial_prompt: str | None = _option(None, "text that precedes the recording: names, style")
+    carry_initial_prompt: bool = _option(False, "sequential: repeat initial_prompt before every window; chunked always does")
+    condition_on_previous_text: bool = _option(True, "sequential: each window is told the text before it")
+    hotwords: str | None = _option(None, "words that are likely to come: names, terms")
     temperature: tuple[float, ...] = _option(
         FALLBACK_TEMPERATURES, "sampling temperatures, the next one tried when a window fails the thresholds", minimum=0.0, maximum=1.0
     )
@@ -30,17 +53,51 @@ class Options:
     best_of: int | None = _option(None, "samples at temperatures above 0, the best kept", minimum=1, maximum=16)
     patience: float | None = _option(None, "beam search's patience", minimum=0.1, maximum=10.0)
     length_penalty: float | None = _option(None, "beam search's length penalty", minimum=0.0, maximum=1.0)
+    repetition_penalty: float = _option(1.0, "above 1: tokens said already are less likely", minimum=0.1, maximum=10.0)
+    no_repeat_ngram_size: int = _option(0, "so many tokens in a row never come twice in a window; 0: they may", minimum=0, maximum=100)
+    suppress_tokens: tuple[int, ...] = _option(
+        (-1,), "tokens never sampled; -1: non-speech such as brackets and notes", minimum=-1, maximum=51_865, most=MAX_LONG_ITEMS
+    )
+    suppress_blank: bool = _option(True, "a window never begins with a blank or ends at once")
+    max_initial_timestamp: float = _option(1.0, "the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0)
+    without_timestamps: bool = _option(False, "decode no timestamps: one segment per window")
     compression_ratio_threshold: float | None = _option(2.4, "a window above it is a loop: try the next temperature", minimum=0.0)
     logprob_threshold: float | None = _option(-1.0, "a window below it is a guess: try the next temperature", maximum=0.0)
     no_speech_threshold: float | None = _option(0.6, "a window above it, and below logprob_threshold, is silence", minimum=0.0, maximum=1.0)
-    vad_filter: bool = _option(True, "leave out stretches where nobody speaks; false: every second is decoded")
+    word_timestamps: bool = _option(False, "times of every word, by the decoder's attention to the sound")
+    token_logprobs: bool = _option(False, "log-probability of every token; OpenAI's include[]=logprobs")
+    prepend_punctuations: str = _option("\"'“¿([{-", "with word_timestamps: these belong to the next word")
+    append_punctuations: str = _option("\"'.。,，!！?？:：”)]}、", "with word_timestamps: these belong to the word before")
+    hallucination_silence_threshold: float | None = _option(
+        None, "with word_timestamps: drop improbable words amid silences longer than so many seconds", minimum=0.0
+    )
+    clip_timestamps: tuple[float, ...] = _option(
+        (), "start,end,start,end,… in seconds: transcribe these clips only; the last end may be left out", minimum=0.0, most=MAX_LONG_ITEMS
+    )
+    channels: Channels = _option(  # noqa: RUF009
+        "mono", "mono: the channels' mean; separate: each channel apart, merged by time", choices=("mono", "separate")
+    )
+    vad_filter: bool | None = _option(None, "leave out stretches where nobody speaks; none: chunked does, sequential does not")
     vad_threshold: float = _option(0.5, "speech probability above which somebody speaks", minimum=0.0, maximum=1.0)
+    vad_neg_threshold: float | None = _option(
+        None, "speech lasts until its probability is below this; none: vad_threshold - 0.15", minimum=0.0, maximum=1.0
+    )
+    vad_min_speech_duration_ms: int = _option(64, "shorter speech is a click", minimum=0, maximum=30_000)
+    vad_min_silence_duration_ms: int = _option(2000, "a longer silence is left out", minimum=0, maximum=3_600_000)
+    vad_speech_pad_ms: int = _option(400, "kept around speech", minimum=0, maximum=30_000)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             _check_range(item.name, getattr(self, item.name), item.metadata)
-        if not 1 <= len(self.temperature) <= MAX_TEMPERATURES:
-            raise InvalidRequest(f"temperature takes 1 to {MAX_TEMPERATURES} values; got {len(self.temperature)}", param="temperature")
+        if not self.temperature:
+            raise InvalidRequest("temperature takes at least one value", param="temperature")
+        if any(late < early for early, late in zip(self.clip_timestamps, self.clip_timestamps[1:], strict=False)):
+            raise InvalidRequest("clip_timestamps must rise: start,end,start,end,… in seconds", param="clip_timestamps")
+
+    @property
+    def vad(self) -> bool:
+        """Whether stretches where nobody speaks are left out."""
+        return self.strategy == "chunked" if self.vad_filter is None else self.vad_filter
 
     def decoding(self, *, temperature: float, prompt: tuple[int, ...] = (), language: str | None = None) -> Decoding:
         """How an engine is to decode a window at `temperature`; beams at 0, samples above it, as openai-whisper does."""
@@ -48,17 +105,33 @@ class Options:
         return Decoding(
             task=self.task,
             language=language or self.language,
+            languages=self.languages,
             temperature=temperature,
             beam_size=self.beam_size if greedy else None,
             best_of=None if greedy else self.best_of,
             patience=self.patience if greedy else None,
             length_penalty=self.length_penalty,
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            suppress_tokens=self.suppress_tokens,
+            suppress_blank=self.suppress_blank,
+            max_initial_timestamp=self.max_initial_timestamp,
+            timestamps=not self.without_timestamps,
             prompt=prompt,
+            alignment=self._alignment,
         )
+
+    @property
+    def _alignment(self) -> Alignment:
+        if not (self.word_timestamps or self.token_logprobs):
+            return "none"
+        return "complete" if self.strategy == "sequential" else "all"
 
 
 def _check_range(name: str, value: Any, metadata: Any) -> None:
     """Raise InvalidRequest when a value, or one of a tuple's, is out of the option's range."""
+    if isinstance(value, tuple) and len(value) > metadata["most"]:
+        raise InvalidRequest(f"{name} takes at most {metadata['most']} values; got {len(value)}", param=name)
     for one in value if isinstance(value, tuple) else (value,):
         if one is None:
             continue

@@ -108,7 +108,7 @@ class Job:
             assert self._source is not None
             self._recording = audio.open_recording(self._source, max_seconds=self._transcriber.settings.max_audio_seconds)
             self._stretches = windows.cut(
-                self._recording.blocks(), vad_filter=self.options.vad_filter, vad_threshold=self.options.vad_threshold
+                self._recording.blocks(), vad_filter=self.options.vad, vad_threshold=self.options.vad_threshold
             )
         return next(self._stretches, None)
 

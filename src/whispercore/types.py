@@ -14,27 +14,38 @@ WINDOW_SAMPLES = 480_000
 
 Samples = npt.NDArray[np.float32]
 Task = Literal["transcribe", "translate"]
+Alignment = Literal["none", "all", "complete"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
     """How an engine decodes one window; names and meaning as in openai-whisper's DecodingOptions.
 
-    `language` is an ISO code, None to detect it from the window. `prompt` holds the tokens of the text before the window
-    (they follow <|startofprev|>). `max_tokens` bounds the sampled tokens, None: half the text context.
-    `ignore_eot` decodes exactly `max_tokens` tokens: for benchmarks on random weights only.
+    `language` is an ISO code, None to detect it from the window, among `languages` when there are any. `prompt` holds the tokens of
+    the text before the window (they follow <|startofprev|>). `suppress_tokens`: never sampled; -1 stands for openai-whisper's list of
+    non-speech tokens; the special tokens never are. `max_initial_timestamp`: seconds, None: no bound. `repetition_penalty` and
+    `no_repeat_ngram_size` are CTranslate2's. `max_tokens` bounds the sampled tokens, None: half the text context.
+    `alignment`: give times to all text tokens, or only to those of complete segments (`rules.complete`), which is what
+    openai-whisper's transcribe aligns. `ignore_eot` decodes exactly `max_tokens` tokens: for benchmarks on random weights only.
     """
 
     task: Task = "transcribe"
     language: str | None = None
+    languages: tuple[str, ...] = ()
     temperature: float = 0.0
     beam_size: int | None = None
     best_of: int | None = None
     patience: float | None = None
     length_penalty: float | None = None
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: tuple[int, ...] = (-1,)
+    suppress_blank: bool = True
+    max_initial_timestamp: float | None = 1.0
     timestamps: bool = True
     prompt: tuple[int, ...] = ()
     max_tokens: int | None = None
+    alignment: Alignment = "none"
     ignore_eot: bool = False
 
 
@@ -42,17 +53,21 @@ class Decoding:
 class Window:
     """At most 30 s of a recording and how to decode it.
 
-    `samples`: float32, shape (n,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]. `start`: seconds from the recording's beginning.
+    `samples`: float32, shape (before + n + after,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]; (before, after) is `margin`: samples
+    around the window that only its spectrogram's outermost frames see. `start`: seconds from the recording's beginning to the window's.
+    `loudest`: log10 of the strongest mel power of the whole recording, as whisper.transcribe scales by; None: the window's own.
     """
 
     samples: Samples
     start: float
     decoding: Decoding
+    margin: tuple[int, int] = (0, 0)
+    loudest: float | None = None
 
     @property
     def duration(self) -> float:
         """Seconds of audio in the window."""
-        return len(self.samples) / SAMPLE_RATE
+        return (len(self.samples) - sum(self.margin)) / SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +75,10 @@ class Decoded:
     """What an engine made of one window. `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>.
 
     `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities, <|endoftext|> included, over
-    their count with it. `no_speech_prob` is the probability of <|nospeech|> at <|startoftranscript|>.
+    their count with it. `no_speech_prob` is the probability of <|nospeech|> at <|startoftranscript|>. `language_probability`: of the
+    detected language, None when it was given. Where an alignment was asked for, `token_probs` holds the probability of each aligned
+    text token, shape (n,), the first n of the text tokens, and `token_times` their starts and the last one's end, shape (n + 1,), seconds
+    from the window's beginning; both are empty when there is no text.
     """
 
     tokens: tuple[int, ...]
@@ -70,6 +88,9 @@ class Decoded:
     avg_logprob: float
     no_speech_prob: float
     compression_ratio: float
+    language_probability: float | None = None
+    token_times: tuple[float, ...] = ()
+    token_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +105,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech, subtitle sized; times in seconds from the recording's beginning."""
+    """A stretch of speech, subtitle sized; times in seconds from the recording's beginning.
+
+    `seek`: where its window begins, in mel frames of 10 ms. `logprobs`: of each text token, when asked for. `channel`: of which
+    channel of the recording it is, from 0, when they were transcribed apart.
+    """
 
     start: float
     end: float
@@ -95,6 +120,23 @@ class Segment:
     compression_ratio: float = 0.0
     no_speech_prob: float = 0.0
     words: tuple[Word, ...] = ()
+    seek: int = 0
+    logprobs: tuple[float, ...] = ()
+    channel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """Text that a guard took for no speech at all; times in seconds from the recording's beginning.
+
+    `reason`: `no_speech`, the window's probability of silence is high and its text a guess; `hallucination`, improbable words amid
+    silence.
+    """
+
+    start: float
+    end: float
+    text: str
+    reason: Literal["no_speech", "hallucination"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +149,14 @@ class Transcript:
     task: Task
     segments: tuple[Segment, ...]
     warnings: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    language_probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a transcription is: `segments` are final and in order, `seconds` of the recording are done, of `duration` in all when known."""
+
+    segments: tuple[Segment, ...] = ()
+    seconds: float = 0.0
+    duration: float | None = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Protocol, cast
 
 from ..devices import choose_device, choose_engine
@@ -13,6 +14,17 @@ from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 
 _PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2"}
+ENGINES = ("openai", "ct2", "fake")
+UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
+        "ct2": frozenset[str](),
+        "fake": frozenset(
+            {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
+        ),
+    }
+)
+"""The options, by their names in `Options`, that an engine cannot honour: another value than the default is refused with a 400."""
 
 
 class Engine(Protocol):
@@ -20,11 +32,13 @@ class Engine(Protocol):
 
     `decode` is called from one thread at a time, with 1 to `max_batch` windows that share one `batch_key`, and answers one
     `Decoded` per window, in their order. It raises `OutOfMemory` when the device has no room for the batch (the scheduler
-    halves it and tries again) and `EngineError` for any other failure.
+    halves it and tries again) and `EngineError` for any other failure. What an engine cannot honour of `Options` is in `UNSUPPORTED`.
+    `n_mels`: mel bands of its spectrograms.
     """
 
     name: str
     max_batch: int
+    n_mels: int
     tokenizer: Tokenizer
 
     def batch_key(self, decoding: Decoding) -> Hashable:
