@@ -15,7 +15,7 @@ import av.logging
 import numpy as np
 import soxr
 
-from .errors import TooLarge, UnreadableAudio, UnsupportedAudio
+from .errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio
 from .types import SAMPLE_RATE, Samples
 
 BLOCK_SECONDS = 5
@@ -39,15 +39,16 @@ av.logging.set_level(None)
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 
 
-def open_recording(source: Source, *, max_seconds: float = math.inf) -> Recording:
-    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
+def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None) -> Recording:
+    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file; `channel`, from 0: that one alone.
 
-    Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its
-    container is broken from the start, TooLarge when its header declares more than `max_seconds`.
+    Bytes and a path may be opened any number of times at once. Raises UnsupportedAudio when it is empty, in no known container or
+    without an audio stream, UnreadableAudio when its container is broken from the start, TooLarge when its header declares more
+    than `max_seconds`, InvalidRequest when it has no such channel.
     """
     file = _Reader(source)
     try:
-        return Recording(_open_container(file), file, max_seconds=max_seconds)
+        return Recording(_open_container(file), file, max_seconds=max_seconds, channel=channel)
     except BaseException:
         file.close()
         raise
@@ -66,11 +67,12 @@ class Recording:
     corrupt packets skipped, samples that are no numbers.
     """
 
-    def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf) -> None:
+    def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf, channel: int | None = None) -> None:
         self._container = container
         self._file = file
         self._stream = _audio_stream(container)
         self._max_seconds = max_seconds
+        self._channel = channel
         self._corrupt_packets = 0
         self._cut_off = _unfinished_ogg(file)
         self._share = _share(file)
@@ -82,6 +84,8 @@ class Recording:
         self.declared_duration = _declared_duration(container, self._stream)
         self._decoded = 0
         self.warnings: list[str] = []
+        if channel is not None and not 0 <= channel < self.channels:
+            raise InvalidRequest(f"the recording has no channel {channel}: it has {self.channels}, counted from 0", param="channels")
         if self.declared_duration is not None:
             self._check_length(self.declared_duration)
 
@@ -118,7 +122,7 @@ class Recording:
         for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
-            blocks = map(self._finite, _joined(map(_mono, frames), rate * BLOCK_SECONDS))
+            blocks = map(self._finite, _joined((_mono(frame, self._channel) for frame in frames), rate * BLOCK_SECONDS))
             if rate == SAMPLE_RATE:
                 yield from blocks
                 continue
@@ -269,8 +273,8 @@ def _unfinished_ogg(file: _Reader) -> bool:
 
 
 @np.errstate(over="ignore", invalid="ignore")  # `_finite` finds them
-def _mono(frame: Any) -> Samples:
-    """The mean of the frame's channels, float32, full scale 1.0."""
+def _mono(frame: Any, channel: int | None) -> Samples:
+    """The mean of the frame's channels, or one of them, float32, full scale 1.0."""
     channels = frame.layout.nb_channels
     # PyAV counts planes past the end of FFmpeg's array from eight planar channels on, and its arrays then read wild memory.
     if frame.format.packed.name not in _SCALES or (frame.format.is_planar and channels >= 8):
@@ -278,10 +282,12 @@ def _mono(frame: Any) -> Samples:
     scale, zero = _SCALES[frame.format.packed.name]
     samples = frame.to_ndarray()
     planes = samples if frame.format.is_planar else samples.reshape(-1, channels).T
+    if channel is not None:
+        planes = planes[min(channel, channels - 1)][None]  # a stream that turns mono has all channels in one
     mono: Samples = planes[0].astype(np.float32)
     for plane in planes[1:]:
         mono += plane
-    mono *= np.float32(1.0 / (scale * channels))
+    mono *= np.float32(1.0 / (scale * len(planes)))
     return mono + np.float32(zero) if zero else mono
 
 

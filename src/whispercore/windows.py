@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
+from .options import Options
 from .types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
 from .vad import FRAME, VoiceDetector
 
 _PER_SECOND = SAMPLE_RATE / FRAME
 CHUNK = 160 * FRAME  # analysed at a time whatever the size of the blocks: the same cuts for all
 LIMIT = WINDOW_SAMPLES // FRAME
-PADDING = int(0.4 * _PER_SECOND)  # kept around speech; Whisper's first timestamp is at most 1.0 s
-MAX_PAUSE = int(2.0 * _PER_SECOND)  # a longer one is left out
 LONG_PAUSE = int(0.5 * _PER_SECOND)  # as good as the end of a sentence
 MIN_PAUSE = int(0.1 * _PER_SECOND)
-MIN_VOICED = 2  # frames; one alone is a click
+LEAD_IN = int(0.4 * _PER_SECOND)  # at most so much of a pause before the stretch after it: Whisper's first timestamp is at most 1.0 s
 _NEAR = np.array([1.0, 1.0, 4.0, 4.0, 1.0, 1.0])
-HYSTERESIS = 0.15  # Silero's own: speech lasts until its probability is that far below the threshold
+_HYSTERESIS, _LEAST = 0.15, 0.01  # Silero's own: speech lasts until its probability is that far below the threshold
+
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,81 +35,136 @@ class Stretch:
     start: float
 
 
-def cut(blocks: Iterable[Samples], *, vad_filter: bool = True, vad_threshold: float = 0.5) -> Iterator[Stretch]:
+def cut(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch]:
     """Stretches in order, without overlap, each as soon as its end is certain.
 
-    With `vad_filter` silences longer than two seconds are left out, all else is kept; a recording of at most 30 s is one
-    stretch, or none when nobody speaks. Without it every sample is kept. Speech of more than 30 s is cut in the last third,
-    at a pause where there is one, else where it is quietest; the next stretch goes on with the very next sample.
+    With `options.vad` silences longer than vad_min_silence_duration_ms (and than twice the padding) are left out, all else is
+    kept; a recording of at most 30 s is one stretch, or none when nobody speaks. Without it every sample is kept. Speech of more
+    than 30 s is cut in the last third, at a pause where there is one, else where it is quietest; the next stretch goes on with
+    the very next sample. Each clip of `clip_timestamps` is treated as a recording of its own, at its time in the whole one.
     """
-    cutter = _Cutter(VoiceDetector() if vad_filter else None, vad_threshold)
-    for chunk in _chunks(blocks):
-        cutter.add(chunk)
-        yield from cutter.ready()
-    yield from cutter.ready(final=True)
+    for start, clip in _clips(blocks, options.clip_timestamps):
+        if start is None:
+            continue
+        cutter = _Cutter(start, options)
+        for chunk in _chunks(clip):
+            cutter.add(chunk)
+            yield from cutter.ready()
+        yield from cutter.ready(final=True)
+
+
+def speech(blocks: Iterable[Samples], options: Options) -> Iterator[tuple[float, float] | None]:
+    """Begin and end, in seconds, of all that is to be transcribed, in order; None whenever another few seconds have been read.
+
+    With `options.vad` it is where somebody speaks, with padding around it and what silences `cut` would keep; without it the clips
+    of `clip_timestamps`, or the whole recording. The spans of a clip come when it has been read to its end.
+    """
+    for start, clip in _clips(blocks, options.clip_timestamps):
+        listener, length, voiced = _Listener(options), 0, [np.zeros(0, bool)]
+        for chunk in clip if start is None else _chunks(clip):
+            yield None
+            if start is not None:
+                length += len(chunk)
+                voiced.append(listener(chunk))
+        for begin, end in _spoken(np.concatenate(voiced), listener.pauses):
+            first = start or 0
+            yield (first + begin * FRAME) / SAMPLE_RATE, (first + min(end * FRAME, length)) / SAMPLE_RATE
+
+
+@dataclass(frozen=True, slots=True)
+class _Pauses:
+    """The options of the voice filter, in frames; `longest`: of the pauses that are kept, as those are that padding fills."""
+
+    padding: int = 0
+    longest: int = 0
+    click: int = 0
+
+    @classmethod
+    def of(cls, options: Options) -> _Pauses:
+        if not options.vad:
+            return cls()
+        per_ms = _PER_SECOND / 1000
+        padding = int(options.vad_speech_pad_ms * per_ms)
+        longest = max(int(options.vad_min_silence_duration_ms * per_ms), 2 * padding)
+        return cls(padding, longest, max(0, math.ceil(options.vad_min_speech_duration_ms * per_ms) - 1))
+
+
+class _Listener:
+    """Which frames of a clip are voiced: from the threshold up, and on until well below it; all, without the filter."""
+
+    def __init__(self, options: Options) -> None:
+        self.pauses = _Pauses.of(options)
+        self._begins = options.vad_threshold
+        lower = max(self._begins - _HYSTERESIS, _LEAST) if options.vad_neg_threshold is None else options.vad_neg_threshold
+        self._lasts = min(lower, self._begins)
+        self._detector = VoiceDetector() if options.vad else None
+        self._speaking = False
+
+    def __call__(self, chunk: Samples) -> Mask:
+        voiced = np.ones(-(-len(chunk) // FRAME), bool)
+        if self._detector:
+            for index, probability in enumerate(self._detector(chunk)):
+                self._speaking = bool(probability >= (self._lasts if self._speaking else self._begins))
+                voiced[index] = self._speaking
+        return voiced
 
 
 class _Cutter:
-    """The part of the recording from the last cut on: its samples, and for each frame its energy and whether it is voiced."""
+    """The part of a clip from the last cut on: its samples, and for each frame its energy and whether it is voiced."""
 
-    def __init__(self, detector: VoiceDetector | None, threshold: float) -> None:
-        self._detector = detector
-        self._threshold = threshold
-        self._speaking = False
-        self._start = 0  # of the samples held, in frames from the recording's beginning
+    def __init__(self, start: int, options: Options) -> None:
+        self._listener = _Listener(options)
+        self._pauses = self._listener.pauses
+        self._clip = start  # the clip's first sample
+        self._start = 0  # of the samples held, in frames from the clip's beginning
+        self._goes_on = False  # cut amid speech: what follows is no click, however short
         self._samples = np.zeros(0, np.float32)
         self._energy = np.zeros(0, np.float32)
         self._voiced = np.zeros(0, bool)
 
     def add(self, chunk: Samples) -> None:
-        """A whole number of frames, but for the recording's last chunk."""
+        """A whole number of frames, but for the clip's last chunk."""
         frames = np.pad(chunk, (0, -len(chunk) % FRAME)).reshape(-1, FRAME)
         self._samples = np.concatenate([self._samples, chunk])
         self._energy = np.concatenate([self._energy, np.square(frames).sum(axis=1)])
-        self._voiced = np.concatenate([self._voiced, self._hear(chunk) if self._detector else np.ones(len(frames), bool)])
+        self._voiced = np.concatenate([self._voiced, self._listener(chunk)])
 
     def ready(self, final: bool = False) -> Iterator[Stretch]:
         """The stretches whose end is certain; all that is left when `final`."""
         while self._trim():
-            end = self._end(final)
+            end = self._silence(final)
+            forced = end is None
             if end is None:
-                return
-            if self._voiced[:end].sum() >= MIN_VOICED or not self._detector:
-                yield Stretch(self._samples[: end * FRAME].copy(), self._start * FRAME / SAMPLE_RATE)
+                if len(self._samples) <= WINDOW_SAMPLES:
+                    return
+                end = self._forced()
+            voiced = int(self._voiced[:end].sum())
+            if voiced > (0 if forced or self._goes_on else self._pauses.click):
+                yield Stretch(self._samples[: end * FRAME].copy(), (self._clip + self._start * FRAME) / SAMPLE_RATE)
+            self._goes_on = forced and (self._goes_on or voiced > 0)
             self._drop(end)
-
-    def _hear(self, chunk: Samples) -> npt.NDArray[np.bool_]:
-        """Voiced frames: from the threshold up, and on until well below it."""
-        assert self._detector
-        voiced = np.zeros(-(-len(chunk) // FRAME), bool)
-        for index, probability in enumerate(self._detector(chunk)):
-            self._speaking = bool(probability >= self._threshold - (HYSTERESIS if self._speaking else 0.0))
-            voiced[index] = self._speaking
-        return voiced
 
     def _trim(self) -> bool:
         """Drop the silence before speech, but its padding; whether there is speech."""
         speech = int(self._voiced.argmax()) if self._voiced.any() else len(self._voiced)
-        self._drop(max(0, speech - PADDING))
+        self._drop(max(0, speech - self._pauses.padding))
         return bool(self._voiced.any())
 
     def _drop(self, frames: int) -> None:
         self._start += frames
         self._samples, self._energy, self._voiced = self._samples[frames * FRAME :], self._energy[frames:], self._voiced[frames:]
 
-    def _end(self, final: bool) -> int | None:
-        """The frame before which the stretch ends, None while that is not certain."""
+    def _silence(self, final: bool) -> int | None:
+        """The frame before which the stretch ends because a long silence follows, None when none does or that is not certain."""
         known = len(self._voiced)
         limit = known if len(self._samples) <= WINDOW_SAMPLES else LIMIT  # 30 s end in the middle of a frame
         short = self._start * FRAME + len(self._samples) <= WINDOW_SAMPLES
         if short and not final:
             return None
         speech = np.flatnonzero(self._voiced)
-        silences = np.diff(np.append(speech, np.inf if final else known))
-        ends = speech[-1:] if short else speech[silences > MAX_PAUSE]
-        if len(ends) and ends[0] < limit:
-            return int(min(ends[0] + 1 + PADDING, limit))
-        return self._forced() if known > LIMIT else None
+        silences = np.diff(np.append(speech, np.inf if final else known)) - 1
+        ends = speech[-1:] if short else speech[silences > self._pauses.longest]
+        return int(min(ends[0] + 1 + self._pauses.padding, limit)) if len(ends) and ends[0] < limit else None
 
     def _forced(self) -> int:
         """The best frame of the window's last third to cut before, in speech without a long silence."""
@@ -113,11 +172,41 @@ class _Cutter:
         pauses = _runs(~self._voiced[first:last])
         if pauses:
             begin, end = max(pauses, key=lambda pause: (min(pause[1] - pause[0], LONG_PAUSE), pause[0]))
-            first, last = first + max(begin, end - PADDING), first + end
+            first, last = first + max(begin, end - LEAD_IN), first + end
         return first + _quietest(self._energy, first, last)
 
 
-def _runs(mask: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+def _spoken(voiced: Mask, pauses: _Pauses) -> list[tuple[int, int]]:
+    """First frame and the one after the last of all speech between long silences, padded."""
+    frames = np.flatnonzero(voiced)
+    islands = np.split(frames, np.flatnonzero(np.diff(frames) - 1 > pauses.longest) + 1)
+    return [
+        (max(0, int(island[0]) - pauses.padding), min(int(island[-1]) + 1 + pauses.padding, len(voiced)))
+        for island in islands
+        if len(island) > pauses.click
+    ]
+
+
+def _clips(blocks: Iterable[Samples], timestamps: tuple[float, ...]) -> Iterator[tuple[int | None, Iterator[Samples]]]:
+    """Each clip's first sample and its blocks, in order; None and the blocks for what lies outside, which may be left unread."""
+    borders = [round(seconds * SAMPLE_RATE) for seconds in timestamps] or [0]
+    for border, pieces in groupby(_pieces(blocks, borders), key=lambda piece: piece[0]):
+        yield (borders[border - 1] if border % 2 else None), (samples for _, samples in pieces)
+
+
+def _pieces(blocks: Iterable[Samples], borders: list[int]) -> Iterator[tuple[int, Samples]]:
+    """The blocks, cut at the rising borders, each piece with the number of the borders before it: odd within a clip."""
+    position = 0
+    for block in blocks:
+        begin, position = position, position + len(block)
+        while begin < position:
+            passed = bisect_right(borders, begin)
+            end = min([position, *borders[passed : passed + 1]])
+            yield passed, block[len(block) - (position - begin) : len(block) - (position - end)]
+            begin = end
+
+
+def _runs(mask: Mask) -> list[tuple[int, int]]:
     """Begin and end of each run of True that is a pause."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(begin), int(end)) for begin, end in edges.reshape(-1, 2) if end - begin >= MIN_PAUSE]

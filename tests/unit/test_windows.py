@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from whispercore import windows
 from whispercore.audio import open_recording, read_samples
+from whispercore.options import Options
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
 from whispercore.vad import FRAME, VoiceDetector
 from whispercore.windows import Stretch, cut
 
+DEFAULT = Options()
 SAMPLES = Path(__file__).parents[2] / "samples"
 RECORDINGS = sorted(path for path in SAMPLES.iterdir() if path.suffix in {".flac", ".mp3", ".ogg", ".wav"})
 SECOND = np.zeros(SAMPLE_RATE, np.float32)
@@ -78,8 +80,8 @@ def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) 
     recording = drawn(*lengths)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(windows, "VoiceDetector", Loudness)
-        stretches = list(cut(blocks(recording, size)))
-        assert times(stretches) == times(list(cut([recording])))
+        stretches = list(cut(blocks(recording, size), DEFAULT))
+        assert times(stretches) == times(list(cut([recording], DEFAULT)))
     check(recording, stretches)
     kept = np.zeros(len(recording), bool)
     for begin, end in times(stretches):
@@ -92,27 +94,27 @@ def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) 
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000))
 def test_without_the_filter_every_sample_is_kept_once(lengths: list[float], size: int) -> None:
     recording = drawn(*lengths)
-    stretches = list(cut(blocks(recording, size), vad_filter=False))
+    stretches = list(cut(blocks(recording, size), Options(vad_filter=False)))
     check(recording, stretches)
     np.testing.assert_array_equal(np.concatenate([one.samples for one in stretches]), recording)
 
 
 @pytest.mark.usefixtures("loudness")
 def test_a_short_recording_is_one_stretch() -> None:
-    (stretch,) = cut([drawn(2, 9, 3, 8, 5)])
+    (stretch,) = cut([drawn(2, 9, 3, 8, 5)], DEFAULT)
     assert len(stretch.samples) == 27 * SAMPLE_RATE
 
 
 @pytest.mark.usefixtures("loudness")
 def test_long_silences_are_left_out_but_for_some_padding() -> None:
-    stretches = list(cut([np.concatenate([silence(5), drawn(10, 6, 12, 1.5, 4, 20)])]))
+    stretches = list(cut([np.concatenate([silence(5), drawn(10, 6, 12, 1.5, 4, 20)])], DEFAULT))
     assert [one.start for one in stretches] == pytest.approx([4.6, 20.6], abs=0.04)
     assert [len(one.samples) / SAMPLE_RATE for one in stretches] == pytest.approx([10.8, 18.3], abs=0.06)
 
 
 @pytest.mark.usefixtures("loudness")
 def test_long_speech_is_cut_at_the_last_long_pause() -> None:
-    first, second, third = cut([drawn(8, 0.6, 13.4, 0.6, 4, 0.7, 1.0, 0.2, 22, 0.3, 9)])
+    first, second, third = cut([drawn(8, 0.6, 13.4, 0.6, 4, 0.7, 1.0, 0.2, 22, 0.3, 9)], DEFAULT)
     assert first.start == 0.0
     assert 22 + 4.6 <= second.start <= 22 + 4.6 + 0.7  # not the shorter pause after it, nor a long one before it
     assert third.start == second.start + len(second.samples) / SAMPLE_RATE
@@ -124,7 +126,7 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
     dip = slice(int(24.3 * SAMPLE_RATE), int(24.4 * SAMPLE_RATE))
     recording[dip] *= 0.6
     recording[int(26 * SAMPLE_RATE)] = 0.0  # one quiet sample is no quiet place
-    first, second = cut([recording])
+    first, second = cut([recording], DEFAULT)
     assert 24.3 <= second.start <= 24.4
     assert len(first.samples) + len(second.samples) == len(recording)
 
@@ -133,7 +135,7 @@ def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
 def test_speech_begins_early_in_its_window() -> None:
     """Whisper's first timestamp is at most 1.0 s."""
     recording = drawn(*[2.3, 1.1, 1.7, 0.4, 3.1, 1.9, 6.1, 2.4, 0.9, 7.0] * 6)
-    for stretch in cut([recording]):
+    for stretch in cut([recording], DEFAULT):
         assert np.flatnonzero(np.abs(stretch.samples) > 0.1)[0] < 0.5 * SAMPLE_RATE
 
 
@@ -147,18 +149,18 @@ def test_a_stretch_comes_as_soon_as_its_end_is_certain() -> None:
             read += len(block)
             yield block
 
-    for stretch in cut(reading()):
+    for stretch in cut(reading(), DEFAULT):
         end = stretch.start + len(stretch.samples) / SAMPLE_RATE
         assert read / SAMPLE_RATE <= max(end, 30) + 2 + 5.12 + 1
 
 
 def test_an_empty_recording_has_no_stretch() -> None:
-    assert list(cut([])) == []
-    assert list(cut([], vad_filter=False)) == []
+    assert list(cut([], DEFAULT)) == []
+    assert list(cut([], Options(vad_filter=False))) == []
 
 
 def test_a_recording_of_exactly_30_seconds_is_one_window() -> None:
-    (stretch,) = cut([speech(30.0)], vad_filter=False)
+    (stretch,) = cut([speech(30.0)], Options(vad_filter=False))
     assert len(stretch.samples) == WINDOW_SAMPLES
 
 
@@ -179,7 +181,7 @@ NOBODY = {
 @pytest.mark.parametrize("name", NOBODY)
 @pytest.mark.parametrize("level", [0.5, 0.001])
 def test_where_nobody_speaks_there_is_no_window(name: str, level: float) -> None:
-    assert list(cut([(NOBODY[name] * level).astype(np.float32)])) == []
+    assert list(cut([(NOBODY[name] * level).astype(np.float32)], DEFAULT)) == []
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.name)
@@ -188,7 +190,7 @@ def test_every_word_of_the_samples_is_kept(path: Path, level: float) -> None:
     """Also 40 dB fainter: whatever is within 30 dB of the loudest moment."""
     with open_recording(path) as recording:
         whole = np.concatenate(list(recording.blocks())) * np.float32(level)
-    stretches = list(cut([np.concatenate([np.tile(SECOND, 35), whole, SECOND])]))
+    stretches = list(cut([np.concatenate([np.tile(SECOND, 35), whole, SECOND])], DEFAULT))
     energy = np.convolve(whole**2, np.ones(800) / 800, mode="same")
     loud = 35 * SAMPLE_RATE + np.flatnonzero(energy > energy.max() * 1e-3)
     kept = np.zeros(len(loud), bool)
@@ -211,7 +213,7 @@ def test_isolated_digits_between_long_silences_are_all_kept() -> None:
         spans.append((position, position + len(sound)))
         pieces += [sound, np.tile(SECOND, 4)]
         position += len(sound) + 4 * SAMPLE_RATE
-    stretches = times(list(cut([np.concatenate(pieces)])))
+    stretches = times(list(cut([np.concatenate(pieces)], DEFAULT)))
     for begin, end in spans:
         assert any(left <= begin and end <= right for left, right in stretches)
     assert len(stretches) == len(spans)
