@@ -64,7 +64,7 @@ class CTranslate2Engine:
             # PyTorch only makes the spectrograms here: with threads of its own it would spin against CTranslate2's.
             torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self._parts, thread_name_prefix="ct2")
-        self.max_batch = max_batch
+        self.max_batch, self.n_mels = max_batch, int(self._model.n_mels)
         self.tokenizer = Tokenizer(51_765 + self._model.num_languages + int(self._model.is_multilingual))
         self._suppressed = suppressed_tokens(self.tokenizer)
         self._model_name, self._device, self._threads = name, device, threads
@@ -107,7 +107,7 @@ class CTranslate2Engine:
         self._parted.unload_model()
 
     def _decode(self, model: Whisper, windows: Sequence[Window]) -> list[Decoded]:
-        mel = ctranslate2.StorageView.from_array(log_mels(windows, model.n_mels).numpy())
+        mel = ctranslate2.StorageView.from_array(log_mels(windows, self.n_mels).numpy())
         features = model.encode(mel, to_cpu=False)
         decoding = windows[0].decoding
         languages = self._languages(model, features, windows)

@@ -33,6 +33,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    n_mels = 80
 
     def __init__(
         self,

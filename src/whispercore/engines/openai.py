@@ -43,7 +43,7 @@ class OpenAIEngine:
     name = "openai"
 
     def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", dtype: torch.dtype = torch.float32, max_batch: int = 8) -> None:
-        self.max_batch = max_batch
+        self.max_batch, self.n_mels = max_batch, int(checkpoint.dims.n_mels)
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self.model: Whisper | None = _model(checkpoint, device, dtype)
         self._model_name, self._device, self._dtype = checkpoint.name, device, dtype
@@ -59,7 +59,7 @@ class OpenAIEngine:
         if self.model is None:
             raise EngineError("the engine is closed")
         try:
-            mel = log_mels(windows, self.model.dims.n_mels, self._device)
+            mel = log_mels(windows, self.n_mels, self._device)
             results = _WindowsTask(self.model, self.tokenizer, [w.decoding for w in windows], self._dtype).run(mel)
         except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
             raise _ours(error, len(windows)) from error

@@ -1,0 +1,113 @@
+"""Where every array lies: a mesh of devices, and rules from a weight's name to the axis it is split along.
+
+The `model` axis splits a matrix so that each layer needs one sum over devices per attention and per feed-forward (Megatron-LM,
+Shoeybi et al. 2019); the `data` axis splits the batch. XLA inserts the communication (GSPMD, Xu et al. 2021).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+import torch
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as Spec
+
+from ...errors import ConfigurationError
+from .model import Params
+
+RULES = (
+    (r"\.(query|key|value)\.weight$", Spec(None, "model")),
+    (r"\.(query|value)\.bias$", Spec("model")),
+    (r"\.out\.weight$", Spec("model", None)),
+    (r"\.mlp\.0\.weight$", Spec(None, "model")),
+    (r"\.mlp\.0\.bias$", Spec("model")),
+    (r"\.mlp\.2\.weight$", Spec("model", None)),
+    (r"\.token_embedding\.weight$", Spec("model", None)),
+    (r"", Spec()),
+)
+"""The first pattern found in a weight's name tells along which axis it is split; linear weights are (in, out)."""
+
+VOCABULARY_MULTIPLE = 128
+"""The embedding has rows of zeros up to a multiple of this: 51,865 rows could be split over no number of devices but 5, 11, 23, …"""
+
+
+def make_mesh(shape: str, platform: str) -> Mesh:
+    """A mesh with axes data and model. `shape`: DATAxMODEL, such as 2x4; auto: every device of `platform` on the data axis.
+
+    Raises ConfigurationError when the platform is missing or has too few devices.
+    """
+    try:
+        devices = jax.local_devices(backend=platform)
+    except RuntimeError as error:
+        raise ConfigurationError(f"JAX has no {platform} here ({_first_line(error)}): {_INSTALL}", param="device") from None
+    data, model = (len(devices), 1) if shape == "auto" else _sides(shape)
+    if data * model > len(devices):
+        message = f"jax_mesh {shape} needs {data * model} devices; JAX has {len(devices)} ({platform})"
+        raise ConfigurationError(message, param="jax_mesh")
+    grid = np.array(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of an array whose first axis is the batch's."""
+    return NamedSharding(mesh, Spec("data"))
+
+
+def spec_of(name: str) -> Spec:
+    """The partition of the weight `name`, by `RULES`."""
+    return next(spec for pattern, spec in RULES if re.search(pattern, name))
+
+
+def place(state: Mapping[str, torch.Tensor], mesh: Mesh, dtype: jax.typing.DTypeLike) -> Params:
+    """A checkpoint's tensors by OpenAI's names → the tree of arrays on the mesh's devices, large weights in `dtype`.
+
+    Raises ConfigurationError when a weight cannot be split so.
+    """
+    tree: Params = {}
+    for name, tensor in state.items():
+        sharding = NamedSharding(mesh, spec_of(name))
+        weight = _weight(name, tensor, dtype)
+        try:
+            array = jax.device_put(weight, sharding)
+        except ValueError:
+            message = f"{name} {weight.shape} cannot be split over {mesh.shape['model']} devices: choose another jax_mesh"
+            raise ConfigurationError(message, param="jax_mesh") from None
+        _set(tree, name.split("."), array)
+    for half in tree.values():
+        half["blocks"] = [half["blocks"][str(i)] for i in range(len(half["blocks"]))]
+    return tree
+
+
+def _weight(name: str, tensor: torch.Tensor, dtype: jax.typing.DTypeLike) -> np.ndarray:
+    """As the forward pass wants it. Normalisation and positions stay float32, as openai-whisper computes them."""
+    weight: np.ndarray = tensor.float().numpy()
+    if name.endswith("token_embedding.weight"):
+        weight = np.pad(weight, ((0, -len(weight) % VOCABULARY_MULTIPLE), (0, 0)))
+    elif weight.ndim == 2 and name.endswith(".weight"):
+        weight = weight.T
+    keeps = "positional_embedding" in name or re.search(r"(_ln|\.ln|\.ln_post)\.(weight|bias)$", name)
+    return weight if keeps else weight.astype(dtype)
+
+
+def _set(tree: Params, path: list[str], array: jax.Array) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = array
+
+
+def _sides(shape: str) -> tuple[int, int]:
+    """DATAxMODEL as two numbers."""
+    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
+    if match is None:
+        raise ConfigurationError(f"jax_mesh must be auto or DATAxMODEL, such as 2x4; got '{shape}'", param="jax_mesh")
+    return int(match[1]), int(match[2])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+_INSTALL = 'pip install "jax[cuda13]" for an NVIDIA GPU, or set device: cpu'

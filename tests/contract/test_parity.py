@@ -1,0 +1,141 @@
+"""The sequential strategy against `whisper.transcribe`, token for token, in float32 and greedy.
+
+Recordings of 2 s to 10 min are made from held-out speech, silence, noise and tones. The nano model transcribes all of them, many at
+once, so that its windows share batches; random weights of tiny's and base's shape, whose text is nonsense with wild timestamps, a few.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import whisper.transcribe
+from whisper.model import Whisper
+
+from whispercore.checkpoints import dimensions, load_checkpoint, write_random
+from whispercore.engines.openai import OpenAIEngine
+from whispercore.options import Options
+from whispercore.settings import Settings
+from whispercore.transcriber import Transcriber
+from whispercore.types import SAMPLE_RATE, Samples, Transcript
+
+ROOT = Path(__file__).resolve().parents[2]
+HELD_OUT = sorted((ROOT / "tests" / "data" / "heldout").glob("*.flac"))
+DURATIONS = [*np.geomspace(2, 100, 44), *np.geomspace(120, 600, 6)]
+"""Of the recordings, seconds: short ones, and some of minutes."""
+PATIENCE = 600.0
+
+
+@lru_cache
+def held_out(index: int) -> Samples:
+    samples, rate = soundfile.read(HELD_OUT[index % len(HELD_OUT)], dtype="float32")
+    assert rate == SAMPLE_RATE
+    return np.asarray(samples)
+
+
+def recording(index: int) -> Samples:
+    """Sentences with gaps of 0 to 12 s, noise and tones between them, cut off wherever the duration ends."""
+    rng = np.random.default_rng(index)
+    wanted = round(DURATIONS[index % len(DURATIONS)] * SAMPLE_RATE)
+    pieces: list[Samples] = []
+    while sum(map(len, pieces)) < wanted:
+        gap = round(float(rng.choice([0.0, 0.2, 0.7, 1.5, 3.0, 12.0], p=[0.15, 0.3, 0.3, 0.15, 0.07, 0.03])) * SAMPLE_RATE)
+        pieces += [held_out(int(rng.integers(1000))) * np.float32(rng.uniform(0.3, 1.0)), between(rng, gap)]
+    return np.concatenate(pieces)[:wanted]
+
+
+def between(rng: np.random.Generator, length: int) -> Samples:
+    """Silence, noise, or three tones at once, as music has them."""
+    times = np.arange(length) / SAMPLE_RATE
+    tones = sum(np.sin(2 * np.pi * tone * times) for tone in rng.uniform(100, 2000, 3)) * 0.05
+    kinds = (np.zeros(length), rng.normal(scale=0.01, size=length), tones)
+    return np.asarray(kinds[rng.integers(3)], np.float32)
+
+
+def wav(samples: Samples) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+NANO = ROOT / "whisper-models" / "nano.pt"
+
+
+def engine(path: Path) -> OpenAIEngine:
+    return OpenAIEngine(load_checkpoint(path), max_batch=8)
+
+
+@pytest.fixture(scope="module", params=["nano", "tiny", "base"])
+def transcriber(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Transcriber]:
+    path = NANO
+    if request.param != "nano":
+        path = tmp_path_factory.mktemp("random") / f"{request.param}.pt"
+        write_random(dimensions(request.param), path)
+    with Transcriber(Settings(), engine=engine(path)) as made:
+        yield made
+
+
+def theirs(transcriber: Transcriber, samples: Samples, **asked: Any) -> list[dict[str, Any]]:
+    """The segments of whisper.transcribe, without those that it has emptied."""
+    assert isinstance(transcriber.engine, OpenAIEngine)
+    model = transcriber.engine.model
+    assert isinstance(model, Whisper)
+    found = whisper.transcribe(model, samples, language="en", temperature=0.0, fp16=False, verbose=None, **asked)
+    return [segment for segment in found["segments"] if segment["text"]]
+
+
+def ours(transcriber: Transcriber, samples: Samples, **asked: Any) -> Transcript:
+    options = Options(strategy="sequential", language="en", temperature=(0.0,), **asked)
+    return transcriber.submit(wav(samples), options).result(PATIENCE)
+
+
+def assert_same(transcript: Transcript, expected: list[dict[str, Any]]) -> None:
+    assert [segment.tokens for segment in transcript.segments] == [tuple(segment["tokens"]) for segment in expected]
+    for segment, other in zip(transcript.segments, expected, strict=True):
+        assert (segment.start, segment.end) == (pytest.approx(other["start"], abs=2e-3), pytest.approx(other["end"], abs=2e-3))
+        assert segment.seek == other["seek"] and segment.text == other["text"]
+        assert segment.avg_logprob == pytest.approx(other["avg_logprob"], abs=1e-3)
+        words = [(word["word"], word["start"], word["end"]) for word in other.get("words", ())]
+        assert [(word.word, word.start, word.end) for word in segment.words] == words
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_fifty_recordings_at_once_as_whisper_transcribes_them_one_by_one(conditioned: bool) -> None:
+    with Transcriber(Settings(), engine=engine(NANO)) as transcriber:
+        recordings = [recording(index) for index in range(len(DURATIONS))][:: 1 if conditioned else 3]
+        options = Options(strategy="sequential", language="en", temperature=(0.0,), condition_on_previous_text=conditioned)
+        jobs = [transcriber.submit(wav(samples), options) for samples in recordings]
+        for job, samples in zip(jobs, recordings, strict=True):
+            assert_same(job.result(PATIENCE), theirs(transcriber, samples, condition_on_previous_text=conditioned))
+        counters = transcriber.scheduler.counters
+        assert counters.windows > 3 * counters.batches, "sequential requests share batches"
+
+
+@pytest.mark.parametrize("index", [3, 30, 40])
+def test_random_weights(transcriber: Transcriber, index: int) -> None:
+    samples = recording(index)
+    assert_same(ours(transcriber, samples, max_new_tokens=40), theirs(transcriber, samples, sample_len=40))
+
+
+ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"initial_prompt": "Turn on the light."}, {}),
+    ({"initial_prompt": "Turn on the light.", "carry_initial_prompt": True}, {}),
+    ({"word_timestamps": True}, {}),
+    ({"word_timestamps": True, "hallucination_silence_threshold": 1.0}, {}),
+    ({"clip_timestamps": (3.0, 9.5, 12.0)}, {"clip_timestamps": [3.0, 9.5, 12.0]}),
+    ({"without_timestamps": True}, {}),
+    ({"beam_size": 3, "patience": 1.5}, {}),
+    ({"suppress_tokens": (50, 60), "no_speech_threshold": None}, {"suppress_tokens": [50, 60]}),
+]
+
+
+@pytest.mark.parametrize(("asked", "spelled"), ASKED, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_every_option_of_the_loop(transcriber: Transcriber, asked: dict[str, Any], spelled: dict[str, Any]) -> None:
+    samples = recording(37)
+    assert_same(ours(transcriber, samples, max_new_tokens=60, **asked), theirs(transcriber, samples, sample_len=60, **{**asked, **spelled}))
