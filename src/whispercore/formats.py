@@ -1,11 +1,11 @@
-"""`Transcript` or `WhisperError` → the bytes of the reply: json, verbose_json, text, srt, vtt, tsv."""
+"""`Transcript` or `WhisperError` → the bytes of the reply: json, verbose_json, text, srt, vtt, tsv, or a stream's chunks."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
@@ -15,11 +15,13 @@ from whisper.tokenizer import LANGUAGES
 from whisper.utils import WriteSRT, WriteTSV, WriteVTT
 
 from .errors import WhisperError
-from .types import Segment, Transcript, Word
-from .wire import CONTENT_TYPES, Reply, ResponseFormat, Route
+from .options import Reply, ResponseFormat
+from .tokenizer import Tokenizer
+from .types import Dropped, Progress, Segment, Transcript, Word
+from .wire import CONTENT_TYPES, Route
 
-FRAMES_PER_SECOND = 100
-"""Mel frames; `seek` counts them."""
+AUDIO_TOKENS_PER_SECOND = 50
+"""Positions of the encoder: 1,500 in 30 s."""
 
 Fields = dict[str, Any]
 
@@ -32,19 +34,21 @@ class Body:
     payload: bytes
 
 
-def render(transcript: Transcript, reply: Reply, route: Route = "native") -> Body:
-    """The transcript in the form that `reply` asks for; `json` is OpenAI's on its routes, with segments on the native one."""
+def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None) -> Body:
+    """The transcript in the form that `reply` asks for; `json` is OpenAI's on its routes, with segments on the native one.
+
+    `tokenizer`: the model's, needed where `reply.logprobs` are wanted.
+    """
     wanted = reply.response_format
-    if wanted == "verbose_json":
-        return _json(_verbose(transcript, reply))
-    if wanted == "json":
-        return _json(_native(transcript) if route == "native" else _openai(transcript))
-    return _text(wanted, _TEXT_WRITERS[wanted](transcript))
+    if wanted in ("json", "verbose_json"):
+        return Body(content_type(wanted), _json(_fields(transcript, reply, route, tokenizer)))
+    return Body(content_type(wanted), _TEXT_WRITERS[wanted](transcript, reply).encode(errors="replace"))
 
 
 def render_models(names: Sequence[str]) -> Body:
     """OpenAI's list of models."""
-    return _json({"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "self-hosted"} for name in names]})
+    models = [{"id": name, "object": "model", "created": 0, "owned_by": "self-hosted"} for name in names]
+    return Body(content_type("json"), _json({"object": "list", "data": models}))
 
 
 def content_type(wanted: ResponseFormat) -> str:
@@ -55,7 +59,7 @@ def content_type(wanted: ResponseFormat) -> str:
 
 def render_error(error: WhisperError) -> tuple[int, Body]:
     """The status and OpenAI's error object: message, type, param, code."""
-    return error.status, _json({"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}})
+    return error.status, Body(content_type("json"), _json(_error(error)))
 
 
 def status_phrase(status: int) -> str:
@@ -63,13 +67,75 @@ def status_phrase(status: int) -> str:
     return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase
 
 
-def _json(fields: Fields) -> Body:
+# A stream: server-sent events on OpenAI's routes, newline-delimited JSON on the native one
+
+
+def stream_content_type(route: Route) -> str:
+    """What Content-Type says of a stream."""
+    return "application/x-ndjson" if route == "native" else "text/event-stream"
+
+
+def stream_chunk(
+    segments: Sequence[Segment], progress: Progress, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None
+) -> bytes:
+    """What has become final: `segments`, the last ones of `progress.segments`, none when only time has passed.
+
+    Native: a line per segment, or one that tells the progress. Else OpenAI's event with the new text, empty when there is none.
+    """
+    told = len(progress.segments) - len(segments)
+    if route != "native":
+        return _delta(progress.segments, told, reply, tokenizer)
+    seconds = {"progress": {"seconds": _seconds(progress.seconds), "duration": _seconds(progress.duration)}}
+    lines = [_segment(number, one, reply, tokenizer) for number, one in enumerate(segments, start=told)]
+    if not lines:
+        return _line({"type": "progress", **seconds})
+    return b"".join(_line({"type": "segment", **line, **seconds}) for line in lines)
+
+
+def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None) -> bytes:
+    """A stream's last words, once all segments are told: the whole transcript; on OpenAI's routes what all deltas make together."""
+    if route == "native":
+        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer)})
+    return _event(
+        {
+            "type": "transcript.text.done",
+            "text": _joined(transcript.segments),
+            **_logprobs(transcript.segments, reply, tokenizer),
+            **_languages(transcript),
+            "usage": _usage_tokens(transcript),
+        }
+    )
+
+
+def stream_error(error: WhisperError, route: Route = "native") -> bytes:
+    """The end of a stream that failed: OpenAI's error object; the official clients raise it as APIError."""
+    return _line({"type": "error", **_error(error)}) if route == "native" else _event(_error(error))
+
+
+def _delta(segments: Sequence[Segment], told: int, reply: Reply, tokenizer: Tokenizer | None) -> bytes:
+    """The event that turns the text of the first `told` segments into that of all."""
+    delta = _joined(segments)[len(_joined(segments[:told])) :]
+    if not delta:
+        return b""
+    return _event({"type": "transcript.text.delta", "delta": delta, **_logprobs(segments[told:], reply, tokenizer)})
+
+
+def _joined(segments: Iterable[Segment]) -> str:
+    """The text of a transcript. That of fewer segments is its beginning: blanks at the end come with what follows them."""
+    return "".join(segment.text for segment in segments).strip()
+
+
+def _line(fields: Fields) -> bytes:
+    return _json(fields) + b"\n"
+
+
+def _event(fields: Fields) -> bytes:
+    return b"data: " + _json(fields) + b"\n\n"
+
+
+def _json(fields: Fields) -> bytes:
     text = json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Body(CONTENT_TYPES["json"], text.encode(errors="replace"))
-
-
-def _text(wanted: ResponseFormat, text: str) -> Body:
-    return Body(content_type(wanted), text.encode(errors="replace"))
+    return text.encode(errors="replace")
 
 
 def _finite(value: Any) -> Any:
@@ -84,32 +150,121 @@ def _finite(value: Any) -> Any:
 # JSON
 
 
-def _native(transcript: Transcript) -> Fields:
+def _fields(transcript: Transcript, reply: Reply, route: Route, tokenizer: Tokenizer | None) -> Fields:
+    if reply.response_format == "verbose_json":
+        return _verbose(transcript, reply, route)
+    return _native(transcript, reply, tokenizer) if route == "native" else _openai(transcript, reply, tokenizer)
+
+
+def _native(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None) -> Fields:
     return {
         "text": transcript.text,
         "language": transcript.language,
-        "duration": round(transcript.duration, 3),
-        "segments": [_segment(number, segment) for number, segment in enumerate(transcript.segments)],
+        **_probability(transcript),
+        "duration": _seconds(transcript.duration),
+        "segments": [_segment(number, segment, reply, tokenizer) for number, segment in enumerate(transcript.segments)],
+        **_remarks(transcript),
+    }
+
+
+def _openai(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None) -> Fields:
+    return {
+        "text": transcript.text,
+        **_logprobs(transcript.segments, reply, tokenizer),
+        **_languages(transcript),
+        "usage": _usage(transcript),
         **_warnings(transcript),
     }
 
 
-def _openai(transcript: Transcript) -> Fields:
-    return {"text": transcript.text, "usage": _usage(transcript), **_warnings(transcript)}
-
-
-def _verbose(transcript: Transcript, reply: Reply) -> Fields:
+def _verbose(transcript: Transcript, reply: Reply, route: Route) -> Fields:
+    """OpenAI's, and what its clients pass over: the probability of words and language, what was dropped, warnings, channels."""
+    language = "en" if route == "translations" else transcript.language
     words = [_word(word) for segment in transcript.segments for word in segment.words]
     return {
         "task": transcript.task,
-        "language": LANGUAGES.get(transcript.language, transcript.language),
-        "duration": round(transcript.duration, 3),
+        "language": LANGUAGES.get(language, language),
+        **_probability(transcript),
+        "duration": _seconds(transcript.duration),
         "text": transcript.text,
         **({"segments": [_verbose_segment(*numbered) for numbered in enumerate(transcript.segments)]} if reply.segments else {}),
         **({"words": words} if reply.words else {}),
         "usage": _usage(transcript),
-        **_warnings(transcript),
+        **_remarks(transcript),
     }
+
+
+def _segment(number: int, segment: Segment, reply: Reply, tokenizer: Tokenizer | None) -> Fields:
+    return {
+        "id": number,
+        "start": _seconds(segment.start),
+        "end": _seconds(segment.end),
+        "text": segment.text,
+        "avg_logprob": segment.avg_logprob,
+        "no_speech_prob": segment.no_speech_prob,
+        "compression_ratio": segment.compression_ratio,
+        "temperature": segment.temperature,
+        **({"words": [_word(word) for word in segment.words]} if segment.words else {}),
+        **_logprobs([segment], reply, tokenizer),
+        **_channel(segment),
+    }
+
+
+def _verbose_segment(number: int, segment: Segment) -> Fields:
+    return {
+        "id": number,
+        "seek": segment.seek,
+        "start": _seconds(segment.start),
+        "end": _seconds(segment.end),
+        "text": segment.text,
+        "tokens": list(segment.tokens),
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
+        **_channel(segment),
+    }
+
+
+def _seconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
+
+
+def _word(word: Word) -> Fields:
+    return {"word": word.word, "start": _seconds(word.start), "end": _seconds(word.end), "probability": round(word.probability, 4)}
+
+
+def _channel(segment: Segment) -> Fields:
+    return {} if segment.channel is None else {"channel": segment.channel}
+
+
+def _probability(transcript: Transcript) -> Fields:
+    probability = transcript.language_probability
+    return {} if probability is None else {"language_probability": round(probability, 4)}
+
+
+def _languages(transcript: Transcript) -> Fields:
+    """OpenAI's list of the languages detected; none was when the request gave it."""
+    return {} if transcript.language_probability is None else {"languages": [{"code": transcript.language}]}
+
+
+def _logprobs(segments: Iterable[Segment], reply: Reply, tokenizer: Tokenizer | None) -> Fields:
+    """Of each text token, as OpenAI's include[]=logprobs. Raises ValueError without the tokenizer that it takes."""
+    if not reply.logprobs:
+        return {}
+    if tokenizer is None:
+        raise ValueError("log-probabilities are told with the tokens' text: render needs the model's tokenizer")
+    return {"logprobs": [one for segment in segments for one in _token_logprobs(segment, tokenizer)]}
+
+
+def _token_logprobs(segment: Segment, tokenizer: Tokenizer) -> list[Fields]:
+    """A token may be a part of a letter only: `bytes` are whole, its text is not."""
+    tokens = [token for token in segment.tokens if token < tokenizer.eot]
+    spelled = [tokenizer.openai.encoding.decode_single_token_bytes(token) for token in tokens]
+    return [
+        {"token": one.decode(errors="replace"), "bytes": list(one), "logprob": logprob}
+        for one, logprob in zip(spelled, segment.logprobs, strict=False)
+    ]
 
 
 def _usage(transcript: Transcript) -> Fields:
@@ -117,49 +272,56 @@ def _usage(transcript: Transcript) -> Fields:
     return {"type": "duration", "seconds": math.ceil(transcript.duration)}
 
 
+def _usage_tokens(transcript: Transcript) -> Fields:
+    """In tokens, the only usage that OpenAI's done event knows."""
+    sound = math.ceil(transcript.duration * AUDIO_TOKENS_PER_SECOND)
+    said = sum(len(segment.tokens) for segment in transcript.segments)
+    details = {"audio_tokens": sound, "text_tokens": 0}
+    return {"type": "tokens", "input_tokens": sound, "input_token_details": details, "output_tokens": said, "total_tokens": sound + said}
+
+
+def _remarks(transcript: Transcript) -> Fields:
+    return {**({"dropped": [_dropped(one) for one in transcript.dropped]} if transcript.dropped else {}), **_warnings(transcript)}
+
+
+def _dropped(dropped: Dropped) -> Fields:
+    return {"start": _seconds(dropped.start), "end": _seconds(dropped.end), "text": dropped.text, "reason": dropped.reason}
+
+
 def _warnings(transcript: Transcript) -> Fields:
     return {"warnings": list(transcript.warnings)} if transcript.warnings else {}
 
 
-def _segment(number: int, segment: Segment) -> Fields:
-    return {
-        "id": number,
-        "start": round(segment.start, 3),
-        "end": round(segment.end, 3),
-        "text": segment.text,
-        "avg_logprob": segment.avg_logprob,
-        "no_speech_prob": segment.no_speech_prob,
-        "compression_ratio": segment.compression_ratio,
-        "temperature": segment.temperature,
-        **({"words": [_word(word) for word in segment.words]} if segment.words else {}),
-    }
-
-
-def _verbose_segment(number: int, segment: Segment) -> Fields:
-    """All of OpenAI's fields. `seek` is the segment's own start in mel frames: windows are cut elsewhere than there."""
-    return {
-        "id": number,
-        "seek": int(segment.start * FRAMES_PER_SECOND),
-        "start": round(segment.start, 3),
-        "end": round(segment.end, 3),
-        "text": segment.text,
-        "tokens": list(segment.tokens),
-        "temperature": segment.temperature,
-        "avg_logprob": segment.avg_logprob,
-        "compression_ratio": segment.compression_ratio,
-        "no_speech_prob": segment.no_speech_prob,
-    }
-
-
-def _word(word: Word) -> Fields:
-    return {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3)}
+def _error(error: WhisperError) -> Fields:
+    return {"error": {"message": error.message, "type": error.kind, "param": error.param, "code": error.code}}
 
 
 # Text and subtitles
 
 
-def _plain(transcript: Transcript) -> str:
+def _plain(transcript: Transcript, reply: Reply) -> str:
     return transcript.text.strip() + "\n"
+
+
+def _written(writer: Any) -> Callable[[Transcript, Reply], str]:
+    """openai-whisper's own writer, into a string."""
+
+    def write(transcript: Transcript, reply: Reply) -> str:
+        file = io.StringIO()
+        by_word = any(segment.words for segment in transcript.segments)
+        segments = [_cue(segment, by_word) for segment in transcript.segments]
+        writer(output_dir="").write_result({"segments": segments}, file=file, options=reply.subtitles)
+        return file.getvalue()
+
+    return write
+
+
+def _cue(segment: Segment, by_word: bool) -> Fields:
+    """A segment as openai-whisper's writers read it. By word they leave out one that has none, so its text stands as one word."""
+    cue = {"start": segment.start, "end": segment.end, "text": _one_line(segment.text)}
+    words = segment.words or (Word(segment.text, segment.start, segment.end, 0.0),)
+    timed = [{"word": _one_line(word.word).replace("-->", "->"), "start": word.start, "end": word.end} for word in words]
+    return {**cue, "words": timed} if by_word else cue
 
 
 def _one_line(text: str) -> str:
@@ -167,18 +329,6 @@ def _one_line(text: str) -> str:
     return " ".join(text.splitlines())
 
 
-def _written(writer: Any) -> Callable[[Transcript], str]:
-    """openai-whisper's own writer, into a string."""
-
-    def write(transcript: Transcript) -> str:
-        file = io.StringIO()
-        segments = [{"start": segment.start, "end": segment.end, "text": _one_line(segment.text)} for segment in transcript.segments]
-        writer(output_dir="").write_result({"segments": segments}, file=file)
-        return file.getvalue()
-
-    return write
-
-
-_TEXT_WRITERS: Mapping[ResponseFormat, Callable[[Transcript], str]] = MappingProxyType(
+_TEXT_WRITERS: Mapping[ResponseFormat, Callable[[Transcript, Reply], str]] = MappingProxyType(
     {"text": _plain, "srt": _written(WriteSRT), "vtt": _written(WriteVTT), "tsv": _written(WriteTSV)}
 )

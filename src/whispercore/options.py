@@ -1,9 +1,9 @@
-"""What one request may ask of the transcription: frozen, keyword-only, checked when made."""
+"""What one request may ask: of the transcription, `Options`, and of its answer, `Reply`. Frozen, keyword-only, checked when made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import InvalidRequest
 from .types import Alignment, Decoding, Task
@@ -15,6 +15,8 @@ MAX_LONG_ITEMS = 1000
 
 Strategy = Literal["chunked", "sequential"]
 Channels = Literal["mono", "separate"]
+ResponseFormat = Literal["json", "text", "srt", "vtt", "tsv", "verbose_json"]
+Granularity = Literal["word", "segment"]
 
 
 def _option(
@@ -59,7 +61,10 @@ class Options:
         (-1,), "tokens never sampled; -1: non-speech such as brackets and notes", minimum=-1, maximum=51_865, most=MAX_LONG_ITEMS
     )
     suppress_blank: bool = _option(True, "a window never begins with a blank or ends at once")
-    max_initial_timestamp: float = _option(1.0, "the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0)
+    max_initial_timestamp: float = _option(
+        1.0, "the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0
+    )
+    max_new_tokens: int | None = _option(None, "tokens sampled for a window at most; none: 224", minimum=1, maximum=224)
     without_timestamps: bool = _option(False, "decode no timestamps: one segment per window")
     compression_ratio_threshold: float | None = _option(2.4, "a window above it is a loop: try the next temperature", minimum=0.0)
     logprob_threshold: float | None = _option(-1.0, "a window below it is a guess: try the next temperature", maximum=0.0)
@@ -69,7 +74,7 @@ class Options:
     prepend_punctuations: str = _option("\"'“¿([{-", "with word_timestamps: these belong to the next word")
     append_punctuations: str = _option("\"'.。,，!！?？:：”)]}、", "with word_timestamps: these belong to the word before")
     hallucination_silence_threshold: float | None = _option(
-        None, "with word_timestamps: drop improbable words amid silences longer than so many seconds", minimum=0.0
+        None, "drop improbable words amid silences longer than so many seconds; switches word_timestamps on", minimum=0.0
     )
     clip_timestamps: tuple[float, ...] = _option(
         (), "start,end,start,end,… in seconds: transcribe these clips only; the last end may be left out", minimum=0.0, most=MAX_LONG_ITEMS
@@ -87,12 +92,17 @@ class Options:
     vad_speech_pad_ms: int = _option(400, "kept around speech", minimum=0, maximum=30_000)
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            _check_range(item.name, getattr(self, item.name), item.metadata)
+        _check_ranges(self)
         if not self.temperature:
             raise InvalidRequest("temperature takes at least one value", param="temperature")
         if any(late < early for early, late in zip(self.clip_timestamps, self.clip_timestamps[1:], strict=False)):
             raise InvalidRequest("clip_timestamps must rise: start,end,start,end,… in seconds", param="clip_timestamps")
+        if self.multilingual and self.language is not None:
+            raise InvalidRequest("multilingual detects the language of every window: leave language out", param="multilingual")
+        if self.language is not None and self.languages and self.language not in self.languages:
+            raise InvalidRequest(f"languages must have the language given, '{self.language}', among them", param="languages")
+        if self.hallucination_silence_threshold is not None:  # it goes by the words' times
+            object.__setattr__(self, "word_timestamps", True)
 
     @property
     def vad(self) -> bool:
@@ -118,6 +128,7 @@ class Options:
             max_initial_timestamp=self.max_initial_timestamp,
             timestamps=not self.without_timestamps,
             prompt=prompt,
+            max_tokens=self.max_new_tokens,
             alignment=self._alignment,
         )
 
@@ -128,6 +139,66 @@ class Options:
         return "complete" if self.strategy == "sequential" else "all"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The form of the answer; what concerns subtitles is named as openai-whisper's command line names it. Raises InvalidRequest."""
+
+    response_format: ResponseFormat = _option(  # noqa: RUF009
+        "json", "the form of the reply; tsv is this server's own", choices=get_args(ResponseFormat)
+    )
+    timestamp_granularities: tuple[Granularity, ...] = _option(
+        ("segment",), "the times in verbose_json; word switches word_timestamps on", choices=get_args(Granularity)
+    )
+    include: tuple[Literal["logprobs"], ...] = _option(
+        (), "logprobs: of every token, in json only; switches token_logprobs on", choices=("logprobs",)
+    )
+    stream: bool = _option(False, "send what is final at once: server-sent events on OpenAI's paths, else a line of JSON per segment")
+    max_line_width: int | None = _option(None, "srt, vtt: characters in a line; switches word_timestamps on", minimum=1, maximum=1000)
+    max_line_count: int | None = _option(None, "srt, vtt: lines in a cue; needs max_line_width", minimum=1, maximum=100)
+    max_words_per_line: int | None = _option(None, "srt, vtt: words in a line; not with max_line_width", minimum=1, maximum=1000)
+    highlight_words: bool = _option(False, "srt, vtt: underline each word as it is spoken; switches word_timestamps on")
+
+    def __post_init__(self) -> None:
+        _check_ranges(self)
+        for name in SUBTITLE_OPTIONS:
+            if getattr(self, name) and self.response_format not in ("srt", "vtt"):
+                raise InvalidRequest(f"{name} is for srt and vtt: response_format must be one of them", param=name)
+        if self.max_line_count and not self.max_line_width:
+            raise InvalidRequest("max_line_count needs max_line_width: how wide a line is", param="max_line_count")
+        if self.max_words_per_line and self.max_line_width:
+            raise InvalidRequest("max_words_per_line has no effect with max_line_width: give one of them", param="max_words_per_line")
+        if self.include and self.response_format != "json":
+            raise InvalidRequest("include: logprobs come with response_format json only", param="include")
+
+    @property
+    def segments(self) -> bool:
+        """Whether verbose_json has segments."""
+        return "segment" in self.timestamp_granularities
+
+    @property
+    def words(self) -> bool:
+        """Whether verbose_json has words."""
+        return "word" in self.timestamp_granularities
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether json has the tokens' log-probabilities."""
+        return bool(self.include)
+
+    @property
+    def subtitles(self) -> dict[str, int | bool]:
+        """The subtitle options that are set, by their names; each of them needs the words' times."""
+        return {name: value for name in SUBTITLE_OPTIONS if (value := getattr(self, name))}
+
+
+SUBTITLE_OPTIONS = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
+
+
+def _check_ranges(made: Options | Reply) -> None:
+    for item in fields(made):
+        _check_range(item.name, getattr(made, item.name), item.metadata)
+
+
 def _check_range(name: str, value: Any, metadata: Any) -> None:
     """Raise InvalidRequest when a value, or one of a tuple's, is out of the option's range."""
     if isinstance(value, tuple) and len(value) > metadata["most"]:
@@ -136,10 +207,10 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
         if one is None:
             continue
         if metadata["choices"] and one not in metadata["choices"]:
-            raise InvalidRequest(f"{name} must be one of {', '.join(metadata['choices'])}; got '{one}'", param=name)
+            raise InvalidRequest(f"{name} must be one of {', '.join(metadata['choices'])}; got '{one!s:.80}'", param=name)
         low, high = metadata["minimum"], metadata["maximum"]
         if (low is not None and not one >= low) or (high is not None and not one <= high):
-            raise InvalidRequest(f"{name} must be {_range(low, high)}; got {one}", param=name)
+            raise InvalidRequest(f"{name} must be {_range(low, high)}; got {one!s:.80}", param=name)
 
 
 def _range(low: float | None, high: float | None) -> str:

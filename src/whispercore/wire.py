@@ -20,11 +20,10 @@ from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 from .errors import InvalidRequest, NotFound, TooLarge
-from .options import FALLBACK_TEMPERATURES, Options
+from .options import FALLBACK_TEMPERATURES, Options, Reply, ResponseFormat
 
 Audio: TypeAlias = bytes | bytearray | memoryview
 Route = Literal["native", "transcriptions", "translations", "models"]
-ResponseFormat = Literal["json", "text", "srt", "vtt", "tsv", "verbose_json"]
 
 CONTENT_TYPES: Mapping[ResponseFormat, str] = MappingProxyType(
     {
@@ -52,15 +51,6 @@ RAW_FIELD = "body"
 AUDIO_FIELDS = ("file", "audio", "data")
 MAX_TEXT = 10_000
 """Characters of a text option; the model itself reads at most the last 223 tokens of a prompt."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """The form of the answer. `segments` and `words` are the times wanted in verbose_json."""
-
-    response_format: ResponseFormat = "json"
-    segments: bool = True
-    words: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
