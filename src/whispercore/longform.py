@@ -1,43 +1,115 @@
 """Strategies for recordings longer than one decode, written as strands.
 
-A strand is a generator that yields the `Window` it wants decoded and receives its `Decoded`; what it returns is its result.
+A strand is a generator that yields the `Window` it wants decoded and receives its `Decoded`; what it returns is a `Passage`.
 A retry at a higher temperature is thereby just another window in the common queue, and waits for nobody's batch but its own.
+A strategy is an iterator of strands; None from it means: nothing to decode yet, ask again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import TypeVar
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 
+from . import stitch
+from .engines.rules import MAX_PROMPT
+from .hallucinations import without_hallucinations
 from .options import Options
-from .types import Decoded, Samples, Window
+from .tokenizer import Tokenizer
+from .types import Decoded, Dropped, Segment, Window
+from .windows import Stretch
 
-Result = TypeVar("Result")
-Strand = Generator[Window, Decoded, Result]
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """What was heard in a part of the recording, up to `until` seconds: final."""
+
+    until: float
+    segments: tuple[Segment, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
 
 
-def with_fallback(
-    samples: Samples, start: float, options: Options, *, prompt: tuple[int, ...] = (), language: str | None = None
-) -> Strand[Decoded | None]:
-    """Decode one window at rising temperatures until it passes the thresholds; None when nobody speaks in it.
+Strand = Generator[Window, Decoded, Passage]
+Strands = Iterator[Strand | None]
 
-    openai-whisper's `decode_with_fallback` and its no-speech rule (whisper/transcribe.py).
+
+@dataclass(slots=True)
+class Heard:
+    """The language of a recording, once the first window with words has told it; its strands share it."""
+
+    language: str | None = None
+    probability: float | None = None
+
+    def listen(self, decoded: Decoded) -> None:
+        """Take the language of a window that has words."""
+        if self.language is None:
+            self.language, self.probability = decoded.language, decoded.language_probability
+
+
+def chunked(stretches: Iterable[Stretch], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
+    """A strand for each stretch; any number of them may run side by side."""
+    prompt = prompt_tokens(options, tokenizer)
+    for stretch in stretches:
+        yield _chunk(stretch, options, heard, tokenizer, prompt)
+
+
+def _chunk(stretch: Stretch, options: Options, heard: Heard, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Strand:
+    """Decode one stretch; its words take no notice of the stretches around it."""
+    language = None if options.multilingual else heard.language
+    window = Window(stretch.samples, stretch.start, options.decoding(temperature=options.temperature[0], prompt=prompt, language=language))
+    decoded = yield from with_fallback(window, options)
+    until = stretch.start + window.duration
+    if is_silence(decoded, options):
+        return Passage(until, dropped=silence(decoded, stretch.start, until))
+    found = stitch.segments(decoded, stretch.start, window.duration, tokenizer)
+    if options.word_timestamps:
+        found = stitch.with_words(found, decoded, stretch.start, window.duration, tokenizer, options)
+    found, dropped = without_hallucinations(found, stretch.start, until, options.hallucination_silence_threshold)
+    found = [segment for segment in found if segment.text.strip()]
+    if found:
+        heard.listen(decoded)
+    return Passage(until, tuple(found), tuple(dropped))
+
+
+def prompt_tokens(options: Options, tokenizer: Tokenizer, previous: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """What a window is told before it: hot words, half of the room at most, then the text before it, by default `initial_prompt`."""
+    hot = tokenizer.encode(" " + options.hotwords.strip())[: MAX_PROMPT // 2] if options.hotwords else ()
+    if previous is None:
+        previous = initial_tokens(options, tokenizer)
+    return (*hot, *previous[-(MAX_PROMPT - len(hot)) :])
+
+
+def initial_tokens(options: Options, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """`initial_prompt` as openai-whisper encodes it."""
+    return tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else ()
+
+
+def with_fallback(window: Window, options: Options) -> Generator[Window, Decoded, Decoded]:
+    """Decode a window at rising temperatures until it passes the thresholds (openai-whisper's `decode_with_fallback`).
+
+    When none passes, openai-whisper keeps the last attempt; here, as in faster-whisper, it is the likeliest that is no loop.
     """
-    decoded: Decoded | None = None
+    attempts: list[Decoded] = []
     for temperature in options.temperature:
-        language = language or (decoded.language if decoded else None)
-        decoded = yield Window(samples, start, options.decoding(temperature=temperature, prompt=prompt, language=language))
+        decoding = window.decoding
+        language = decoding.language or (attempts[0].language if attempts else None)
+        decoded = yield replace(window, decoding=options.decoding(temperature=temperature, prompt=decoding.prompt, language=language))
+        if attempts and decoded.language_probability is None:
+            decoded = replace(decoded, language_probability=attempts[0].language_probability)
         if not needs_fallback(decoded, options):
-            break
-    return None if decoded is None or is_silence(decoded, options) else decoded
+            return decoded
+        attempts.append(decoded)
+    return max(attempts, key=lambda decoded: (not _loops(decoded, options), decoded.avg_logprob))
 
 
 def needs_fallback(decoded: Decoded, options: Options) -> bool:
     """Whether the window is to be decoded again at the next temperature: it loops, or it is a guess, and it is not silence."""
-    loops = options.compression_ratio_threshold is not None and decoded.compression_ratio > options.compression_ratio_threshold
     guessed = options.logprob_threshold is not None and decoded.avg_logprob < options.logprob_threshold
     silent = options.no_speech_threshold is not None and decoded.no_speech_prob > options.no_speech_threshold
-    return (loops or guessed) and not (silent and guessed)
+    return (_loops(decoded, options) or guessed) and not (silent and guessed)
+
+
+def _loops(decoded: Decoded, options: Options) -> bool:
+    return options.compression_ratio_threshold is not None and decoded.compression_ratio > options.compression_ratio_threshold
 
 
 def is_silence(decoded: Decoded, options: Options) -> bool:
@@ -45,3 +117,8 @@ def is_silence(decoded: Decoded, options: Options) -> bool:
     if options.no_speech_threshold is None or decoded.no_speech_prob <= options.no_speech_threshold:
         return False
     return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold
+
+
+def silence(decoded: Decoded, start: float, end: float) -> tuple[Dropped, ...]:
+    """The text, if any, of a window that is silence."""
+    return (Dropped(round(start, 3), round(end, 3), decoded.text, "no_speech"),) if decoded.text else ()

@@ -1,12 +1,17 @@
-"""Decoded windows → segments on the recording's own time line → one transcript."""
+"""Decoded windows → segments on the recording's own time line."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
+from .options import Options
 from .tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
-from .types import Decoded, Segment
+from .types import FRAMES_PER_SECOND, Decoded, Segment
+
+_LEAST_PROBABILITY = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +40,52 @@ def spans(tokens: Sequence[int], timestamp_begin: int) -> Iterator[Span]:
 
 
 def segments(decoded: Decoded, start: float, duration: float, tokenizer: Tokenizer) -> list[Segment]:
-    """The segments of one window that begins at `start` and lasts `duration` seconds; times never leave the window."""
+    """The segments of one window that begins at `start` and lasts `duration` seconds; times never leave the window.
+
+    All of its text is taken, also what no timestamp closes.
+    """
+    probs = iter(decoded.token_probs)
+    seek = round(start * FRAMES_PER_SECOND)
     found: list[Segment] = []
     for span in spans(decoded.tokens, tokenizer.timestamp_begin):
-        text = tokenizer.decode(span.tokens)
-        if not text.strip():
-            continue
         begin = min(span.start, duration)
         end = duration if span.end is None else min(max(span.end, begin), duration)
-        found.append(
-            Segment(
-                start=round(start + begin, 3),
-                end=round(start + end, 3),
-                text=text,
-                tokens=span.tokens,
-                temperature=decoded.temperature,
-                avg_logprob=decoded.avg_logprob,
-                compression_ratio=decoded.compression_ratio,
-                no_speech_prob=decoded.no_speech_prob,
-            )
-        )
+        found.append(text_segment(decoded, span.tokens, start + begin, start + end, seek, tokenizer, probs))
     return found
+
+
+def text_segment(
+    decoded: Decoded, tokens: Sequence[int], start: float, end: float, seek: int, tokenizer: Tokenizer, probs: Iterator[float]
+) -> Segment:
+    """A segment of a window's tokens, timestamps among them or not; its text tokens take their probabilities from `probs`, if it has any."""
+    count = sum(token < tokenizer.eot for token in tokens)
+    return Segment(
+        start=round(start, 3),
+        end=round(end, 3),
+        text=tokenizer.decode(tokens),
+        tokens=tuple(tokens),
+        temperature=decoded.temperature,
+        avg_logprob=decoded.avg_logprob,
+        compression_ratio=decoded.compression_ratio,
+        no_speech_prob=decoded.no_speech_prob,
+        seek=seek,
+        logprobs=tuple(math.log(max(prob, _LEAST_PROBABILITY)) for prob in islice(probs, count)),
+    )
+
+
+def with_words(
+    found: list[Segment], decoded: Decoded, start: float, duration: float, tokenizer: Tokenizer, options: Options
+) -> list[Segment]:
+    """The segments of a window that stands alone, with their words, in order and within the window."""
+    from . import words  # TODO
+
+    timed = words.add_words(
+        found,
+        decoded,
+        start=start,
+        tokenizer=tokenizer,
+        last_speech=start,
+        prepend=options.prepend_punctuations,
+        append=options.append_punctuations,
+    )
+    return words.clamp(timed, start, start + duration)

@@ -3,25 +3,69 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
-from . import audio, stitch, windows
-from .engines import Engine, load_engine
+from . import audio, windows
+from .engines import UNSUPPORTED, Engine, load_engine
 from .errors import Cancelled, EngineError, InvalidRequest, Overloaded, WhisperError
-from .longform import Strand, with_fallback
+from .longform import Heard, Passage, Strand, Strands, chunked
 from .options import Options
 from .scheduler import Scheduler, Ticket
+from .sequential import sequential
 from .settings import Settings
-from .types import SAMPLE_RATE, Decoded, Segment, Transcript
+from .types import Decoded, Dropped, Progress, Segment, Transcript
 
 logger = logging.getLogger(__name__)
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
+MAX_CHANNELS = 8
+
+
+class _NoMore:
+    """A track has no more strands."""
+
+
+_NO_MORE: Final = _NoMore()
+
+
+@dataclass(slots=True, eq=False)
+class Track:
+    """One channel of a recording: the strands it asks for, the windows under way, and what has been heard, in order."""
+
+    channel: int | None
+    strands: Strands
+    concurrent: bool
+    waiting: list[tuple[int, Strand]] = field(default_factory=list)
+    running: int = 0
+    begun: int = 0
+    exhausted: bool = False
+    passages: dict[int, Passage] = field(default_factory=dict)
+    done: int = 0
+    until: float = 0.0
+
+    @property
+    def outstanding(self) -> int:
+        """Strands that have not returned."""
+        return len(self.waiting) + self.running
+
+    def has_room(self, read_ahead: int) -> bool:
+        """Whether its next strand may be asked for."""
+        return not self.exhausted and self.outstanding < (read_ahead if self.concurrent else 1)
+
+    def next_passage(self) -> Passage | None:
+        """The passage after those already taken, once it is there."""
+        passage = self.passages.pop(self.done, None)
+        if passage is not None:
+            self.done += 1
+            self.until = passage.until
+        return passage
 
 
 class Job:
@@ -29,11 +73,19 @@ class Job:
 
     Reading goes in steps of one window on the shared reader threads, so that a long file never keeps a clip from being read, and
     pauses while `read_ahead` of its windows wait for the engine, so that a long file is never decoded into memory as a whole.
-    `on_news` is called, from some thread, when the recording has been opened and when the job has ended.
+    `on_news` is called, from some thread, when the recording has been opened and when the job has ended; `on_progress` when more of the
+    transcript is final.
     """
 
     def __init__(
-        self, source: Source, options: Options, transcriber: Transcriber, *, read_ahead: int, on_news: Callable[[], None] | None = None
+        self,
+        source: Source,
+        options: Options,
+        transcriber: Transcriber,
+        *,
+        read_ahead: int,
+        on_news: Callable[[], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
     ) -> None:
         self.options = options
         self.error: WhisperError | None = None
@@ -43,24 +95,33 @@ class Job:
         self._transcriber = transcriber
         self._read_ahead = read_ahead
         self._on_news = on_news or (lambda: None)
+        self._on_progress = on_progress or (lambda: None)
         self._ended = threading.Event()
         self._lock = threading.RLock()
         self._ticket = Ticket()
-        self._language = options.language if transcriber.engine.tokenizer.multilingual else "en"
-        self._prompt = transcriber.engine.tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else ()
-        self._recording: audio.Recording | None = None
-        self._stretches: Iterator[windows.Stretch] | None = None
-        self._waiting: list[tuple[int, windows.Stretch]] = []
-        self._running = 0
-        self._read = 0
+        self._heard = Heard(options.language if transcriber.engine.tokenizer.multilingual else "en")
+        self._recordings: list[audio.Recording] = []
+        self._first: audio.Recording | None = None
+        self._tracks: list[Track] = []
         self._reading = True
-        self._exhausted = False
-        self._segments: dict[int, list[Segment]] = {}
+        self._segments: list[Segment] = []
+        self._pending: list[Segment] = []
+        self._dropped: list[Dropped] = []
+        self._duration: float | None = None
 
     @property
     def ended(self) -> bool:
         """Whether there is a transcript or an error."""
         return self._ended.is_set()
+
+    @property
+    def progress(self) -> Progress:
+        """What is final so far."""
+        with self._lock:
+            if self.transcript is not None:
+                return Progress(self.transcript.segments, self.transcript.duration, self.transcript.duration)
+            seconds = min((track.until for track in self._tracks), default=0.0)
+            return Progress(tuple(self._segments), round(seconds, 3), self._duration)
 
     def result(self, timeout: float | None = None) -> Transcript:
         """The transcript, waited for; raises the job's error, or TimeoutError."""
@@ -77,9 +138,12 @@ class Job:
 
     def step(self) -> None:
         """Read the next window of the recording, on a reader thread; called again while there is room ahead."""
-        stretch = None
+        track, strand = None, None
         try:
-            stretch = None if self.ended else self._next_stretch()
+            if not self.ended:
+                self._open()
+                track = self._next_track()
+                strand = next(track.strands, _NO_MORE) if track else None
         except WhisperError as error:
             self._fail(error)
         except Exception as error:
@@ -88,83 +152,122 @@ class Job:
         with self._lock:
             if self.ended:
                 return self._release()
-            self._exhausted = stretch is None
-            if stretch is not None:
-                self._waiting.append((self._read, stretch))
-                self._read += 1
-            self._launch()
+            if track is not None:
+                self._take_strand(track, strand)
             self._reading = False
             self._continue_reading()
             self._end_if_complete()
         self._announce_opened()
 
+    def _open(self) -> None:
+        """Open the recording: once for each track's pass."""
+        if self._tracks:
+            return
+        self._first = self._open_recording()
+        self._duration, count = self._first.declared_duration, self._first.channels
+        apart = self.options.channels == "separate" and count > 1
+        if apart and count > MAX_CHANNELS:
+            raise InvalidRequest(f"{count} channels cannot be transcribed apart, at most {MAX_CHANNELS}", param="channels")
+        channels: Sequence[int | None] = range(count) if apart else (None,)
+        self._tracks = [Track(channel, self._strands(channel), self.options.strategy == "chunked") for channel in channels]
+
+    def _open_recording(self, channel: int | None = None) -> audio.Recording:
+        if channel is None and self._first is not None:
+            opened, self._first = self._first, None
+            return opened
+        assert self._source is not None
+        recording = audio.open_recording(self._source, max_seconds=self._transcriber.settings.max_audio_seconds, channel=channel)
+        self._recordings.append(recording)
+        return recording
+
+    def _strands(self, channel: int | None) -> Strands:
+        options, engine = self.options, self._transcriber.engine
+        if options.strategy == "sequential":
+            return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
+        stretches = windows.cut(self._open_recording(channel).blocks(), options)
+        return chunked(stretches, options, self._heard, engine.tokenizer)
+
+    def _next_track(self) -> Track | None:
+        """Of the tracks with room the one that has read least."""
+        return min((track for track in self._tracks if track.has_room(self._read_ahead)), key=lambda track: track.begun, default=None)
+
+    def _take_strand(self, track: Track, strand: Strand | _NoMore | None) -> None:
+        if isinstance(strand, _NoMore):
+            track.exhausted = True
+        elif strand is not None:
+            track.waiting.append((track.begun, strand))
+            track.begun += 1
+            self._launch(track)
+
     def _continue_reading(self) -> None:
-        if not self._reading and not self._exhausted and self._outstanding < self._read_ahead:
+        if not self._reading and self._next_track():
             self._reading = True
             self._transcriber.read(self)
 
-    def _next_stretch(self) -> windows.Stretch | None:
-        if self._stretches is None:
-            assert self._source is not None
-            self._recording = audio.open_recording(self._source, max_seconds=self._transcriber.settings.max_audio_seconds)
-            self._stretches = windows.cut(
-                self._recording.blocks(), vad_filter=self.options.vad, vad_threshold=self.options.vad_threshold
-            )
-        return next(self._stretches, None)
+    def _launch(self, track: Track) -> None:
+        """Start the strands read; while the language is unknown, one at a time, the first with words decides."""
+        while track.waiting and (self._heard.language is not None or self.options.multilingual or track.running == 0):
+            index, strand = track.waiting.pop(0)
+            track.running += 1
+            self._advance(track, index, strand, None)
 
-    @property
-    def _outstanding(self) -> int:
-        return len(self._waiting) + self._running
-
-    def _launch(self) -> None:
-        """Start a strand for each stretch read; while the language is unknown, one at a time, the first with words decides."""
-        while self._waiting and (self._language is not None or self._running == 0):
-            index, stretch = self._waiting.pop(0)
-            strand = with_fallback(stretch.samples, stretch.start, self.options, prompt=self._prompt, language=self._language)
-            self._running += 1
-            self._advance(index, stretch, strand, None)
-
-    def _advance(self, index: int, stretch: windows.Stretch, strand: Strand[Decoded | None], decoded: Decoded | None) -> None:
+    def _advance(self, track: Track, index: int, strand: Strand, decoded: Decoded | None) -> None:
         """Give a strand its decoded window (None to begin) and queue the window it asks for next, or take its result."""
         try:
             window = next(strand) if decoded is None else strand.send(decoded)
         except StopIteration as stop:
-            return self._take(index, stretch, stop.value)
+            return self._take(track, index, stop.value)
         if fixed := self._transcriber.settings.fixed_tokens:
             window = replace(window, decoding=replace(window.decoding, max_tokens=fixed, ignore_eot=True))
-        self._transcriber.scheduler.submit(self._ticket, window, lambda outcome: self._on_outcome(index, stretch, strand, outcome))
+        self._transcriber.scheduler.submit(self._ticket, window, lambda outcome: self._on_outcome(track, index, strand, outcome))
 
-    def _on_outcome(self, index: int, stretch: windows.Stretch, strand: Strand[Decoded | None], outcome: Decoded | WhisperError) -> None:
+    def _on_outcome(self, track: Track, index: int, strand: Strand, outcome: Decoded | WhisperError) -> None:
         with self._lock:
             if self.ended:
                 return
             if isinstance(outcome, WhisperError):
                 return self._fail(outcome)
-            self._advance(index, stretch, strand, outcome)
-            self._launch()
+            self._advance(track, index, strand, outcome)
+            self._launch(track)
             self._continue_reading()
             self._end_if_complete()
 
-    def _take(self, index: int, stretch: windows.Stretch, decoded: Decoded | None) -> None:
-        self._running -= 1
-        tokenizer = self._transcriber.engine.tokenizer
-        found = stitch.segments(decoded, stretch.start, len(stretch.samples) / SAMPLE_RATE, tokenizer) if decoded else []
-        self._segments[index] = found
-        if decoded and found and self._language is None:
-            self._language = decoded.language
+    def _take(self, track: Track, index: int, passage: Passage) -> None:
+        track.running -= 1
+        track.passages[index] = passage
+        if index != track.done:
+            return
+        while (passage_in_order := track.next_passage()) is not None:
+            self._pending += [replace(segment, channel=track.channel) for segment in passage_in_order.segments]
+            self._dropped += passage_in_order.dropped
+        self._settle()
+        self._on_progress()
+
+    def _settle(self) -> None:
+        """Segments are final when no channel can say anything before them any more."""
+        until = min((track.until for track in self._tracks if not self._is_over(track)), default=math.inf)
+        alone = len(self._tracks) == 1
+        final = [segment for segment in self._pending if alone or segment.start < until]
+        self._pending = [segment for segment in self._pending if not (alone or segment.start < until)]
+        self._segments += final if alone else sorted(final, key=lambda segment: (segment.start, segment.channel or 0))
+
+    @staticmethod
+    def _is_over(track: Track) -> bool:
+        return track.exhausted and not track.outstanding
 
     def _end_if_complete(self) -> None:
-        if not self._exhausted or self._outstanding or self.ended:
+        if self.ended or not all(map(self._is_over, self._tracks)) or not self._tracks:
             return
-        assert self._recording is not None
-        found = tuple(segment for index in sorted(self._segments) for segment in self._segments[index])
+        self._settle()
         self.transcript = Transcript(
-            text="".join(segment.text for segment in found).strip(),
-            language=self._language or "en",
-            duration=round(self._recording.duration, 3),
+            text="".join(segment.text for segment in self._segments).strip(),
+            language=self._heard.language or "en",
+            duration=round(max(recording.duration for recording in self._recordings), 3),
             task=self.options.task,
-            segments=found,
-            warnings=tuple(self._recording.warnings),
+            segments=tuple(self._segments),
+            warnings=tuple(dict.fromkeys(warning for recording in self._recordings for warning in recording.warnings)),
+            dropped=tuple(sorted(self._dropped, key=lambda dropped: dropped.start)),
+            language_probability=self._heard.probability,
         )
         self._end()
 
@@ -176,7 +279,8 @@ class Job:
 
     def _end(self) -> None:
         self._ticket.cancelled = True
-        self._waiting.clear()
+        for track in self._tracks:
+            track.waiting.clear()
         self._transcriber.forget(self)
         self._ended.set()
         if not self._reading:
@@ -185,9 +289,10 @@ class Job:
 
     def _release(self) -> None:
         """Let go of the upload. While a step is under way the reader does it, when it comes back."""
-        if self._recording is not None:
-            self._recording.close()
-        self._source, self._stretches = None, None
+        for recording in self._recordings:
+            recording.close()
+        self._source = None
+        self._tracks = []
 
     def _announce_opened(self) -> None:
         if not self.opened and not self.ended:
@@ -213,10 +318,18 @@ class Transcriber:
         """Transcribe one recording and wait for it. `options`: those of `Options`. Raises WhisperError."""
         return self.submit(source, Options(**options)).result()
 
-    def submit(self, source: Source, options: Options, *, on_news: Callable[[], None] | None = None) -> Job:
-        """Begin a transcription. Raises InvalidRequest for what the model cannot do, Overloaded when too many are open."""
+    def submit(
+        self,
+        source: Source,
+        options: Options,
+        *,
+        on_news: Callable[[], None] | None = None,
+        on_progress: Callable[[], None] | None = None,
+    ) -> Job:
+        """Begin a transcription. Raises InvalidRequest for what the model or engine cannot do, Overloaded when too many are open."""
+        _check_engine(self.engine, options)
         _check_model(self.engine, options)
-        job = Job(source, options, self, read_ahead=2 * self.engine.max_batch, on_news=on_news)
+        job = Job(source, options, self, read_ahead=2 * self.engine.max_batch, on_news=on_news, on_progress=on_progress)
         with self._lock:
             if len(self._open) >= self.settings.max_open_requests:
                 raise Overloaded(f"{len(self._open)} requests are open already; try again later")
@@ -256,11 +369,23 @@ class Transcriber:
         self.close()
 
 
+def _check_engine(engine: Engine, options: Options) -> None:
+    """Raise InvalidRequest for an option that the engine cannot honour."""
+    unsupported = UNSUPPORTED.get(engine.name, frozenset())
+    for item in fields(options):
+        if item.name in unsupported and getattr(options, item.name) != item.default:
+            raise InvalidRequest(f"the engine served, {engine.name}, has no {item.name}: leave it out", param=item.name)
+
+
 def _check_model(engine: Engine, options: Options) -> None:
     """Raise InvalidRequest for a language the model has no token for, or a translation by a model that knows English only."""
     tokenizer = engine.tokenizer
-    if options.language is not None and options.language not in tokenizer.languages:
-        known = ", ".join(tokenizer.languages)
-        raise InvalidRequest(f"the model served does not know the language '{options.language}'; it knows: {known}", param="language")
+    for name, languages in (("language", (options.language,)), ("languages", options.languages)):
+        for language in languages:
+            if language is not None and language not in tokenizer.languages:
+                known = ", ".join(tokenizer.languages)
+                raise InvalidRequest(f"the model served does not know the language '{language}'; it knows: {known}", param=name)
     if options.task == "translate" and not tokenizer.multilingual:
         raise InvalidRequest("the model served knows English only: it cannot translate", param="task")
+    if any(token >= tokenizer.vocabulary for token in options.suppress_tokens):
+        raise InvalidRequest(f"suppress_tokens must be below {tokenizer.vocabulary}, the model's vocabulary", param="suppress_tokens")

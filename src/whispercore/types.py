@@ -11,6 +11,10 @@ import numpy.typing as npt
 SAMPLE_RATE = 16_000
 WINDOW_SECONDS = 30.0
 WINDOW_SAMPLES = 480_000
+HOP = 160
+FRAMES_PER_SECOND = 100
+WINDOW_FRAMES = 3_000
+"""Spectrogram frames: one every 160 samples."""
 
 Samples = npt.NDArray[np.float32]
 Task = Literal["transcribe", "translate"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from whispercore.longform import is_silence, needs_fallback, with_fallback
+from whispercore.engines.rules import MAX_PROMPT
+from whispercore.longform import is_silence, needs_fallback, prompt_tokens, with_fallback
 from whispercore.options import Options
 from whispercore.stitch import segments, spans
 from whispercore.tokenizer import Tokenizer
-from whispercore.types import Decoded
+from whispercore.types import Decoded, Decoding, Window
 
 TOKENIZER = Tokenizer(51_865)
 BEGIN = TOKENIZER.timestamp_begin
@@ -43,7 +44,9 @@ def test_thresholds_can_be_switched_off() -> None:
 
 
 def test_a_strand_climbs_the_temperatures_with_the_language_it_found() -> None:
-    strand = with_fallback(np.zeros(16_000, np.float32), 3.0, Options(temperature=(0.0, 0.4, 0.8)), prompt=(7,))
+    options = Options(temperature=(0.0, 0.4, 0.8))
+    first = Window(np.zeros(16_000, np.float32), 3.0, options.decoding(temperature=0.0, prompt=(7,)), margin=(320, 200), loudest=1.5)
+    strand = with_fallback(first, options)
     window = next(strand)
     asked = [window]
     with pytest.raises(StopIteration) as end:
@@ -52,7 +55,27 @@ def test_a_strand_climbs_the_temperatures_with_the_language_it_found() -> None:
     assert [window.decoding.temperature for window in asked] == [0.0, 0.4, 0.8]
     assert [window.decoding.language for window in asked] == [None, "en", "en"]
     assert all(window.decoding.prompt == (7,) and window.start == 3.0 for window in asked)
+    assert all((window.margin, window.loudest) == ((320, 200), 1.5) for window in asked)
     assert end.value.value.compression_ratio == 1.0
+
+
+def test_when_every_attempt_fails_the_likeliest_that_is_no_loop_is_kept() -> None:
+    attempts = [decoded(ratio=9.0, logprob=-0.1), decoded(logprob=-1.5), decoded(logprob=-1.2), decoded(logprob=-3.0)]
+    strand = with_fallback(Window(np.zeros(16_000, np.float32), 0.0, Decoding()), Options(temperature=(0.0, 0.2, 0.4, 0.6)))
+    next(strand)
+    with pytest.raises(StopIteration) as end:
+        for attempt in attempts:
+            strand.send(attempt)
+    assert end.value.value is attempts[2]
+
+
+def test_hot_words_take_half_of_the_prompt_at_most_and_the_latest_text_the_rest() -> None:
+    options = Options(hotwords="Lovelace " * 200, initial_prompt="Ada")
+    tokens = prompt_tokens(options, TOKENIZER, previous=tuple(range(1000, 1500)))
+    assert len(tokens) == MAX_PROMPT
+    assert tokens[: MAX_PROMPT // 2] == TOKENIZER.encode(" " + options.hotwords.strip())[: MAX_PROMPT // 2]
+    assert tokens[MAX_PROMPT // 2 :] == tuple(range(1000, 1500))[-(MAX_PROMPT - MAX_PROMPT // 2) :]
+    assert TOKENIZER.decode(prompt_tokens(Options(hotwords="Lovelace", initial_prompt="Ada"), TOKENIZER)) == " Lovelace Ada"
 
 
 def test_beams_belong_to_temperature_zero_and_samples_above_it() -> None:
