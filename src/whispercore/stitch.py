@@ -57,7 +57,7 @@ def segments(decoded: Decoded, start: float, duration: float, tokenizer: Tokeniz
 def text_segment(
     decoded: Decoded, tokens: Sequence[int], start: float, end: float, seek: int, tokenizer: Tokenizer, probs: Iterator[float]
 ) -> Segment:
-    """A segment of a window's tokens, timestamps among them or not; its text tokens take their probabilities from `probs`, if it has any."""
+    """A segment of a window's tokens, timestamps among them or not; its text tokens take their probabilities from `probs`, if any."""
     count = sum(token < tokenizer.eot for token in tokens)
     return Segment(
         start=round(start, 3),

@@ -159,7 +159,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a transcription is: `segments` are final and in order, `seconds` of the recording are done, of `duration` in all when known."""
+    """How far a transcription is: `segments` are final and in order; `seconds` are done, of `duration` in all when that is known."""
 
     segments: tuple[Segment, ...] = ()
     seconds: float = 0.0

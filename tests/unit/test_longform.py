@@ -66,7 +66,7 @@ def test_when_every_attempt_fails_the_likeliest_that_is_no_loop_is_kept() -> Non
     with pytest.raises(StopIteration) as end:
         for attempt in attempts:
             strand.send(attempt)
-    assert end.value.value is attempts[2]
+    assert end.value.value == attempts[2]
 
 
 def test_hot_words_take_half_of_the_prompt_at_most_and_the_latest_text_the_rest() -> None:
