@@ -6,18 +6,22 @@ their windows on threads of its own. Not a BaseHandler: importing that one chang
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
+from ts.service import Service
 
 from whispercore import __version__
 from whispercore.errors import ConfigurationError
-from whispercore.mailbox import Letter, Mailbox, Post
+from whispercore.mailbox import Letter, Mailbox, Post, both_ids
 from whispercore.settings import Settings
 from whispercore.transcriber import Transcriber
 
@@ -25,11 +29,12 @@ logger = logging.getLogger(__name__)
 
 OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
 CLOSING_FILE = "WHISPER_CLOSING_FILE"
-_COUNTERS = {
-    "whisper_windows_total": "windows",
-    "whisper_batches_total": "batches",
-    "whisper_fallbacks_total": "retries_at_higher_temperature",
-    "whisper_out_of_memory_total": "out_of_memory",
+_COUNTERS: dict[str, Callable[[Mailbox], int]] = {
+    "whisper_windows_total": lambda mailbox: mailbox.transcriber.scheduler.counters.windows,
+    "whisper_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.batches,
+    "whisper_fallbacks_total": lambda mailbox: mailbox.transcriber.scheduler.counters.retries_at_higher_temperature,
+    "whisper_out_of_memory_total": lambda mailbox: mailbox.transcriber.scheduler.counters.out_of_memory,
+    "whisper_shared_total": lambda mailbox: mailbox.shared,
 }
 
 
@@ -46,6 +51,8 @@ class WhisperHandler:
     def initialize(self, context: Any) -> None:
         """Load the engine as config/model-config.yaml and the environment say."""
         logging.getLogger().addFilter(_not_a_poll)
+        if retrieve := getattr(Service, "retrieve_data_for_inference", None):
+            Service.retrieve_data_for_inference = staticmethod(_with_repeated_fields(retrieve))
         section = (context.model_yaml_config or {}).get("whisper")
         try:
             self.transcriber = Transcriber(Settings.load(section))
@@ -67,7 +74,7 @@ class WhisperHandler:
         payloads = [b""] * len(rows)
         for index, id in ids.items():
             if letter := letters.get(id):
-                self._answer(context, index, letter)
+                self._answer(context, index, id, letter)
                 criteria[index], payloads[index] = _CRITERIA[letter.last], letter.payload
             else:
                 # Left out of the reply, the request stays open without a status.
@@ -78,16 +85,20 @@ class WhisperHandler:
         return payloads
 
     @staticmethod
-    def _answer(context: Any, index: int, letter: Letter) -> None:
+    def _answer(context: Any, index: int, id: str, letter: Letter) -> None:
         context.set_response_status(letter.status, letter.reason, index)
         context.set_response_content_type(index, letter.content_type)
-        context.set_response_header(index, "x-request-id", letter.request_id)
+        # TorchServe's front end puts its own id into x-request-id, whatever is there.
+        context.set_response_header(index, "x-client-request-id", letter.request_id)
         if letter.last is False:
             return
-        _measure(context, "whisper_requests_total", 1, [str(letter.status)])
+        measure = functools.partial(_measure, context, id=both_ids(id, letter.request_id))
+        measure("whisper_requests_total", 1, [str(letter.status)])
+        for reason, count in Counter(letter.dropped).items():
+            measure("whisper_dropped_total", count, [reason])
         if letter.audio_seconds:
-            _measure(context, "whisper_audio_seconds_total", letter.audio_seconds)
-            _measure(context, "whisper_processing_seconds_total", letter.seconds)
+            measure("whisper_audio_seconds_total", letter.audio_seconds)
+            measure("whisper_processing_seconds_total", letter.seconds)
 
     def _publish_open_requests(self, context: Any) -> None:
         """Tell how many requests are open: to Prometheus, and to serve.sh, which waits for none before it stops the server."""
@@ -101,18 +112,43 @@ class WhisperHandler:
     def _publish_counters(self, context: Any) -> None:
         """Tell Prometheus what the scheduler has counted since the last call."""
         for metric, counter in _COUNTERS.items():
-            counted = getattr(self.transcriber.scheduler.counters, counter)
+            counted = counter(self.mailbox)
             if counted > self._published[metric]:
                 _measure(context, metric, counted - self._published[metric])
                 self._published[metric] = counted
 
 
-def _measure(context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER) -> None:
-    """Add to a metric; where the server's metrics.yaml does not declare ours, as on SageMaker, go without."""
+def _measure(
+    context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER, id: str = ""
+) -> None:
+    """Add to a metric; where the server's metrics.yaml does not declare ours, as on SageMaker, go without. `id`: for its log line."""
     try:
-        context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions))
+        context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions), id)
     except (AttributeError, MetricsCacheKeyError):
         logger.debug("metric %s is not declared", name)
+
+
+def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """TorchServe's reading of a call, and every value of a form field sent more than once: it keeps only the last (ts/service.py)."""
+
+    @functools.wraps(retrieve)
+    def read(batch: Any) -> Any:
+        found = retrieve(batch)
+        # Another version's may look different: then a repeated field is its last value.
+        with contextlib.suppress(IndexError, KeyError, TypeError, ValueError, AttributeError):
+            for row, request in zip(found[1], batch, strict=True):
+                row.update(_repeated(request["parameters"]))
+        return found
+
+    return read
+
+
+def _repeated(parameters: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The values, in order, of each name that comes more than once; what to make of them is the core's business."""
+    values: dict[str, list[Any]] = {}
+    for parameter in parameters:
+        values.setdefault(parameter["name"], []).append(parameter["value"])
+    return {name: several for name, several in values.items() if len(several) > 1}
 
 
 def _whole(_: Any) -> None:

@@ -1,7 +1,8 @@
 """Between a server that polls and a core that works on its own: requests are posted, letters collected when there is news.
 
 TorchServe's continuous batching calls the handler again and again with every open request; `Mailbox.exchange` is one such call.
-It registers what is new, waits a moment for news, and returns a letter for each request that has something to say.
+It registers what is new, waits a moment for news, and returns a letter for each request that has something to say. Clients repeat a
+request silently when they lose patience: equal audio with equal options shares the job of the copy that is open.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import formats, wire
 from .errors import EngineError, Overloaded, WhisperError
+from .tokenizer import Tokenizer
 from .transcriber import Job, Transcriber
+from .types import Progress, Transcript
 
 logger = logging.getLogger(__name__)
 
@@ -39,40 +42,76 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What a request is told now. `last`: None a whole reply, False a chunk with more to come, True a stream's last chunk."""
+    """What a request is told now. `last`: None a whole reply, False a chunk with more to come, True a stream's last chunk.
+
+    `request_id`: the client's own x-request-id, the server's id for a client that sent none. `dropped`: why each text that a guard
+    took for no speech was left out of the transcript.
+    """
 
     status: int
-    reason: str
     content_type: str
     payload: bytes
     request_id: str
     last: bool | None = None
     audio_seconds: float = 0.0
     seconds: float = 0.0
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """The words after the number in the status line."""
+        return formats.status_phrase(self.status)
 
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """A request between its arrival and its last letter."""
+    """A request between its arrival and its last letter. `told`: the progress that its stream has had."""
 
-    request: wire.Request
+    id: str
     request_id: str
+    request: wire.Request
     job: Job
     arrived: float
     resent_bytes: int
     begun: bool = False
     knocked: float = 0.0
+    told: Progress = field(default_factory=Progress)
+
+    def __str__(self) -> str:
+        return both_ids(self.id, self.request_id)
+
+    @property
+    def content_type(self) -> str:
+        """Of the reply, should it be a transcript."""
+        reply, route = self.request.reply, self.request.route
+        return formats.stream_content_type(route) if reply.stream else formats.content_type(reply.response_format)
+
+    def news(self, tokenizer: Tokenizer) -> bytes:
+        """What the stream has not had yet: segments, seconds done. Empty when there is none, and where nothing is streamed."""
+        if not self.request.reply.stream or (progress := self.job.progress) == self.told:
+            return b""
+        fresh, self.told = progress.segments[len(self.told.segments) :], progress
+        return formats.stream_chunk(fresh, progress, self.request.reply, self.request.route, tokenizer=tokenizer)
+
+    def last_words(self, transcript: Transcript, tokenizer: Tokenizer) -> formats.Body:
+        """The reply, or what is left of it when it is a stream."""
+        reply, route = self.request.reply, self.request.route
+        if not reply.stream:
+            return formats.render(transcript, reply, route, tokenizer=tokenizer)
+        return formats.Body(self.content_type, self.news(tokenizer) + formats.stream_end(transcript, reply, route, tokenizer=tokenizer))
 
 
 class Mailbox:
     """Open requests by the server's id. Used by one thread, the server's; the core's threads only ring the bell.
 
-    While `closing`, what is open goes on and new requests are refused with 503.
+    While `closing`, what is open goes on and new requests are refused with 503. `shared` counts requests that joined another's job.
     """
 
     def __init__(self, transcriber: Transcriber) -> None:
         self.transcriber = transcriber
         self.closing = False
+        self.shared = 0
+        self._tokenizer = transcriber.engine.tokenizer
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
 
@@ -84,20 +123,25 @@ class Mailbox:
         """Letters by request id. A request that is in none of the posts any more has gone away and is cancelled."""
         by_id = {post.id: post for post in posts}
         for gone in self._open.keys() - by_id.keys():
-            self._open.pop(gone).job.cancel()
+            self._give_up(self._open.pop(gone))
         letters = {post.id: letter for post in by_id.values() if post.id not in self._open and (letter := self._receive(post))}
         if not letters:
             self._news.wait(self._patience())
         self._news.clear()
-        for id in list(self._open):
-            if letter := self._letter(id):
-                letters[id] = letter
+        for open in list(self._open.values()):
+            if letter := self._letter(open):
+                letters[open.id] = letter
         return letters
+
+    def _give_up(self, gone: Open) -> None:
+        """Cancel the job of a client that has left, unless somebody else waits for it too."""
+        if not any(open.job is gone.job for open in self._open.values()):
+            gone.job.cancel()
 
     def _receive(self, post: Post) -> Letter | None:
         """Begin a request; a letter at once when it is refused, or needs no transcription."""
         arrived = time.monotonic()
-        request_id = wire.request_id(post.headers)
+        request_id = wire.request_id(post.headers) or post.id
         try:
             if self.closing:
                 raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
@@ -105,13 +149,34 @@ class Mailbox:
             if request.route == "models":
                 return _letter(formats.render_models([self.transcriber.settings.model]), request_id, 200)
             wire.check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
-            job = self.transcriber.submit(request.audio, request.options, on_news=self._news.set)
+            self._open[post.id] = self._begin(post.id, request_id, request, arrived)
         except WhisperError as error:
+            logger.info("request %s refused with %d: %s", both_ids(post.id, request_id), error.status, error.message)
             return _refusal(error, request_id)
         except Exception as error:  # one request's surprise must not fail the others of the same call
-            logger.exception("request %s could not be read", request_id)
+            logger.exception("request %s could not be read", both_ids(post.id, request_id))
             return _refusal(EngineError(f"the request could not be read: {error}"), request_id)
-        self._open[post.id] = Open(request, request_id, job, arrived, resent_bytes=len(request.audio))
+        return None
+
+    def _begin(self, id: str, request_id: str, request: wire.Request, arrived: float) -> Open:
+        """An open request, with a job of its own or with that of an equal one."""
+        size = len(request.audio)
+        if first := self._twin(request):
+            self.shared += 1
+            request = replace(request, audio=first.request.audio)  # the copy's bytes are free to go
+            opened = Open(id, request_id, request, first.job, arrived, size)
+            logger.info("request %s shares the work of %s: the same audio and options", opened, first)
+            return opened
+        on_progress = self._news.set if request.reply.stream else None
+        job = self.transcriber.submit(request.audio, request.options, on_news=self._news.set, on_progress=on_progress)
+        return Open(id, request_id, request, job, arrived, size)
+
+    def _twin(self, request: wire.Request) -> Open | None:
+        """The open request for the same audio with the same options. Bytes are compared last: that takes 10 ms for 100 MB."""
+        for open in self._open.values():
+            alike = len(open.request.audio) == len(request.audio) and open.request.options == request.options
+            if alike and open.job.error is None and open.request.audio == request.audio:
+                return open
         return None
 
     def _patience(self) -> float:
@@ -119,40 +184,63 @@ class Mailbox:
         resent = sum(open.resent_bytes for open in self._open.values() if not open.begun)
         return min(max(SHORTEST_WAIT, resent / RESENT_BYTES_PER_SECOND), LONGEST_WAIT)
 
-    def _letter(self, id: str) -> Letter | None:
-        open = self._open[id]
-        if open.job.ended:
-            del self._open[id]
-            return self._final(id, open)
-        if not open.begun:
-            open.begun = open.job.opened and open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES
-        if open.begun and time.monotonic() - open.knocked >= KNOCK_SECONDS:
-            open.knocked = time.monotonic()
-            return Letter(200, "OK", formats.content_type(open.request.reply.response_format), b"", open.request_id, last=False)
-        return None
-
-    def _final(self, id: str, open: Open) -> Letter:
-        seconds = time.monotonic() - open.arrived
-        last = True if open.begun else None
+    def _letter(self, open: Open) -> Letter | None:
+        """The last letter when the job has ended or the reply cannot be made, a chunk when there is something for one."""
         try:
-            transcript = open.job.result(timeout=0)
-            body = formats.render(transcript, open.request.reply, open.request.route)
+            if not open.job.ended:
+                return self._chunk(open)
+            letter = self._final(open)
         except WhisperError as error:
-            logger.warning("request %s (%s) failed after %.3f s: %s", id, open.request_id, seconds, error.message)
-            return _refusal(error, open.request_id, last=last, seconds=seconds)
-        except Exception as error:
-            logger.exception("request %s (%s) could not be answered", id, open.request_id)
-            return _refusal(EngineError(f"the reply could not be made: {error}"), open.request_id, last=last, seconds=seconds)
-        logger.info("request %s (%s): %.1f s of audio in %.3f s", id, open.request_id, transcript.duration, seconds)
-        return _letter(body, open.request_id, 200, last=last, audio_seconds=transcript.duration, seconds=seconds)
+            letter = self._failure(open, error)
+            logger.warning("request %s failed after %.3f s: %s", open, letter.seconds, error.message)
+        except Exception as error:  # one request's surprise must not fail the others of the same call
+            letter = self._failure(open, EngineError(f"the reply could not be made: {error}"))
+            logger.exception("request %s could not be answered", open)
+        del self._open[open.id]
+        self._give_up(open)
+        return letter
+
+    def _chunk(self, open: Open) -> Letter | None:
+        """News of a stream; or an empty chunk that begins a large upload's reply, or finds out whether its client is still there."""
+        payload, now = open.news(self._tokenizer), time.monotonic()
+        early = open.job.opened and open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES
+        due = now - open.knocked >= KNOCK_SECONDS if open.begun else early
+        if not (payload or due):
+            return None
+        open.begun, open.knocked = True, now
+        return Letter(200, open.content_type, payload, open.request_id, last=False)
+
+    def _final(self, open: Open) -> Letter:
+        transcript = open.job.result(timeout=0)
+        body = open.last_words(transcript, self._tokenizer)
+        seconds = time.monotonic() - open.arrived
+        logger.info("request %s: %.1f s of audio in %.3f s", open, transcript.duration, seconds)
+        dropped = tuple(one.reason for one in transcript.dropped)
+        return Letter(200, body.content_type, body.payload, open.request_id, _last(open), transcript.duration, seconds, dropped)
+
+    def _failure(self, open: Open, error: WhisperError) -> Letter:
+        """An error with its true status, or told within a reply that has begun."""
+        seconds = time.monotonic() - open.arrived
+        if open.begun and open.request.reply.stream:
+            payload = formats.stream_error(error, open.request.route)
+            return Letter(error.status, open.content_type, payload, open.request_id, last=True, seconds=seconds)
+        return replace(_refusal(error, open.request_id), last=_last(open), seconds=seconds)
 
 
-def _refusal(error: WhisperError, request_id: str, *, last: bool | None = None, seconds: float = 0.0) -> Letter:
+def both_ids(id: str, request_id: str) -> str:
+    """What logs call a request: the server's id, and the client's own, when it sent one, in brackets."""
+    return id if request_id == id else f"{id} ({request_id})"
+
+
+def _last(open: Open) -> bool | None:
+    """How the last letter goes out: as a begun reply's last chunk, or whole."""
+    return True if open.begun else None
+
+
+def _refusal(error: WhisperError, request_id: str) -> Letter:
     status, body = formats.render_error(error)
-    return _letter(body, request_id, status, last=last, seconds=seconds)
+    return _letter(body, request_id, status)
 
 
-def _letter(
-    body: formats.Body, request_id: str, status: int, *, last: bool | None = None, audio_seconds: float = 0.0, seconds: float = 0.0
-) -> Letter:
-    return Letter(status, formats.status_phrase(status), body.content_type, body.payload, request_id, last, audio_seconds, seconds)
+def _letter(body: formats.Body, request_id: str, status: int) -> Letter:
+    return Letter(status, body.content_type, body.payload, request_id)
