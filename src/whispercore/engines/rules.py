@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 from ..errors import EngineError
-from ..tokenizer import Tokenizer
+from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import Decoded, Decoding
 
 TEXT_CONTEXT = 448
 MAX_SAMPLED = TEXT_CONTEXT // 2
 MAX_PROMPT = TEXT_CONTEXT // 2 - 1
-MAX_INITIAL_TIMESTAMP = 50
-"""The first timestamp is at most this many steps of 0.02 s in: 1 s."""
 
 
 def batch_key(decoding: Decoding) -> Decoding:
-    """All of `decoding` but the language and the prompt's words: the sequences of one call begin with equally many tokens."""
-    return replace(decoding, language=None, prompt=(0,) * min(len(decoding.prompt), MAX_PROMPT))
+    """What the windows of one call have in common: all of `decoding` but what is each window's own."""
+    return replace(decoding, language=None, languages=(), prompt=(), alignment="none")
+
+
+def prompt_length(decoding: Decoding) -> int:
+    """Tokens of the prompt that a sequence begins with: sequences decoded side by side have equally many."""
+    return min(len(decoding.prompt), MAX_PROMPT)
+
+
+def equals(keys: Sequence[Hashable]) -> list[list[int]]:
+    """The indices of equal keys, together, in the order of their first."""
+    found: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        found.setdefault(key, []).append(index)
+    return list(found.values())
 
 
 def start_tokens(tokenizer: Tokenizer, decoding: Decoding, language: str) -> list[int]:
@@ -31,11 +42,28 @@ def start_tokens(tokenizer: Tokenizer, decoding: Decoding, language: str) -> lis
     return [openai.sot_prev, *prompt, *start] if prompt else start
 
 
-def suppressed_tokens(tokenizer: Tokenizer) -> list[int]:
-    """Tokens never sampled: speaker tags and other non-speech, and the special tokens; openai-whisper's `suppress_tokens="-1"`."""
+def suppressed_tokens(tokenizer: Tokenizer, suppress: Sequence[int] = (-1,)) -> list[int]:
+    """Tokens never sampled: `suppress`, in which -1 stands for speaker tags and other non-speech, and the special tokens.
+
+    As openai-whisper, which however lets special tokens be sampled when nothing is to be suppressed. Tokens that the vocabulary
+    lacks are never sampled anyway.
+    """
     openai = tokenizer.openai
     special = [openai.transcribe, openai.translate, openai.sot, openai.sot_prev, openai.sot_lm, openai.no_speech]
-    return sorted({*openai.non_speech_tokens, *special})
+    chosen = {token for token in suppress if 0 <= token < tokenizer.vocabulary}
+    return sorted({*chosen, *(openai.non_speech_tokens if -1 in suppress else ()), *special})
+
+
+def last_initial_timestamp(decoding: Decoding) -> int | None:
+    """The latest first timestamp, in steps of 0.02 s; None: no bound."""
+    return None if decoding.max_initial_timestamp is None else round(decoding.max_initial_timestamp / SECONDS_PER_TIMESTAMP)
+
+
+def likeliest(probabilities: Mapping[str, float], candidates: Sequence[str]) -> tuple[str, float]:
+    """The likeliest language among `candidates` that the model knows, or among all, and how probable it is among these."""
+    among = {language: probabilities[language] for language in candidates if language in probabilities} or probabilities
+    language = max(among, key=among.__getitem__)
+    return language, among[language] / (math.fsum(among.values()) or 1.0)
 
 
 def sampled_length(decoding: Decoding) -> int:
@@ -43,8 +71,35 @@ def sampled_length(decoding: Decoding) -> int:
     return min(decoding.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
 
 
+def complete(tokens: Sequence[int], timestamp_begin: int) -> int:
+    """How many of the sampled tokens make up complete segments, by whisper.transcribe's rule.
+
+    A segment ends where two timestamps follow each other, or with a lone timestamp at the end; text after the last such end is left
+    for the next window. Without two timestamps in a row all tokens are one segment.
+    """
+    is_time = [token >= timestamp_begin for token in tokens]
+    pairs = [index for index in range(1, len(tokens)) if is_time[index - 1] and is_time[index]]
+    finished = is_time[-2:] == [False, True]
+    return len(tokens) if finished or not pairs else pairs[-1]
+
+
+def aligned_tokens(tokenizer: Tokenizer, decoding: Decoding, tokens: Sequence[int]) -> list[int]:
+    """The text tokens whose times `decoding` asks for."""
+    if decoding.alignment == "none":
+        return []
+    count = len(tokens) if decoding.alignment == "all" else complete(tokens, tokenizer.timestamp_begin)
+    return [token for token in tokens[:count] if token < tokenizer.eot]
+
+
 def decoded(
-    tokenizer: Tokenizer, tokens: Sequence[int], *, language: str, temperature: float, avg_logprob: float, no_speech_prob: float
+    tokenizer: Tokenizer,
+    tokens: Sequence[int],
+    *,
+    language: str,
+    temperature: float,
+    avg_logprob: float,
+    no_speech_prob: float,
+    language_probability: float | None = None,
 ) -> Decoded:
     """A `Decoded` of the sampled tokens. Raises EngineError when a score is not a number: JSON has none such."""
     if not (math.isfinite(avg_logprob) and math.isfinite(no_speech_prob)):
@@ -54,6 +109,7 @@ def decoded(
         tokens=tuple(int(token) for token in tokens),
         text=text,
         language=language,
+        language_probability=language_probability,
         temperature=float(temperature),
         avg_logprob=float(avg_logprob),
         no_speech_prob=float(no_speech_prob),
