@@ -1,7 +1,8 @@
 """One HTTP request, as a server's row of fields and headers → a checked `Request`. Knows no server; raises `WhisperError` only.
 
 Fields are the body's form fields, the keys of a JSON object, or the query's. A raw body takes its options from headers:
-`X-Whisper-<Option-With-Dashes>`, as in `X-Whisper-Beam-Size: 5`. An empty value, or JSON's null, counts as not sent.
+`X-Whisper-<Option-With-Dashes>`, as in `X-Whisper-Beam-Size: 5`. An empty value, or JSON's null, counts as not sent. A list is JSON,
+text with commas, or a repeated `name[]`; an object is JSON or its parts as `name[part]`: as OpenAI's clients send them.
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ import base64
 import binascii
 import difflib
 import json
-import math
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from types import MappingProxyType, NoneType
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
-
-from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
 
 from .errors import InvalidRequest, NotFound, TooLarge
-from .options import FALLBACK_TEMPERATURES, Options, Reply, ResponseFormat
+from .options import SUBTITLE_OPTIONS, Options, Reply, ResponseFormat
+from .values import parsed, read, shown
 
 Audio: TypeAlias = bytes | bytearray | memoryview
 Route = Literal["native", "transcriptions", "translations", "models"]
@@ -40,17 +39,37 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
 )
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
-        "prompt": "initial_prompt",  # OpenAI's API
-        "log_prob_threshold": "logprob_threshold",  # faster-whisper
-        "timestamp_granularities[]": "timestamp_granularities",  # as the official clients spell an array
-        "model_name": "model",  # TorchServe's own query field on /invocations
+        # OpenAI's API
+        "prompt": "initial_prompt",
+        "keywords": "hotwords",
+        "chunking_strategy[type]": "chunking_strategy",
+        "chunking_strategy[threshold]": "vad_threshold",
+        "chunking_strategy[silence_duration_ms]": "vad_min_silence_duration_ms",
+        "chunking_strategy[prefix_padding_ms]": "vad_speech_pad_ms",
+        # faster-whisper
+        "log_prob_threshold": "logprob_threshold",
+        "vad_parameters[threshold]": "vad_threshold",
+        "vad_parameters[neg_threshold]": "vad_neg_threshold",
+        "vad_parameters[min_speech_duration_ms]": "vad_min_speech_duration_ms",
+        "vad_parameters[min_silence_duration_ms]": "vad_min_silence_duration_ms",
+        "vad_parameters[speech_pad_ms]": "vad_speech_pad_ms",
+        # TorchServe's own query field on /invocations
+        "model_name": "model",
     }
 )
+OBJECT_FIELDS = ("vad_parameters", "chunking_strategy")
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "known_speaker_names": "speakers are not told apart",
+        "known_speaker_references": "speakers are not told apart",
+        "vad_parameters[max_speech_duration_s]": "windows have at most 30 s already",
+        "vad_parameters": 'it takes an object, as in {"threshold": 0.5}',
+    }
+)
+"""What OpenAI's API or faster-whisper have and this server has not, with why."""
 OPTION_HEADER = "x-whisper-"
 RAW_FIELD = "body"
 AUDIO_FIELDS = ("file", "audio", "data")
-MAX_TEXT = 10_000
-"""Characters of a text option; the model itself reads at most the last 223 tokens of a prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,9 +94,9 @@ class _Sent:
 def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     """The request that `row` and `headers` make.
 
-    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}, a form one bytes or str per field; query fields
-    stand beside. Headers count in any case; values that are no strings are passed over (form fields' own headers).
-    Raises InvalidRequest (400) naming the field, NotFound (404) for an unknown `url_path`.
+    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}, a form one bytes or str per field, or the list of all
+    values of a field that was repeated; query fields stand beside. Headers count in any case; values that are no strings are
+    passed over (form fields' own headers). Raises InvalidRequest (400) naming the field, NotFound (404) for an unknown `url_path`.
     """
     known = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     route = _route(known.get("url_path", ""))
@@ -85,19 +104,16 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
         return Request(audio=b"", options=Options(), reply=Reply(), route=route)
     content = _json_content(row, known.get("content-type", ""))
     sent = _collect([*_fields(row, content), *_headers(headers)])
-    return Request(
-        audio=_audio(row, content),
-        options=_options(sent, route),
-        reply=_reply(sent, known.get("accept", "")),
-        route=route,
-    )
+    audio = _audio(row, content)
+    options, reply = _asked(sent, route, known.get("accept", ""))
+    return Request(audio=audio, options=options, reply=reply, route=route)
 
 
 def request_id(headers: Mapping[str, Any]) -> str:
-    """The client's x-request-id when it can be repeated in a header and a log line, else a new one."""
+    """The client's x-request-id when it can be repeated in a header and a log line, else ""."""
     offered = next((value for name, value in headers.items() if name.lower() == "x-request-id" and isinstance(value, str)), "")
     sane = 0 < len(offered) <= 128 and offered.isascii() and offered.isprintable()
-    return offered if sane else uuid.uuid4().hex
+    return offered if sane else ""
 
 
 def check_audio_bytes(audio: Audio, limit: int) -> None:
@@ -110,7 +126,7 @@ def check_audio_bytes(audio: Audio, limit: int) -> None:
 def _route(path: str) -> Route:
     route = ROUTES.get(path.partition("?")[0].strip("/"))
     if route is None:
-        raise NotFound(f"no such path: /{_shown(path.strip('/'))}; there are: {', '.join('/' + path for path in ROUTES if path)}")
+        raise NotFound(f"no such path: /{shown(path.strip('/'))}; there are: {', '.join('/' + path for path in ROUTES if path)}")
     return route
 
 
@@ -139,14 +155,27 @@ def _fields(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Iterat
     named = [(name, value) for name, value in row.items() if name != RAW_FIELD]
     for name, value in [*named, *(content or {}).items()]:
         if name not in AUDIO_FIELDS:
-            yield _Sent(ALIASES.get(name, name), name, _plain(name, value))
+            yield from _spelled(name, name, _plain(name, value))
 
 
 def _headers(headers: Mapping[str, Any]) -> Iterator[_Sent]:
     for label, value in headers.items():
         if label.lower().startswith(OPTION_HEADER) and isinstance(value, str):
             name = label.lower().removeprefix(OPTION_HEADER).replace("-", "_")
-            yield _Sent(ALIASES.get(name, name), label, _utf8(value).strip())
+            yield from _spelled(name, label, _utf8(value).strip())
+
+
+def _spelled(name: str, label: str, value: Any) -> Iterator[_Sent]:
+    """The field under its own name, which may be sent as an alias, as name[] for a list, or as an object with several fields."""
+    if name in OBJECT_FIELDS and isinstance(value, str) and value.startswith("{"):
+        value = parsed(label, value)
+    if name in OBJECT_FIELDS and isinstance(value, Mapping):
+        for part, inner in value.items():
+            yield from _spelled(f"{name}[{part}]", f"{label}[{part}]", _plain(part, inner))
+        return
+    base = name.removesuffix("[]")
+    base = ALIASES.get(base, base)
+    yield _Sent(base if base in LIST_FIELDS else ALIASES.get(name, name), label, value)
 
 
 def _utf8(header: str) -> str:
@@ -158,12 +187,14 @@ def _utf8(header: str) -> str:
 
 
 def _plain(name: str, value: Any) -> Any:
-    """A field's value, its bytes as stripped text."""
+    """A field's value, or those of a repeated field, bytes as stripped text."""
+    if isinstance(value, list):
+        return [_plain(name, one) if isinstance(one, Audio | str) else one for one in value]
     if isinstance(value, Audio):
         try:
             value = bytes(value).decode()
         except UnicodeDecodeError:
-            raise InvalidRequest(f"{_shown(name)} is not UTF-8 text", param=_shown(name)) from None
+            raise InvalidRequest(f"{shown(name)} is not UTF-8 text", param=shown(name)) from None
     return value.strip() if isinstance(value, str) else value
 
 
@@ -171,21 +202,27 @@ def _collect(found: list[_Sent]) -> dict[str, _Sent]:
     """The fields by their own name, known ones only, each once."""
     sent: dict[str, _Sent] = {}
     for field in found:
-        if field.name not in KNOWN_FIELDS:
-            raise _unknown(field)
+        _check_known(field)
         if field.value is None or field.value == "":
             continue
         if field.name in sent:
-            raise InvalidRequest(f"{field.name} is given twice: as {sent[field.name].label} and as {field.label}", param=field.name)
+            message = f"{shown(field.label)} is given twice: as {shown(sent[field.name].label)} and as {shown(field.label)}"
+            raise InvalidRequest(message, param=field.label)
         sent[field.name] = field
     return sent
 
 
-def _unknown(field: _Sent) -> InvalidRequest:
+def _check_known(field: _Sent) -> None:
+    """Raise InvalidRequest for a field that nobody knows, or that is known elsewhere but not available here."""
+    label = shown(field.label)
+    if field.name in KNOWN_FIELDS or (field.name in REFUSED and field.value in (None, "")):
+        return
+    if why := REFUSED.get(field.name.removesuffix("[]")):
+        raise InvalidRequest(f"{label} is not available: {why}", param=label, code="unsupported_parameter")
     close = difflib.get_close_matches(field.name[:64], [*KNOWN_FIELDS, *ALIASES], n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     names = ", ".join(sorted({*AUDIO_FIELDS, *KNOWN_FIELDS, *ALIASES}))
-    return InvalidRequest(f"unknown field '{_shown(field.label)}'; {hint}known: {names}", param=_shown(field.label), code="unknown_field")
+    raise InvalidRequest(f"unknown field '{label}'; {hint}known: {names}", param=label, code="unknown_parameter")
 
 
 # The audio
@@ -199,7 +236,8 @@ def _audio(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Audio:
         if content is not None and content.get(name) is not None:
             uploads[f"JSON's {name}" if name in uploads else name] = _base64(name, content[name])
     if not uploads:
-        raise InvalidRequest("missing file: send the audio as the body, as the form field 'file', or as base64 in JSON", param="file")
+        message = "missing file: send the audio as the body, as the form field 'file', or as base64 in JSON"
+        raise InvalidRequest(message, param="file", code="missing_required_parameter")
     if len(uploads) > 1:
         raise InvalidRequest(f"one recording per request; got {' and '.join(uploads)}", param="file")
     audio = next(iter(uploads.values()))
@@ -233,34 +271,58 @@ def _base64(name: str, value: Any) -> bytes:
 # Options and the reply's form, read by the types of their dataclasses
 
 
-def _options(sent: Mapping[str, _Sent], route: Route) -> Options:
-    values = {name: _value(name, sent[name].value) for name in _OPTION_TYPES if name in sent}
-    if route == "translations" and values.setdefault("task", "translate") != "translate":
-        raise InvalidRequest("the path /v1/audio/translations translates; post to /v1/audio/transcriptions instead", param="task")
-    return Options(**values)
+def _asked(sent: Mapping[str, _Sent], route: Route, accept: str) -> tuple[Options, Reply]:
+    """What the fields ask for; what one of them says of another included."""
+    values = {name: read(name, _TYPES[name], field.label, field.value) for name, field in sent.items() if name in _TYPES}
+    if "response_format" not in values and not values.get("stream"):
+        values["response_format"] = _accepted(accept)
+    _imply(values, route)
+    labels = {name: field.label for name, field in sent.items()}
+    labels.setdefault("include", labels.get("token_logprobs", "include"))
+    with _named_as_sent(labels):
+        if route == "translations" and values["task"] != "translate":
+            raise InvalidRequest("task: /v1/audio/translations translates; post to /v1/audio/transcriptions instead", param="task")
+        reply = Reply(**{name: value for name, value in values.items() if name in _REPLY_TYPES})
+        _check_form(reply, labels, route)
+        return Options(**{name: value for name, value in values.items() if name in _OPTION_TYPES}), reply
 
 
-def _reply(sent: Mapping[str, _Sent], accept: str) -> Reply:
-    if "model" in sent:
-        _text("model", sent["model"].value)  # any name will do: the server has one model
-    if "timestamp_granularities" in sent:
-        _check_granularities(sent["timestamp_granularities"].value)
-    if "response_format" not in sent:
-        return Reply(response_format=_accepted(accept))
-    wanted = _text("response_format", sent["response_format"].value).lower()
-    for known in CONTENT_TYPES:
-        if wanted == known:
-            return Reply(response_format=known)
-    raise InvalidRequest(f"response_format must be one of {', '.join(CONTENT_TYPES)}; got '{_shown(wanted)}'", param="response_format")
+def _imply(values: dict[str, Any], route: Route) -> None:
+    """What a field switches on: words their times, log-probabilities themselves, OpenAI's chunking strategies the VAD."""
+    if values.get("word_timestamps"):
+        values.setdefault("timestamp_granularities", ("word", "segment"))
+    if "word" in values.get("timestamp_granularities", ()) or any(values.get(name) for name in SUBTITLE_OPTIONS):
+        values["word_timestamps"] = True
+    if values.get("token_logprobs"):
+        values.setdefault("include", ("logprobs",))
+    if values.get("include"):
+        values["token_logprobs"] = True
+    if values.get("chunking_strategy"):
+        values.setdefault("vad_filter", True)
+    if route == "translations":
+        values.setdefault("task", "translate")
 
 
-def _check_granularities(value: Any) -> None:
-    for one in _listed(value) if isinstance(value, str | list) else [value]:
-        if one == "word":
-            message = "timestamp_granularities: 'word' is not available in this version; 'segment' is"
-            raise InvalidRequest(message, param="timestamp_granularities", code="unsupported_value")
-        if one != "segment":
-            raise InvalidRequest(f"timestamp_granularities must be segment; got '{_shown(one)}'", param="timestamp_granularities")
+def _check_form(reply: Reply, labels: Mapping[str, str], route: Route) -> None:
+    """Raise InvalidRequest for what the form of the answer has no place for."""
+    timed = ("json", "verbose_json") if route == "native" else ("verbose_json",)
+    if "timestamp_granularities" in labels and reply.response_format not in timed:
+        message = f"timestamp_granularities: response_format must be {' or '.join(timed)} to have times"
+        raise InvalidRequest(message, param="timestamp_granularities")
+    streamed = ("json", "verbose_json") if route == "native" else ("json", "text")
+    if reply.stream and reply.response_format not in streamed:
+        raise InvalidRequest(f"stream: response_format must be {' or '.join(streamed)} to be streamed", param="stream")
+
+
+@contextmanager
+def _named_as_sent(labels: Mapping[str, str]) -> Iterator[None]:
+    """An option's error, told by the name that the client gave it: prompt, X-Whisper-Beam-Size."""
+    try:
+        yield
+    except InvalidRequest as error:
+        name = error.param or ""
+        label = labels.get(name, name)
+        raise InvalidRequest(error.message.replace(name, label, 1), param=label, code=error.code) from None
 
 
 def _accepted(accept: str) -> ResponseFormat:
@@ -282,97 +344,14 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def _value(name: str, value: Any) -> Any:
-    """`value`, text or typed, as the type of the option `name`."""
-    hint = _OPTION_TYPES[name]
-    if get_origin(hint) is tuple:
-        return _temperatures(name, value)
-    if get_origin(hint) is Literal:
-        return _text(name, value).lower()
-    optional = NoneType in get_args(hint)
-    kind = get_args(hint)[0] if optional else hint
-    if optional and kind in (int, float) and isinstance(value, str) and value.lower() == "none":
-        return None
-    if name == "language":
-        return _language(value)
-    return _READERS[kind](name, value)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be text; got {_shown(value)}", param=name)
-    if len(value) > MAX_TEXT:
-        raise InvalidRequest(f"{name} has {len(value)} characters, at most {MAX_TEXT} are accepted", param=name)
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise InvalidRequest(f"{name} is not valid Unicode text: it has an unpaired surrogate", param=name)
-    return value
-
-
-def _language(value: Any) -> str | None:
-    """The ISO code of a code or an English name; None for auto."""
-    wanted = _text("language", value).lower()
-    code: str = TO_LANGUAGE_CODE.get(wanted, wanted)
-    if wanted == "auto":
-        return None
-    if code not in LANGUAGES:
-        close = difflib.get_close_matches(wanted[:64], [*LANGUAGES, *TO_LANGUAGE_CODE], n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise InvalidRequest(f"unknown language '{_shown(wanted)}'; {hint}known: {', '.join(sorted(LANGUAGES))}", param="language")
-    return code
-
-
-def _boolean(name: str, value: Any) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower()) if isinstance(value, bool | int | str) else None
-    if known is None:
-        raise InvalidRequest(f"{name} must be true or false; got {_shown(value)}", param=name)
-    return known
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InvalidRequest(f"{name} must be a number; got {_shown(value)}", param=name)
-    return number
-
-
-def _integer(name: str, value: Any) -> int:
-    number = _number(name, value)
-    if not number.is_integer():
-        raise InvalidRequest(f"{name} must be a whole number; got {_shown(value)}", param=name)
-    return int(number)
-
-
-def _temperatures(name: str, value: Any) -> tuple[float, ...]:
-    """A list as it is; the number 0 means the whole fallback list, as in OpenAI's API."""
-    if isinstance(value, list) or (isinstance(value, str) and ("," in value or value.startswith("["))):
-        return tuple(_number(name, one) for one in _listed(value))
-    one = _number(name, value)
-    return (one,) if one else FALLBACK_TEMPERATURES
-
-
-def _listed(value: str | list[Any]) -> list[Any]:
-    """The items of a list, of its JSON, or of text with commas."""
-    if isinstance(value, list):
-        return value
-    return [item.strip().strip('"') for item in value.removeprefix("[").removesuffix("]").split(",")]
-
-
-def _shown(value: Any) -> str:
-    """`value` for a message: short, and whole Unicode."""
-    try:
-        text = str(value)
-    except ValueError:  # an int of more than 4,300 digits
-        text = type(value).__name__
-    return (text if len(text) <= 80 else text[:80] + "…").encode(errors="replace").decode()
-
-
-_READERS: Mapping[Any, Callable[[str, Any], Any]] = MappingProxyType({str: _text, bool: _boolean, int: _integer, float: _number})
-_HINTS = get_type_hints(Options)
-_OPTION_TYPES: Mapping[str, Any] = MappingProxyType({item.name: _HINTS[item.name] for item in fields(Options)})
-KNOWN_FIELDS = (*_OPTION_TYPES, "response_format", "timestamp_granularities", "model")
+_HINTS = {**get_type_hints(Options), **get_type_hints(Reply)}
+_OPTION_TYPES = {item.name: _HINTS[item.name] for item in fields(Options)}
+_REPLY_TYPES = {item.name: _HINTS[item.name] for item in fields(Reply)}
+_TYPES: Mapping[str, Any] = MappingProxyType(
+    {**_OPTION_TYPES, **_REPLY_TYPES, "model": str, "chunking_strategy": Literal["auto", "server_vad"] | None}
+)
+KNOWN_FIELDS = tuple(_TYPES)
+LIST_FIELDS = (*(name for name, hint in _TYPES.items() if get_origin(hint) is tuple), "hotwords")
 _BY_CONTENT_TYPE: Mapping[str, ResponseFormat] = MappingProxyType(
     {
         **{kind: name for name, kind in CONTENT_TYPES.items() if name != "verbose_json"},

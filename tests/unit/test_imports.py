@@ -13,11 +13,11 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
-    ("wire", "audio", "vad", "windows", "devices", "reference"),
+    ("values", "wire", "audio", "vad", "windows", "devices"),
     ("conversion",),
     ("checkpoints",),
     ("engines",),
-    ("scheduler",),
+    ("scheduler", "reference"),
     ("words", "hallucinations", "formats"),
     ("stitch",),
     ("longform",),
