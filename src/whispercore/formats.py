@@ -24,6 +24,8 @@ AUDIO_TOKENS_PER_SECOND = 50
 """Positions of the encoder: 1,500 in 30 s."""
 
 Fields = dict[str, Any]
+_LINE_ENDS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"}
+"""Where a client that reads a stream with str.splitlines would end a line; JSON itself escapes the other ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def _event(fields: Fields) -> bytes:
 
 def _json(fields: Fields) -> bytes:
     text = json.dumps(_finite(fields), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode(errors="replace")
+    return text.translate(_LINE_ENDS).encode(errors="replace")
 
 
 def _finite(value: Any) -> Any:

@@ -175,10 +175,10 @@ def _clips(label: str, value: Any) -> tuple[float, ...]:
 
 
 def _granularities(label: str, value: Any) -> tuple[str, ...]:
-    """A list as it is. One value by itself may be what TorchServe has left of ["word", "segment"] or its reverse: it gives both."""
+    """A list as it is. `word` by itself may be what TorchServe has left of ["segment", "word"]; segments cost nothing: both."""
     wanted = tuple(_choice(get_args(Granularity), label, one) for one in listed(label, value))
     alone = isinstance(value, str) and not value.startswith("[")
-    return ("word", "segment") if alone and len(wanted) == 1 else wanted or ("segment",)
+    return ("word", "segment") if alone and wanted == ("word",) else wanted or ("segment",)
 
 
 _READERS: Mapping[Any, Callable[[str, Any], Any]] = MappingProxyType({str: text, bool: _boolean, int: _integer, float: _number})
