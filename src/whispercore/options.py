@@ -215,5 +215,5 @@ def _check_range(name: str, value: Any, metadata: Any) -> None:
 
 def _range(low: float | None, high: float | None) -> str:
     if low is not None and high is not None:
-        return f"between {low:g} and {high:g}"
-    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+        return f"between {low:.9g} and {high:.9g}"
+    return f"at least {low:.9g}" if low is not None else f"at most {high:.9g}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from .options import Options
+from .engines import ENGINES, UNSUPPORTED
+from .options import Options, Reply
 from .settings import ENVIRONMENT_PREFIX, Settings
+from .wire import ALIASES, OBJECT_FIELDS, REFUSED
 
 HEADER = """# Reference
 
@@ -15,7 +17,28 @@ Made by `python -m whispercore.reference`; a test holds it against the code.
 
 ## Options of a request
 
-Form fields, JSON fields, query fields on `/invocations`, or headers `X-Whisper-<Option>` (with dashes) beside a raw body.
+Form fields, JSON fields, query fields on `/invocations`, or headers `X-Whisper-<Option>` (with dashes) beside a raw body. The official
+paths of OpenAI's API take them all as well. An empty field counts as not sent; a field that is not in these tables is refused with a
+400, and so is an option that the engine cannot honour.
+
+A list is JSON (`[0, 0.4]`), text with commas (`0,0.4`) or a repeated field `name[]`; `none` is an empty one. `none` also switches off
+what has a default but may be none, such as `logprob_threshold`. `temperature` 0 by itself means the whole default list, as in
+OpenAI's API; `[0]` is 0 only. `clip_timestamps` may be objects: `[{"start": 0, "end": 2.5}]`.
+"""
+
+REPLY_HEADER = """
+## The form of the reply
+
+Without `response_format` the `Accept` header decides; without either it is `json`, OpenAI's on its paths, with segments on the others.
+`timestamp_granularities` needs `verbose_json` on OpenAI's paths; `stream` needs `json` or `text` there, `json` or `verbose_json` on
+the others.
+"""
+
+ALIASES_HEADER = """
+## Other names
+
+What OpenAI's API and faster-whisper call some of these. A part `name[part]` may also be sent in a JSON object `name`. `model` takes any
+name; `chunking_strategy`, `auto` or `server_vad`, switches the VAD on; `keywords` and `hotwords` may be lists, joined by `, `.
 """
 
 SETTINGS_HEADER = """
@@ -27,9 +50,13 @@ The `whisper:` section of `config/model-config.yaml`, each overridden by its env
 
 def reference() -> str:
     """The whole page."""
-    options = _table(("option", "type", "default", "range", "meaning"), (_option_row(item) for item in fields(Options)))
-    settings = _table(("setting", "variable", "default", "range", "meaning"), (_setting_row(item) for item in fields(Settings)))
-    return "\n".join([HEADER, options, SETTINGS_HEADER, settings, ""])
+    titles = ("type", "default", "range", "meaning")
+    options = _table(("option", *titles, "engines"), ((*_row(Options, item), _engines(item.name)) for item in fields(Options)))
+    reply = _table(("field", *titles), (_row(Reply, item) for item in fields(Reply)))
+    aliases = _table(("name", "means"), ((f"`{name}`", f"`{own}`") for name, own in ALIASES.items()))
+    refused = _table(("not available", "because"), ((f"`{name}`", why) for name, why in REFUSED.items() if name not in OBJECT_FIELDS))
+    settings = _table(("setting", "variable", *titles[1:]), (_setting_row(item) for item in fields(Settings)))
+    return "\n".join([HEADER, options, REPLY_HEADER, reply, ALIASES_HEADER, aliases, "", refused, SETTINGS_HEADER, settings, ""])
 
 
 def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -37,8 +64,24 @@ def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _option_row(item: Any) -> tuple[str, ...]:
-    return f"`{item.name}`", str(item.type).replace("|", "or"), _default(item.default), _range(item.metadata), item.metadata["doc"]
+def _row(kind: type, item: Any) -> tuple[str, ...]:
+    hint = _type(get_type_hints(kind)[item.name])
+    return f"`{item.name}`", hint, _default(item.default), _range(item.metadata), item.metadata["doc"]
+
+
+def _type(hint: Any) -> str:
+    """A type in words: a Literal is text, `float | None` a float or none, a tuple a list."""
+    kinds = get_args(hint)
+    if not kinds:
+        return str(hint.__name__)
+    if type(None) in kinds:
+        return f"{_type(kinds[0])} or none"
+    return f"list of {_type(kinds[0])}" if Ellipsis in kinds else "str"
+
+
+def _engines(option: str) -> str:
+    able = [engine for engine in ENGINES if option not in UNSUPPORTED.get(engine, ())]
+    return "all" if len(able) == len(ENGINES) else ", ".join(able)
 
 
 def _setting_row(item: Any) -> tuple[str, ...]:
@@ -47,9 +90,10 @@ def _setting_row(item: Any) -> tuple[str, ...]:
 
 
 def _default(value: Any) -> str:
-    if value is None:
+    if value is None or value == ():
         return "none"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"`{text.lower() if isinstance(value, bool) else text}`"
 
 
 def _range(metadata: Any) -> str:
@@ -58,7 +102,9 @@ def _range(metadata: Any) -> str:
     low, high = metadata.get("minimum"), metadata.get("maximum")
     if low is None and high is None:
         return ""
-    return f"{low:g} to {high:g}" if low is not None and high is not None else f"from {low:g}" if low is not None else f"to {high:g}"
+    return (
+        f"{low:.9g} to {high:.9g}" if low is not None and high is not None else f"from {low:.9g}" if low is not None else f"to {high:.9g}"
+    )
 
 
 if __name__ == "__main__":

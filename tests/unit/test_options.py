@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from whispercore.errors import InvalidRequest
-from whispercore.options import FALLBACK_TEMPERATURES, Options
+from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, Options, Reply
 
 
 def test_defaults_are_openai_whispers() -> None:
@@ -34,20 +34,82 @@ def test_defaults_are_openai_whispers() -> None:
         ("logprob_threshold", 0.1),
         ("no_speech_threshold", 2.0),
         ("vad_threshold", -0.1),
+        ("strategy", "x" * 10_000),
+        ("languages", ("en",) * 17),
+        ("suppress_tokens", (-2,)),
+        ("suppress_tokens", (1,) * 1001),
+        ("clip_timestamps", (-1.0,)),
+        ("clip_timestamps", (2.0, 1.0)),
+        ("no_repeat_ngram_size", -1),
+        ("repetition_penalty", 0.0),
+        ("hallucination_silence_threshold", -1.0),
     ],
 )
 def test_out_of_range_names_the_option(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=name) as caught:
         Options(**{name: value})
     assert caught.value.param == name
+    assert len(caught.value.message) < 200
 
 
 @pytest.mark.parametrize("item", fields(Options), ids=lambda item: item.name)
 def test_limits_themselves_are_allowed(item: Any) -> None:
     for limit in (item.metadata["minimum"], item.metadata["maximum"]):
         if limit is not None:
-            Options(**{item.name: (limit,) if item.name == "temperature" else limit})
+            Options(**{item.name: (limit,) if isinstance(item.default, tuple) else limit})
     assert item.metadata["doc"]
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [({"multilingual": True, "language": "en"}, "multilingual"), ({"language": "en", "languages": ("de", "fr")}, "languages")],
+)
+def test_contradictions(options: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Options(**options)
+    assert caught.value.param == param
+    assert Options(language="en", languages=("de", "en")).language == "en"
+
+
+def test_hallucinations_are_found_by_the_words_times() -> None:
+    assert Options(hallucination_silence_threshold=2.0).word_timestamps
+    assert Options(hallucination_silence_threshold=2.0).decoding(temperature=0.0).alignment == "all"
+    assert not Options().word_timestamps
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_silence_is_left_out_by_default_where_windows_are_cut_at_it(strategy: Any) -> None:
+    assert Options(strategy=strategy).vad == (strategy == "chunked")
+    assert Options(strategy=strategy, vad_filter=True).vad
+    assert not Options(strategy=strategy, vad_filter=False).vad
+
+
+@pytest.mark.parametrize("name", SUBTITLE_OPTIONS)
+def test_the_reply_checks_its_subtitle_options(name: str) -> None:
+    wide = {"max_line_width": 40} if name == "max_line_count" else {}
+    assert Reply(response_format="srt", **wide, **{name: 1}).subtitles[name] == 1
+    for others in ({}, {"response_format": "tsv"}):
+        with pytest.raises(InvalidRequest, match="srt and vtt") as caught:
+            Reply(**wide, **{name: 1}, **others)
+        assert caught.value.param in SUBTITLE_OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("reply", "param"),
+    [
+        ({"response_format": "srt", "max_line_count": 2}, "max_line_count"),
+        ({"response_format": "srt", "max_line_width": 20, "max_words_per_line": 2}, "max_words_per_line"),
+        ({"response_format": "srt", "max_line_width": 1001}, "max_line_width"),
+        ({"response_format": "doc"}, "response_format"),
+        ({"response_format": "verbose_json", "include": ("logprobs",)}, "include"),
+        ({"include": ("tokens",)}, "include"),
+        ({"timestamp_granularities": ("phoneme",)}, "timestamp_granularities"),
+    ],
+)
+def test_the_reply_refuses(reply: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Reply(**reply)
+    assert caught.value.param == param
 
 
 def test_frozen() -> None:

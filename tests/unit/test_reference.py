@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from whispercore.engines import ENGINES, UNSUPPORTED
+from whispercore.options import Options, Reply
 from whispercore.reference import reference
+from whispercore.wire import ALIASES, KNOWN_FIELDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 
 
 def test_the_reference_is_up_to_date() -> None:
     assert PAGE.read_text() == reference(), "run: python -m whispercore.reference > docs/reference.md"
+
+
+@pytest.mark.parametrize("name", [*KNOWN_FIELDS, *ALIASES])
+def test_every_field_that_a_request_may_have_is_told(name: str) -> None:
+    assert f"`{name}`" in reference()
+
+
+@pytest.mark.parametrize("item", [*fields(Options), *fields(Reply)], ids=lambda item: item.name)
+def test_every_option_has_its_row(item: object) -> None:
+    rows = [line for line in reference().splitlines() if line.startswith(f"| `{item.name}` |")]  # type: ignore[attr-defined]
+    assert len(rows) == 1
+    assert re.search(r"\| (str|bool|int|float|list of (str|int|float))( or none)? \|", rows[0])
+
+
+def test_the_engines_column_is_what_the_engines_refuse() -> None:
+    for option in {option for refused in UNSUPPORTED.values() for option in refused}:
+        row = next(line for line in reference().splitlines() if line.startswith(f"| `{option}` |"))
+        able = row.rstrip(" |").rpartition("| ")[2].split(", ")
+        assert able == [engine for engine in ENGINES if option not in UNSUPPORTED[engine]]
