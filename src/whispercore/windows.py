@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .options import Options
+from .silero import FRAME
 from .types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from .vad import FRAME, VoiceDetector
+from .vad import VoiceDetector
 
 _PER_SECOND = SAMPLE_RATE / FRAME
 CHUNK = 160 * FRAME  # analysed at a time whatever the size of the blocks: the same cuts for all
@@ -103,8 +104,8 @@ class _Listener:
     def __call__(self, chunk: Samples) -> Mask:
         voiced = np.ones(-(-len(chunk) // FRAME), bool)
         if self._detector:
-            for index, probability in enumerate(self._detector(chunk)):
-                self._speaking = bool(probability >= (self._lasts if self._speaking else self._begins))
+            for index, probability in enumerate(self._detector(chunk).tolist()):
+                self._speaking = probability >= (self._lasts if self._speaking else self._begins)
                 voiced[index] = self._speaking
         return voiced
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from whispercore import windows
 from whispercore.audio import open_recording, read_samples
 from whispercore.options import Options
+from whispercore.silero import FRAME
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from whispercore.vad import FRAME, VoiceDetector
+from whispercore.vad import VoiceDetector
 from whispercore.windows import Stretch, cut
 
 DEFAULT = Options()
