@@ -13,7 +13,7 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
-    ("values", "wire", "audio", "vad", "windows", "devices"),
+    ("values", "wire", "audio", "silero", "vad", "windows", "devices"),
     ("conversion",),
     ("checkpoints",),
     ("engines",),
