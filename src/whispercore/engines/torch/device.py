@@ -1,0 +1,171 @@
+"""The device layer: how steps are run and results come back. On a GPU, CUDA graphs and copies that nobody waits for; on a CPU, calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Snapshot(Protocol):
+    """Tensors on their way to the host."""
+
+    def wait(self) -> list[Tensor]:
+        """The tensors as they were when it was taken."""
+        ...
+
+
+class Device(Protocol):
+    """Where the engine computes. `lag`: snapshots that are on their way while the next steps are queued; `every`: steps between two."""
+
+    torch: torch.device
+    lag: int
+    every: int
+
+    def bucket(self, windows: int, most: int) -> int:
+        """For how many windows a step for `windows` is made."""
+        ...
+
+    def reach(self, length: int, most: int) -> int:
+        """For how many tokens a step for `length` is made."""
+        ...
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Run a step whose tensors are always the same ones for equal keys."""
+        ...
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """A host's tensor on the device."""
+        ...
+
+    def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
+        """Copies of the tensors as they are after all that was run so far."""
+        ...
+
+    def working(self) -> AbstractContextManager[object]:
+        """Everything on the device happens inside."""
+        ...
+
+    def forget(self) -> None:
+        """Let go of what is kept for `run`."""
+        ...
+
+
+class Host:
+    """The CPU: everything happens at once."""
+
+    lag = 0
+    every = 1
+
+    def __init__(self) -> None:
+        self.torch = torch.device("cpu")
+
+    def bucket(self, windows: int, most: int) -> int:
+        """As many as there are."""
+        return min(windows, most)
+
+    def reach(self, length: int, most: int) -> int:
+        """In steps of 32: fewer shapes for the libraries to keep kernels for."""
+        return min(-(-length // 32) * 32, most)
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Call it."""
+        step()
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """It is there."""
+        return tensor
+
+    def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
+        """Nothing to copy: it is read before the next step."""
+        return _Taken(list(tensors), None)
+
+    def working(self) -> AbstractContextManager[object]:
+        """Nothing."""
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Nothing is kept."""
+
+
+class Cuda:
+    """One GPU, one stream. Every shape of a step becomes a CUDA graph at its second use; its first is the warm-up that capture asks for.
+
+    Graphs share one pool of memory: they leave nothing in it, since steps write into static tensors only.
+    """
+
+    lag = 1
+    every = 4
+
+    def __init__(self, index: int) -> None:
+        self.torch = torch.device("cuda", index)
+        with torch.cuda.device(self.torch):
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            self._pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+
+    def bucket(self, windows: int, most: int) -> int:
+        """1, 2, 4, 8, then multiples of 8, of 16 from 64 on."""
+        if windows <= 8:
+            return min(1 << (windows - 1).bit_length(), most)
+        step = 8 if windows <= 64 else 16
+        return min(-(-windows // step) * step, most)
+
+    def reach(self, length: int, most: int) -> int:
+        """In steps of 64."""
+        return min(-(-length // 64) * 64, most)
+
+    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Replay the key's graph; at its first use run the step, at its second capture it."""
+        if key not in self._graphs:
+            self._graphs[key] = None
+            step()
+            return
+        graph = self._graphs[key]
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            # thread_local: another GPU's engine in another thread may allocate meanwhile
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                step()
+            self._graphs[key] = graph
+        graph.replay()
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """From pinned memory, so that the host does not wait; PyTorch keeps that memory until it is read."""
+        return tensor.pin_memory().to(self.torch, non_blocking=True)
+
+    def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
+        """Into pinned memory, with an event to wait for."""
+        copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True) for tensor in tensors]
+        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        return _Taken(copies, event)
+
+    def working(self) -> AbstractContextManager[object]:
+        """This GPU, its stream."""
+        stack = ExitStack()
+        stack.enter_context(torch.cuda.device(self.torch))
+        stack.enter_context(torch.cuda.stream(self._stream))
+        return stack
+
+    def forget(self) -> None:
+        """Drop the graphs."""
+        self._graphs.clear()
+
+
+class _Taken:
+    def __init__(self, tensors: list[Tensor], event: torch.cuda.Event | None) -> None:
+        self._tensors, self._event = tensors, event
+
+    def wait(self) -> list[Tensor]:
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensors
+
+
+def make_device(name: str, index: int = 0) -> Device:
+    """cpu, or cuda with the GPU's index."""
+    return Cuda(index) if name == "cuda" else Host()

@@ -1,0 +1,220 @@
+"""The engine: windows from a feed into slots, `Decoded` back as each is done."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ...checkpoints import Checkpoint, load_checkpoint, locate
+from ...devices import decoding_threads
+from ...errors import ConfigurationError, EngineError, OutOfMemory, WhisperError
+from ...settings import Settings
+from ...tokenizer import Tokenizer
+from ...types import Decoded, Decoding, Window
+from .. import Feed
+from ..rules import decoded, text_to_align, with_times
+from .admission import Flight, Hypothesis
+from .alignment import align
+from .cache import cache_bytes, make_cache
+from .device import Device, make_device
+from .model import load_model
+from .slots import Search, Slots, search
+
+_DTYPES = {
+    "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16},
+    "cuda": {"auto": torch.float16, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
+}
+_MAX_BATCH = {"cpu": 8, "cuda": 128}
+_ENCODED_AT_ONCE = {"cpu": 2, "cuda": 16}
+_ROWS_A_WINDOW = {"cpu": 5, "cuda": 2}
+"""Rows for beams and samples: on a CPU they take memory only when used."""
+_MOST_ROWS = 16
+"""The largest beam_size and best_of."""
+_CACHE_SHARE = 0.7
+"""Of the GPU's free memory, what the caches may take; the rest is for encoding."""
+
+
+def load(settings: Settings, device: str, index: int = 0) -> TorchEngine:
+    """The engine with the settings' checkpoint on `device`, on a GPU on that of `index`. Raises ConfigurationError."""
+    if settings.dtype not in _DTYPES[device]:
+        known = ", ".join(_DTYPES[device])
+        raise ConfigurationError(f"engine 'torch' on {device} computes in {known}; not in {settings.dtype}", param="dtype")
+    if device == "cpu":
+        torch.set_num_threads(decoding_threads(settings))
+    checkpoint = load_checkpoint(locate(settings))
+    return TorchEngine(checkpoint, device=device, index=index, dtype=_DTYPES[device][settings.dtype], max_batch=settings.batch_size)
+
+
+class TorchEngine:
+    """Whisper in slots. Not thread-safe; one per device, each with its own stream."""
+
+    name = "torch"
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, device: str = "cpu", index: int = 0, dtype: torch.dtype = torch.float32, max_batch: int = 0
+    ) -> None:
+        """`max_batch`: windows decoded side by side at most, 0: as many as are good for the device and fit into its memory."""
+        self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
+        self.n_mels = checkpoint.dims.n_mels
+        self._model_name, self._kind, self._dtype = checkpoint.name, device, dtype
+        self._device: Device = make_device(device, index)
+        self._encoded_at_once = _ENCODED_AT_ONCE[device]
+        with self._device.working():
+            self._model = load_model(checkpoint, self._device.torch, dtype)
+            self.max_batch = self._fitting(max_batch or _MAX_BATCH[device])
+            rows = max(_MOST_ROWS, self.max_batch * _ROWS_A_WINDOW[device])
+            self._cache = make_cache(checkpoint.dims, self.max_batch, rows, dtype, self._device.torch)
+            self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self._device)
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        """Only the number of rows a window must be equal: everything else is each row's own."""
+        return search(decoding)
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode windows that share a `batch_key`, through `decode_feed`."""
+        feed = _Batch(windows)
+        self.decode_feed(feed)
+        return [feed.found[index] for index in range(len(windows))]
+
+    def decode_feed(self, feed: Feed) -> None:
+        """Decode until the feed has nothing more and all that was taken from it is done."""
+        waiting: deque[Window] = deque()
+        slots = self._slots
+        if slots is None:
+            raise EngineError("the engine is closed")
+        with self._at_work(slots):
+            while self._refill(slots, feed, waiting):
+                slots.advance()
+                landed = slots.landed()
+                for flight, result in zip(landed, self._decoded(landed), strict=True):
+                    slots.release(flight)
+                    feed.done(flight.window, result)
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Engine, model, device, precision, threads, batch."""
+        return {
+            "engine": self.name,
+            "model": self._model_name,
+            "device": torch.cuda.get_device_name(self._device.torch) if self._kind == "cuda" else "cpu",
+            "precision": str(self._dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "batch": self.max_batch,
+        }
+
+    def free_memory(self) -> None:
+        """Give the GPU memory that PyTorch caches back to the device."""
+        if self._kind == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Free the weights, the caches and the graphs."""
+        self._slots = None
+        self._device.forget()
+        vars(self).pop("_model", None)
+        vars(self).pop("_cache", None)
+        self.free_memory()
+
+    def _fitting(self, windows: int) -> int:
+        """As many windows as the GPU's free memory has room for."""
+        if self._kind == "cpu":
+            return windows
+        own, cross = cache_bytes(self._model.dims, self._dtype)
+        free, _ = torch.cuda.mem_get_info(self._device.torch)
+        return max(1, min(windows, int((free * _CACHE_SHARE - _MOST_ROWS * own) / (cross + _ROWS_A_WINDOW["cuda"] * own))))
+
+    @contextmanager
+    def _at_work(self, slots: Slots) -> Iterator[None]:
+        """On the device, with its errors as ours; whatever happens, the slots are empty afterwards."""
+        try:
+            with torch.no_grad(), self._device.working():
+                yield
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise error if isinstance(error, WhisperError) else _ours(error) from error
+        finally:
+            slots.begin(Search(1))
+
+    def _refill(self, slots: Slots, feed: Feed, waiting: deque[Window]) -> bool:
+        """Fill free slots from the feed; whether there is anything to decode."""
+        if not slots.flights and not waiting:
+            waiting.extend(feed.take(self._encoded_at_once))
+            if waiting:
+                slots.begin(search(waiting[0].decoding))
+        while (room := min(slots.free, self._encoded_at_once)) > 0:
+            if len(waiting) < room:
+                waiting.extend(feed.take(room - len(waiting)))
+            if not waiting:
+                break
+            self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
+        return bool(slots.flights)
+
+    def _admit(self, slots: Slots, windows: list[Window]) -> None:
+        """Encode windows; fewer at once from now on when the memory is short, so that those in the slots need not begin again."""
+        try:
+            slots.admit(windows)
+        except torch.OutOfMemoryError:
+            if len(windows) == 1:
+                raise
+            self.free_memory()
+            self._encoded_at_once = half = len(windows) // 2
+            self._admit(slots, windows[:half])
+            self._admit(slots, windows[half:])
+
+    def _decoded(self, flights: Sequence[Flight]) -> list[Decoded]:
+        found = [self._untimed(flight, _best(flight)) for flight in flights]
+        texts = [text_to_align(self.tokenizer, flight.window, one) for flight, one in zip(flights, found, strict=True)]
+        asked = [index for index, text in enumerate(texts) if text.tokens]
+        if asked:
+            slots, openai = [flights[index].slot for index in asked], self.tokenizer.openai
+            tokens = {"no_timestamps": openai.no_timestamps, "eot": openai.eot}
+            times = align(self._model, self._cache, self._device, slots, [texts[index] for index in asked], **tokens)
+            for index, of_text in zip(asked, times, strict=True):
+                found[index] = with_times(found[index], *of_text)
+        return found
+
+    def _untimed(self, flight: Flight, best: Hypothesis) -> Decoded:
+        return decoded(
+            self.tokenizer,
+            best.tokens,
+            language=flight.language,
+            language_probability=flight.language_probability,
+            temperature=flight.decoding.temperature,
+            avg_logprob=best.score / (len(best.tokens) + 1),
+            no_speech_prob=flight.no_speech,
+        )
+
+
+class _Batch:
+    """A feed of the windows of one call."""
+
+    def __init__(self, windows: Sequence[Window]) -> None:
+        self._waiting = deque(windows)
+        self._order = {id(window): index for index, window in enumerate(windows)}
+        self.found: dict[int, Decoded] = {}
+
+    def take(self, most: int) -> Sequence[Window]:
+        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+
+    def done(self, window: Window, result: Decoded) -> None:
+        self.found[self._order[id(window)]] = result
+
+
+def _best(flight: Flight) -> Hypothesis:
+    """The likeliest by openai-whisper's measure: log-probability a token, or by the length penalty of Google's NMT."""
+    alpha = flight.decoding.length_penalty
+
+    def score(each: Hypothesis) -> float:
+        length = len(each.tokens)
+        return each.score / (max(length, 1) if alpha is None else ((5 + length) / 6) ** alpha)
+
+    return max(flight.hypotheses, key=score)
+
+
+def _ours(error: Exception) -> EngineError:
+    """PyTorch's error as one of ours: the CPU's allocator says what it lacks in words only."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
+        return OutOfMemory(f"no memory to decode on: {reason}")
+    return EngineError(f"engine 'torch' failed: {reason}")
