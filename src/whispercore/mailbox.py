@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
 RESENT_BYTES_PER_SECOND = 100e6
 SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
-# TorchServe looks whether a client is still there only when there is something for it: a begun reply gets an empty chunk so often.
+# TorchServe looks whether a client is still there only when there is something for it: a begun reply gets an empty chunk so often; a
+# stream of events a comment, which clients pass over, and proxies take for a sign of life.
 KNOCK_SECONDS = 1.0
+COMMENT = b":\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,11 @@ class Open:
         """Of the reply, should it be a transcript."""
         reply, route = self.request.reply, self.request.route
         return formats.stream_content_type(route) if reply.stream else formats.content_type(reply.response_format)
+
+    @property
+    def knock(self) -> bytes:
+        """A chunk that says nothing."""
+        return COMMENT if self.request.reply.stream and self.request.route != "native" else b""
 
     def news(self, tokenizer: Tokenizer) -> bytes:
         """What the stream has not had yet: segments, seconds done. Empty when there is none, and where nothing is streamed."""
@@ -208,7 +215,7 @@ class Mailbox:
         if not (payload or due):
             return None
         open.begun, open.knocked = True, now
-        return Letter(200, open.content_type, payload, open.request_id, last=False)
+        return Letter(200, open.content_type, payload or open.knock, open.request_id, last=False)
 
     def _final(self, open: Open) -> Letter:
         transcript = open.job.result(timeout=0)
