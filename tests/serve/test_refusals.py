@@ -43,7 +43,9 @@ def still_serves(server: Server) -> Any:
         pytest.param({"data": os.urandom(50_000)}, 415, None, "unsupported_audio", id="noise as bytes"),
         pytest.param({"files": {"file": TIMER}, "data": {"beam_sise": "5"}}, 400, "beam_sise", "unknown_parameter", id="unknown field"),
         pytest.param({"files": {"file": TIMER}, "data": {"temperature": "7"}}, 400, "temperature", "invalid_value", id="bad value"),
-        pytest.param({"data": TIMER, "headers": {"X-Whisper-Language": "xx"}}, 400, "X-Whisper-Language", "invalid_value", id="unknown language"),
+        pytest.param(
+            {"data": TIMER, "headers": {"X-Whisper-Language": "xx"}}, 400, "X-Whisper-Language", "invalid_value", id="unknown language"
+        ),
         pytest.param({"json": {"audio": "?"}}, 400, "audio", "invalid_base64", id="not base64"),
         pytest.param({"json": [1, 2]}, 400, None, "invalid_json", id="no JSON object"),
         pytest.param({"data": b"{", "headers": {"Content-Type": "application/json"}}, 400, None, "invalid_json", id="broken JSON"),
