@@ -20,7 +20,7 @@ import torch
 from .work import ROOT
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av")
+PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av", "jiwer")
 MEASURED = ("src", "handler", "config", "server", "serve.sh", "bench", ":!bench/results")
 """What a result depends on, as git paths: with changes among them that no commit holds, it is marked dirty."""
 

@@ -1,4 +1,4 @@
-"""The README's table, written from the committed results and from nothing else: `python -m bench table`."""
+"""The README's tables, written from the committed results and from nothing else: `python -m bench table`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,41 @@ from .work import ROOT
 
 README = ROOT / "README.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"
+ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy -->\n", "<!-- /accuracy -->"
 MEASUREMENTS = ("startup", "overhead", "throughput", "memory")
 
 MAX_OVERHEAD_MS = 15.0
 MIN_THROUGHPUT_RATIO = 4.0
 
 _SIZES = {"nano": "the bundled model", "base": "base-sized random weights"}
-_TITLES = ("", "this server", "plain handler", "")
+_TITLES = {"": "---", "this server": "--:", "plain handler": "--:", " ": "---"}
+_WORD_TITLES = {
+    "": "---",
+    "WER": "--:",
+    "ins / del / sub": "--:",
+    "CER": "--:",
+    "WER, Whisper's normalizer": "--:",
+    "words in silence": "--:",
+    "RTFx": "--:",
+    "processor": "--:",
+    "failed": "--:",
+}
+_TIME_TITLES = {
+    "": "---",
+    "words compared": "--:",
+    "start: mean": "--:",
+    "median": "--:",
+    "≤ 0.1 s": "--:",
+    "≤ 0.2 s": "--:",
+    "≤ 0.5 s": "--:",
+    "end: mean": "--:",
+    " median ": "--:",
+}
+_RUNNERS = {
+    "openai": "**this server**, openai",
+    "ct2": "**this server**, ct2",
+    "fake": "**this server**, fake",
+}
 
 
 def table(folder: Path = RESULTS) -> str:
@@ -26,22 +54,54 @@ def table(folder: Path = RESULTS) -> str:
     if not found:
         return ""
     rows = [row for name, content in found.items() for row in _ROWS[name](content)]
-    lines = [_TITLES, ("---", "--:", "--:", "---"), *rows]
-    return f"{_origin(list(found.values()))}\n\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"{_origin(list(found.values()))}\n\n" + _markdown(_TITLES, rows)
 
 
-def block(page: str) -> str:
+def accuracy(folder: Path = RESULTS) -> str:
+    """The Markdown of the accuracy bench: every row's words, then its word times; empty when it has not run."""
+    content = load(folder, "accuracy")
+    if not content:
+        return ""
+    rows = content["result"]["rows"]
+    several = len({row["model"] for row in rows}) > 1
+    words = _markdown(_WORD_TITLES, [_words_row(row, several) for row in rows])
+    timed = [row for row in rows if row.get("words")]
+    times = _markdown(_TIME_TITLES, [_times_row(row, several) for row in timed])
+    plot = "![Word error rate, speed and word times of every row](bench/results/accuracy.svg)\n"
+    return "\n".join([_accuracy_origin(content), words, *([times] if timed else []), *([plot] if folder == RESULTS else [])])
+
+
+def accuracy_line(row: dict[str, Any]) -> str:
+    """A row in one line, as it is done."""
+    if "failure" in row:
+        return f"{row['model']} {row['row']}: {row['failure']}"
+    speech, quiet = row["speech"], row["quiet"]
+    parts = [f"WER {_percent(speech['wer'])}", f"RTFx {speech['rtfx']:.1f}", f"{speech['failed']} failed"]
+    parts += [f"{quiet['words']} words in silence"] if quiet else []
+    return f"{row['model']} {row['row']}: {', '.join(parts)}"
+
+
+def block(page: str, begin: str = BEGIN, end: str = END) -> str:
     """What lies between the page's markers."""
-    return page.partition(BEGIN)[2].partition(END)[0]
+    return page.partition(begin)[2].partition(end)[0]
 
 
 def update(readme: Path = README, folder: Path = RESULTS) -> None:
     """Put the table between the README's markers."""
+    _put(readme, table(folder), BEGIN, END)
+
+
+def update_accuracy(readme: Path = README, folder: Path = RESULTS) -> None:
+    """Put the accuracy bench's tables between the README's markers."""
+    _put(readme, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
+
+
+def _put(readme: Path, text: str, begin: str, end: str) -> None:
     page = readme.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{readme.name} needs the lines {BEGIN.strip()} and {END}")
-    head, _, rest = page.partition(BEGIN)
-    readme.write_text(head + BEGIN + table(folder) + END + rest.partition(END)[2], encoding="utf-8")
+    if begin not in page or end not in page:
+        raise ValueError(f"{readme.name} needs the lines {begin.strip()} and {end}")
+    head, _, rest = page.partition(begin)
+    readme.write_text(head + begin + text + end + rest.partition(end)[2], encoding="utf-8")
 
 
 def _origin(contents: list[dict[str, Any]]) -> str:
@@ -55,6 +115,65 @@ def _origin(contents: list[dict[str, Any]]) -> str:
         f"Measured by `python -m bench` at {commits} on {machine['cores']} cores of an {machine['cpu']}, {device}, {packages}.\n"
         "Medians; in brackets the least and the greatest round. The plain handler runs `whisper.transcribe`, one request at a time."
     )
+
+
+def _accuracy_origin(content: dict[str, Any]) -> str:
+    settings, origin = content["settings"], content["provenance"]
+    versions, machine = origin["versions"], origin["machine"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("openai-whisper", "faster-whisper", "ctranslate2", "torch"))
+    models = ", ".join(settings["models"])
+    search = f"beams: {settings['beam_size']}" if settings["beam_size"] else "greedy with fallback"
+    spoken = next((row["speech"] for row in content["result"]["rows"] if "speech" in row), None)
+    amount = f"{spoken['recordings']} recordings, {spoken['words']} words, {_duration(spoken['audio_seconds'])}" if spoken else "no result"
+    commit = f"`{origin['commit'][:7]}`" + (" with changes" if origin["dirty"] else "")
+    return (
+        f"Measured by `python -m bench accuracy` at {commit}: {models} on {settings['dataset']} ({amount}), {search}, "
+        f"{settings['threads']} thread{'s' * (settings['threads'] > 1)} of an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, {packages}.\n"
+        "The same weights for every row. WER and CER of lower-cased words without punctuation.\n"
+    )
+
+
+def _words_row(row: dict[str, Any], several: bool) -> tuple[str, ...]:
+    if "failure" in row:
+        return (_name(row, several), "failed: " + row["failure"].replace("|", "\\|"), *[""] * (len(_WORD_TITLES) - 2))
+    speech, quiet = row["speech"], row["quiet"]
+    failed = speech["failed"] + (quiet or {}).get("failed", 0) + (row["words"] or {}).get("failed", 0)
+    return (
+        _name(row, several),
+        _percent(speech["wer"]),
+        f"{speech['insertions']} / {speech['deletions']} / {speech['substitutions']}",
+        _percent(speech["cer"]),
+        _percent(speech["whisper_normalizer"]["wer"]),
+        f"{quiet['words']}" if quiet else "",
+        f"{speech['rtfx']:.1f}",
+        f"{speech['cpu_seconds']:.1f} s",
+        str(failed),
+    )
+
+
+def _times_row(row: dict[str, Any], several: bool) -> tuple[str, ...]:
+    start, end = row["words"]["start"], row["words"]["end"]
+    if not start["compared"] or not end["compared"]:
+        why = row["words"]["failures"][:1] or ["it gave no word times"]
+        return (_name(row, several), "none: " + why[0].replace("|", "\\|"), *[""] * (len(_TIME_TITLES) - 2))
+    shares = (_percent(start["within"][limit]) for limit in ("0.1", "0.2", "0.5"))
+    means = [f"{spread[kind]:.3f} s" for spread in (start, end) for kind in ("mean", "median")]
+    return (_name(row, several), f"{start['compared']} of {row['words']['words']}", *means[:2], *shares, *means[2:])
+
+
+def _name(row: dict[str, Any], several: bool) -> str:
+    parts = [_RUNNERS.get(row["runner"], row["runner"]), row["mode"], row["compute_type"]]
+    parts += [f"{row['together']} at once"] * (row["together"] > 1) + [row["model"]] * several
+    return ", ".join(parts)
+
+
+def _markdown(titles: dict[str, str], rows: list[tuple[str, ...]]) -> str:
+    """A table whose columns are `titles` and how they align."""
+    return "".join("| " + " | ".join(line) + " |\n" for line in [tuple(title.strip() for title in titles), tuple(titles.values()), *rows])
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{rate:.1%}"
 
 
 def _startup(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:

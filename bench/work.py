@@ -97,7 +97,7 @@ class CountingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.name, self.max_batch, self.tokenizer = engine.name, engine.max_batch, engine.tokenizer
+        self.name, self.max_batch, self.n_mels, self.tokenizer = engine.name, engine.max_batch, engine.n_mels, engine.tokenizer
         self.batch_key, self.describe, self.free_memory, self.close = engine.batch_key, engine.describe, engine.free_memory, engine.close
         self.tokens: list[int] = []
 
