@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain, pairwise
+from operator import itemgetter
 from pathlib import Path
 
-import ctranslate2
 import numpy as np
 import torch
+from ctranslate2 import DataType, Device, StorageView
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import converted_folder, locate
@@ -20,9 +22,24 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 from .features import log_mels
-from .rules import MAX_INITIAL_TIMESTAMP, batch_key, decoded, sampled_length, start_tokens, suppressed_tokens
+from .rules import (
+    LAST_TIMESTAMP,
+    batch_key,
+    decoded,
+    equals,
+    last_initial_timestamp,
+    likeliest,
+    prompt_length,
+    sampled_length,
+    start_tokens,
+    suppressed_tokens,
+    text_to_align,
+    with_times,
+)
 
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
+_LEAST_FRAMES = 2
+"""An alignment needs one step of the encoder's output, which is two frames, at least."""
 
 
 def load(settings: Settings, device: str) -> CTranslate2Engine:
@@ -66,23 +83,24 @@ class CTranslate2Engine:
         self._pool = ThreadPoolExecutor(self._parts, thread_name_prefix="ct2")
         self.max_batch, self.n_mels = max_batch, int(self._model.n_mels)
         self.tokenizer = Tokenizer(51_765 + self._model.num_languages + int(self._model.is_multilingual))
-        self._suppressed = suppressed_tokens(self.tokenizer)
         self._model_name, self._device, self._threads = name, device, threads
 
     def batch_key(self, decoding: Decoding) -> Hashable:
-        """Languages and prompts may differ, the prompts' lengths may not."""
+        """Languages, prompts and alignment are each window's own."""
         return batch_key(decoding)
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        """Decode windows that share a `batch_key`: encoded once, languages detected and tokens sampled from that."""
+        """Decode windows that share a `batch_key`: encoded once, languages detected, tokens sampled and aligned from that."""
         if not windows:
             return []
         try:
             if len(windows) < self._parts:
                 return self._decode(self._model, windows)
-            parts = [windows[part :: self._parts] for part in range(self._parts)]
-            decoded = list(self._pool.map(partial(self._decode, self._parted), parts))
-            return [decoded[index % self._parts][index // self._parts] for index in range(len(windows))]
+            alike = sorted(range(len(windows)), key=lambda i: prompt_length(windows[i].decoding))
+            edges = [len(windows) * part // self._parts for part in range(self._parts + 1)]
+            parts = [[windows[i] for i in alike[first:last]] for first, last in pairwise(edges)]
+            decoded = chain.from_iterable(self._pool.map(partial(self._decode, self._parted), parts))
+            return [one for _, one in sorted(zip(alike, decoded, strict=True), key=itemgetter(0))]
         except (RuntimeError, ValueError, MemoryError) as error:
             raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
 
@@ -107,11 +125,32 @@ class CTranslate2Engine:
         self._parted.unload_model()
 
     def _decode(self, model: Whisper, windows: Sequence[Window]) -> list[Decoded]:
-        mel = ctranslate2.StorageView.from_array(log_mels(windows, self.n_mels).numpy())
+        mel = StorageView.from_array(log_mels(windows, self.n_mels).numpy())
         features = model.encode(mel, to_cpu=False)
-        decoding = windows[0].decoding
         languages = self._languages(model, features, windows)
-        starts = [start_tokens(self.tokenizer, window.decoding, language) for window, language in zip(windows, languages, strict=True)]
+        found: dict[int, Decoded] = {}
+        for group in equals([prompt_length(window.decoding) for window in windows]):
+            results = self._sampled(model, _some(features, group), [windows[i] for i in group], [languages[i] for i in group])
+            found |= dict(zip(group, results, strict=True))
+        return self._aligned(model, features, windows, found)
+
+    def _languages(self, model: Whisper, features: StorageView, windows: Sequence[Window]) -> list[tuple[str, float | None]]:
+        """Each window's language, and how probable it is when it had to be detected."""
+        if not model.is_multilingual:
+            return [("en", None)] * len(windows)
+        languages: list[tuple[str, float | None]] = [(window.decoding.language or "", None) for window in windows]
+        unknown = [i for i, window in enumerate(windows) if window.decoding.language is None]
+        if unknown:
+            for i, probabilities in zip(unknown, model.detect_language(_some(features, unknown)), strict=True):
+                languages[i] = likeliest({token.strip("<|>"): p for token, p in probabilities}, windows[i].decoding.languages)
+        return languages
+
+    def _sampled(
+        self, model: Whisper, features: StorageView, windows: Sequence[Window], languages: Sequence[tuple[str, float | None]]
+    ) -> list[Decoded]:
+        """Windows whose prompts are equally long, decoded together."""
+        decoding = windows[0].decoding
+        starts = [start_tokens(self.tokenizer, window.decoding, language) for window, (language, _) in zip(windows, languages, strict=True)]
         results = self._generate(model, features, starts, decoding)
         # CTranslate2 4.8 gives the first windows' probability to all when it draws several samples: ask for it with one token
         silences = self._generate(model, features, starts, Decoding(max_tokens=1)) if (decoding.best_of or 1) > 1 else results
@@ -120,20 +159,11 @@ class CTranslate2Engine:
             for language, result, silence in zip(languages, results, silences, strict=True)
         ]
 
-    def _languages(self, model: Whisper, features: ctranslate2.StorageView, windows: Sequence[Window]) -> list[str]:
-        """Each window's language: the one asked for, else the likeliest."""
-        if not model.is_multilingual:
-            return ["en"] * len(windows)
-        asked = [window.decoding.language for window in windows]
-        if None not in asked:
-            return [language or "" for language in asked]
-        detected = model.detect_language(features)
-        return [language or likeliest[0][0].strip("<|>") for language, likeliest in zip(asked, detected, strict=True)]
-
     def _generate(
-        self, model: Whisper, features: ctranslate2.StorageView, starts: list[list[int]], decoding: Decoding
+        self, model: Whisper, features: StorageView, starts: list[list[int]], decoding: Decoding
     ) -> list[WhisperGenerationResult]:
-        length = sampled_length(decoding)
+        length, last_initial = sampled_length(decoding), last_initial_timestamp(decoding)
+        suppressed = suppressed_tokens(self.tokenizer, decoding.suppress_tokens)
         results: list[WhisperGenerationResult] = model.generate(
             features,
             starts,
@@ -141,19 +171,23 @@ class CTranslate2Engine:
             patience=decoding.patience or 1.0,
             num_hypotheses=decoding.beam_size or decoding.best_of or 1,
             length_penalty=1.0,
+            repetition_penalty=decoding.repetition_penalty,
+            no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             # CTranslate2 samples min(max_length / 2, max_length - start + 1) tokens
             max_length=max(2 * length, length + len(starts[0]) - 1),
             return_scores=True,
             return_no_speech_prob=True,
-            max_initial_timestamp_index=MAX_INITIAL_TIMESTAMP,
-            suppress_blank=True,
-            suppress_tokens=[*self._suppressed, self.tokenizer.eot] if decoding.ignore_eot else self._suppressed,
+            max_initial_timestamp_index=LAST_TIMESTAMP if last_initial is None else min(last_initial, LAST_TIMESTAMP),
+            suppress_blank=decoding.suppress_blank,
+            suppress_tokens=[*suppressed, self.tokenizer.eot] if decoding.ignore_eot else suppressed,
             sampling_topk=0 if decoding.temperature > 0 else 1,
             sampling_temperature=decoding.temperature or 1.0,
         )
         return results
 
-    def _decoded(self, decoding: Decoding, language: str, result: WhisperGenerationResult, no_speech_prob: float) -> Decoded:
+    def _decoded(
+        self, decoding: Decoding, language: tuple[str, float | None], result: WhisperGenerationResult, no_speech_prob: float
+    ) -> Decoded:
         """The best hypothesis. CTranslate2 divides the sum by the tokens' count without <|endoftext|>, openai-whisper with it."""
         sums = [score * len(tokens) for score, tokens in zip(result.scores, result.sequences_ids, strict=True)]
         best = _best(sums, [len(tokens) for tokens in result.sequences_ids], decoding.length_penalty)
@@ -161,11 +195,42 @@ class CTranslate2Engine:
         return decoded(
             self.tokenizer,
             tokens,
-            language=language,
+            language=language[0],
+            language_probability=language[1],
             temperature=decoding.temperature,
             avg_logprob=sums[best] / (len(tokens) + 1),
             no_speech_prob=no_speech_prob,
         )
+
+    def _aligned(self, model: Whisper, features: StorageView, windows: Sequence[Window], found: dict[int, Decoded]) -> list[Decoded]:
+        """All windows in order, with the times of the tokens that are asked for; one call aligns texts of one language and task."""
+        texts = [text_to_align(self.tokenizer, window, found[i]) for i, window in enumerate(windows)]
+        wanted = [i for i, text in enumerate(texts) if text.tokens]
+        for same in equals([texts[i].start for i in wanted]):
+            group = [wanted[i] for i in same]
+            tokens, frames = ([list(texts[i].tokens) for i in group], [max(texts[i].frames, _LEAST_FRAMES) for i in group])
+            results = model.align(_some(features, group), list(texts[group[0]].start), tokens, frames)
+            found |= {
+                i: with_times(found[i], _steps(result.alignments), result.text_token_probs)
+                for i, result in zip(group, results, strict=True)
+            }
+        return [found[i] for i in range(len(windows))]
+
+
+def _some(features: StorageView, which: Sequence[int]) -> StorageView:
+    """The features of some of the windows, in the order of `which`; of all of them the same object."""
+    if list(which) == list(range(features.shape[0])):
+        return features
+    on_cpu = features.to(DataType.float32).to_device(Device.cpu)  # NumPy has no bfloat16; CTranslate2 moves and casts them back
+    return StorageView.from_array(np.ascontiguousarray(np.asarray(on_cpu)[list(which)]))
+
+
+def _steps(path: Sequence[tuple[int, int]]) -> list[int]:
+    """The step of the encoder's output at which a path of (token, step) enters each token."""
+    entered: dict[int, int] = {}
+    for token, step in path:
+        entered.setdefault(token, step)
+    return list(entered.values())
 
 
 def _best(sums: list[float], lengths: list[int], length_penalty: float | None) -> int:

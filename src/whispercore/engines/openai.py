@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask, LogitFilter
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, LogitFilter
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
@@ -14,8 +14,21 @@ from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
+from .alignment import align
 from .features import log_mels
-from .rules import MAX_PROMPT, batch_key, decoded, sampled_length, start_tokens
+from .rules import (
+    batch_key,
+    decoded,
+    equals,
+    last_initial_timestamp,
+    likeliest,
+    prompt_length,
+    sampled_length,
+    start_tokens,
+    suppressed_tokens,
+    text_to_align,
+    with_times,
+)
 
 _DTYPES = {
     "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16},
@@ -49,31 +62,20 @@ class OpenAIEngine:
         self._model_name, self._device, self._dtype = checkpoint.name, device, dtype
 
     def batch_key(self, decoding: Decoding) -> Hashable:
-        """Languages and prompts may differ, the prompts' lengths may not."""
+        """Languages, prompts and alignment are each window's own."""
         return batch_key(decoding)
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        """Decode windows that share a `batch_key`: one pass of the encoder, one decoding loop."""
+        """Decode windows that share a `batch_key`: encoded together, tokens sampled together where the prompts are equally long."""
         if not windows:
             return []
         if self.model is None:
             raise EngineError("the engine is closed")
         try:
-            mel = log_mels(windows, self.n_mels, self._device)
-            results = _WindowsTask(self.model, self.tokenizer, [w.decoding for w in windows], self._dtype).run(mel)
+            with torch.no_grad():
+                return self._decode(self.model, windows)
         except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-            raise _ours(error, len(windows)) from error
-        return [
-            decoded(
-                self.tokenizer,
-                result.tokens,
-                language=result.language,
-                temperature=result.temperature,
-                avg_logprob=result.avg_logprob,
-                no_speech_prob=result.no_speech_prob,
-            )
-            for result in results
-        ]
+            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -97,39 +99,70 @@ class OpenAIEngine:
         self.model = None
         self.free_memory()
 
+    def _decode(self, model: Whisper, windows: Sequence[Window]) -> list[Decoded]:
+        features = model.encoder(log_mels(windows, self.n_mels, self._device).to(self._dtype))
+        decodings = [window.decoding for window in windows]
+        languages = self._languages(model, features, decodings)
+        found: dict[int, Decoded] = {}
+        for group in equals([prompt_length(decoding) for decoding in decodings]):
+            starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
+            results = _WindowsTask(model, self.tokenizer, decodings[group[0]], starts).run(features[group])
+            found |= {i: self._decoded(result, *languages[i]) for i, result in zip(group, results, strict=True)}
+        return self._aligned(model, features, windows, [found[i] for i in range(len(windows))])
+
+    def _languages(self, model: Whisper, features: torch.Tensor, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
+        """Each window's language, and how probable it is when it had to be detected."""
+        if not model.is_multilingual:
+            return [("en", None)] * len(decodings)
+        languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
+        unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
+        if unknown:
+            _, probabilities = model.detect_language(features[unknown], self.tokenizer.openai_for("en", "transcribe"))
+            for i, of_window in zip(unknown, probabilities, strict=True):
+                languages[i] = likeliest(of_window, decodings[i].languages)
+        return languages
+
+    def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
+        return decoded(
+            self.tokenizer,
+            result.tokens,
+            language=language,
+            language_probability=language_probability,
+            temperature=result.temperature,
+            avg_logprob=result.avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+        )
+
+    def _aligned(self, model: Whisper, features: torch.Tensor, windows: Sequence[Window], found: list[Decoded]) -> list[Decoded]:
+        """The same, with the times of the tokens that are asked for."""
+        texts = [text_to_align(self.tokenizer, window, one) for window, one in zip(windows, found, strict=True)]
+        wanted = [i for i, text in enumerate(texts) if text.tokens]
+        if not wanted:
+            return found
+        openai = self.tokenizer.openai
+        times = align(model, features[wanted], [texts[i] for i in wanted], no_timestamps=openai.no_timestamps, eot=openai.eot)
+        aligned = dict(zip(wanted, times, strict=True))
+        return [with_times(one, *aligned[i]) if i in aligned else one for i, one in enumerate(found)]
+
 
 class _WindowsTask(DecodingTask):  # type: ignore[misc]
-    """openai-whisper's decoding of a batch, with each window's own prompt and language."""
+    """openai-whisper's decoding of a batch that is encoded already, with each window's own start."""
 
-    def __init__(self, model: Whisper, tokenizer: Tokenizer, decodings: list[Decoding], dtype: torch.dtype) -> None:
-        super().__init__(model, _options(decodings[0]))
-        self._windows_tokenizer, self._decodings, self._dtype = tokenizer, decodings, dtype
-        self.logit_filters[:] = [_batched(rule) for rule in self.logit_filters]
-        if decodings[0].ignore_eot:
+    def __init__(self, model: Whisper, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]]) -> None:
+        super().__init__(model, _options(decoding, tokenizer))
+        self._starts = starts
+        self.logit_filters[:] = [_batched(rule, last_initial_timestamp(decoding)) for rule in self.logit_filters]
+        if decoding.ignore_eot:
             self.logit_filters.insert(0, _SuppressEndOfText(tokenizer.eot))
 
-    def _get_audio_features(self, mel: torch.Tensor) -> torch.Tensor:
+    def _get_audio_features(self, features: torch.Tensor) -> torch.Tensor:
         """(windows x group, 1500, width): openai-whisper no longer repeats them, so its own beams work on one window only."""
-        features: torch.Tensor = self.model.encoder(mel.to(self._dtype))
         return features.repeat_interleave(self.n_group, dim=0)
 
     def _detect_language(self, audio_features: torch.Tensor, tokens: torch.Tensor) -> tuple[list[str], None]:
-        """Detect what is not given, and write each window's start into `tokens` (windows, start)."""
-        languages = self._languages(audio_features[:: self.n_group])
-        starts = [start_tokens(self._windows_tokenizer, *pair) for pair in zip(self._decodings, languages, strict=True)]
-        tokens.copy_(torch.tensor(starts))
-        return languages, None
-
-    def _languages(self, features: torch.Tensor) -> list[str]:
-        if not self.model.is_multilingual:
-            return ["en"] * len(features)
-        unknown = [i for i, decoding in enumerate(self._decodings) if decoding.language is None]
-        languages = [decoding.language or "" for decoding in self._decodings]
-        if unknown:
-            _, probabilities = self.model.detect_language(features[unknown], self.tokenizer)
-            for i, of_window in zip(unknown, probabilities, strict=True):
-                languages[i] = max(of_window, key=of_window.__getitem__)
-        return languages
+        """Write each window's start into `tokens` (windows, start); its language is known by now."""
+        tokens.copy_(torch.tensor(self._starts))
+        return ["en"] * len(self._starts), None
 
 
 class BatchedTimestampRules(ApplyTimestampRules):  # type: ignore[misc]
@@ -163,11 +196,9 @@ class BatchedTimestampRules(ApplyTimestampRules):  # type: ignore[misc]
         logits[:, : self.tokenizer.eot].masked_fill_(opened[:, None], -torch.inf)
 
 
-def _batched(rule: LogitFilter) -> LogitFilter:
-    """The rule itself, or the batched form of the rules for timestamps."""
-    if not isinstance(rule, ApplyTimestampRules):
-        return rule
-    return BatchedTimestampRules(rule.tokenizer, rule.sample_begin, rule.max_initial_timestamp_index)
+def _batched(rule: LogitFilter, last_initial: int | None) -> LogitFilter:
+    """The rule itself, or the batched form of the rules for timestamps, for which openai-whisper takes 0 s for no bound."""
+    return BatchedTimestampRules(rule.tokenizer, rule.sample_begin, last_initial) if isinstance(rule, ApplyTimestampRules) else rule
 
 
 class _SuppressEndOfText(LogitFilter):  # type: ignore[misc]
@@ -205,7 +236,7 @@ def _model(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Whisper:
     return model.requires_grad_(False).eval().to(device)
 
 
-def _options(decoding: Decoding) -> DecodingOptions:
+def _options(decoding: Decoding, tokenizer: Tokenizer) -> DecodingOptions:
     """openai-whisper's options of a decoding; language and prompt, which differ from window to window, are set in the task."""
     return DecodingOptions(
         task=decoding.task,
@@ -216,6 +247,8 @@ def _options(decoding: Decoding) -> DecodingOptions:
         beam_size=decoding.beam_size,
         patience=decoding.patience,
         length_penalty=decoding.length_penalty,
-        prompt=[0] * min(len(decoding.prompt), MAX_PROMPT),
+        prompt=[0] * prompt_length(decoding),
+        suppress_tokens=suppressed_tokens(tokenizer, decoding.suppress_tokens),
+        suppress_blank=decoding.suppress_blank,
         without_timestamps=not decoding.timestamps,
     )

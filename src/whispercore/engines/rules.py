@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+from whisper.audio import TOKENS_PER_SECOND
 
 from ..errors import EngineError
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
-from ..types import Decoded, Decoding
+from ..types import HOP, Decoded, Decoding, Window
 
 TEXT_CONTEXT = 448
 MAX_SAMPLED = TEXT_CONTEXT // 2
 MAX_PROMPT = TEXT_CONTEXT // 2 - 1
+LAST_TIMESTAMP = 1500
+"""<|30.00|> in steps of 0.02 s."""
 
 
 def batch_key(decoding: Decoding) -> Decoding:
@@ -83,12 +87,30 @@ def complete(tokens: Sequence[int], timestamp_begin: int) -> int:
     return len(tokens) if finished or not pairs else pairs[-1]
 
 
-def aligned_tokens(tokenizer: Tokenizer, decoding: Decoding, tokens: Sequence[int]) -> list[int]:
-    """The text tokens whose times `decoding` asks for."""
-    if decoding.alignment == "none":
-        return []
-    count = len(tokens) if decoding.alignment == "all" else complete(tokens, tokenizer.timestamp_begin)
-    return [token for token in tokens[:count] if token < tokenizer.eot]
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What to align with a window: `start`, the sequence's beginning without the prompt, the text tokens, the window's mel frames."""
+
+    start: tuple[int, ...]
+    tokens: tuple[int, ...]
+    frames: int
+
+
+def text_to_align(tokenizer: Tokenizer, window: Window, decoded: Decoded) -> Text:
+    """The text whose times the window's decoding asks for; no tokens when it asks for none."""
+    wanted, tokens = window.decoding.alignment, decoded.tokens
+    count = {"none": 0, "all": len(tokens), "complete": complete(tokens, tokenizer.timestamp_begin)}[wanted]
+    return Text(
+        start=tokenizer.openai_for(decoded.language, window.decoding.task).sot_sequence,
+        tokens=tuple(token for token in tokens[:count] if token < tokenizer.eot),
+        frames=(len(window.samples) - sum(window.margin)) // HOP,
+    )
+
+
+def with_times(decoded: Decoded, steps: Sequence[int], probs: Sequence[float]) -> Decoded:
+    """The same with its tokens' times, which an alignment tells in steps of the encoder's output, and their probabilities."""
+    times = tuple(max(step, 0) / TOKENS_PER_SECOND for step in steps)
+    return replace(decoded, token_times=times, token_probs=tuple(probs))
 
 
 def decoded(
