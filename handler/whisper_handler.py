@@ -144,11 +144,11 @@ def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any
 
 
 def _repeated(parameters: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values, in order, of each name that comes more than once; what to make of them is the core's business."""
+    """All values, in order, of each name that says it is a list, or comes more than once; what to make of them is the core's business."""
     values: dict[str, list[Any]] = {}
     for parameter in parameters:
         values.setdefault(parameter["name"], []).append(parameter["value"])
-    return {name: several for name, several in values.items() if len(several) > 1}
+    return {name: several for name, several in values.items() if len(several) > 1 or name.endswith("[]")}
 
 
 def _whole(_: Any) -> None:
