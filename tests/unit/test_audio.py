@@ -18,7 +18,7 @@ import pytest
 
 from whispercore import audio
 from whispercore.audio import open_recording, read_samples
-from whispercore.errors import TooLarge, UnreadableAudio, UnsupportedAudio, WhisperError
+from whispercore.errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio, WhisperError
 from whispercore.types import SAMPLE_RATE, Samples
 
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
@@ -177,6 +177,42 @@ def test_resampling_agrees_with_librosa(rate: int) -> None:
     got = read_samples(wav(signal, "pcm_f32le", rate))
     assert abs(len(got) - len(expected)) <= 1
     np.testing.assert_allclose(got[: len(expected)], expected[: len(got)], atol=1e-5)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("wav", "pcm_s16le"), ("flac", "flac"), ("matroska", "pcm_f32le"), ("mp4", "aac")])
+@pytest.mark.parametrize("channels", [1, 2, 6, 8])
+def test_one_channel_alone(container: str, codec: str, channels: int) -> None:
+    planes = np.stack([np.roll(sweep(2.0), 4000 * index) * 0.5 for index in range(channels)])
+    data = encode(planes, container, codec, codec_options={"b": "900k"})
+    with open_recording(data) as recording:
+        assert recording.channels == channels
+    for index in range(channels):
+        with open_recording(data, channel=index) as recording:
+            got = np.concatenate(list(recording.blocks()))
+        if codec == "aac":
+            others = [float(np.corrcoef(got[: len(plane)], plane)[0, 1]) for plane in planes]
+            assert others[index] > 0.98 or (channels > 2 and index == 3)  # the low-frequency channel
+        else:
+            np.testing.assert_allclose(got, planes[index], atol=1e-4)
+
+
+@pytest.mark.parametrize("channel", [-1, 2, 99])
+def test_a_channel_that_is_not_there_is_refused(channel: int) -> None:
+    with pytest.raises(InvalidRequest, match="it has 2"):
+        open_recording(wav(np.stack([sweep(1.0)] * 2)), channel=channel)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "path"])
+def test_a_source_is_read_twice_at_once(kind: str, tmp_path: Path) -> None:
+    data = encode(np.stack([sweep(12.0), -sweep(12.0)]), "flac", "flac")
+    (tmp_path / "file").write_bytes(data)
+    source = {"bytes": data, "bytearray": bytearray(data), "memoryview": memoryview(data), "path": tmp_path / "file"}[kind]
+    with open_recording(source, channel=0) as left, open_recording(source, channel=1) as right:
+        both = [(one, other) for one, other in zip(left.blocks(), right.blocks(), strict=True)]
+    assert len(both) == 3
+    for one, other in both:
+        np.testing.assert_array_equal(one, -other)
+    assert len(read_samples(source)) == 12 * SAMPLE_RATE
 
 
 def test_a_sample_rate_that_changes_in_mid_stream_is_followed() -> None:

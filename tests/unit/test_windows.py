@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,8 +19,7 @@ from whispercore.audio import open_recording, read_samples
 from whispercore.options import Options
 from whispercore.silero import FRAME
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from whispercore.vad import VoiceDetector
-from whispercore.windows import Stretch, cut
+from whispercore.windows import Stretch, cut, speech
 
 DEFAULT = Options()
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -32,12 +35,19 @@ class Loudness:
         return (np.abs(frames).max(axis=1) > 0.1).astype(np.float32)
 
 
+class Amplitude:
+    """A detector to draw probabilities with."""
+
+    def __call__(self, samples: Samples) -> Samples:
+        return np.abs(np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)).max(axis=1)
+
+
 @pytest.fixture
 def loudness(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "VoiceDetector", Loudness)
 
 
-def speech(seconds: float) -> Samples:
+def voice(seconds: float) -> Samples:
     """Drawn speech: noise that is nowhere quiet."""
     length = int(seconds * SAMPLE_RATE)
     noise = np.random.default_rng(length).uniform(0.2, 0.6, length)
@@ -50,7 +60,7 @@ def silence(seconds: float) -> Samples:
 
 def drawn(*seconds: float) -> Samples:
     """Speech and silence in turn."""
-    return np.concatenate([silence(length) if turn % 2 else speech(length) for turn, length in enumerate(seconds)])
+    return np.concatenate([silence(length) if turn % 2 else voice(length) for turn, length in enumerate(seconds)])
 
 
 def blocks(samples: Samples, size: int) -> Iterator[Samples]:
@@ -100,6 +110,148 @@ def test_without_the_filter_every_sample_is_kept_once(lengths: list[float], size
     np.testing.assert_array_equal(np.concatenate([one.samples for one in stretches]), recording)
 
 
+OPTIONS = st.builds(
+    Options,
+    strategy=st.sampled_from(["chunked", "sequential"]),
+    vad_filter=st.sampled_from([None, True, False]),
+    vad_min_speech_duration_ms=st.sampled_from([0, 64, 500]),
+    vad_min_silence_duration_ms=st.sampled_from([0, 300, 2000, 40_000]),
+    vad_speech_pad_ms=st.sampled_from([0, 400, 3000, 30_000]),
+    clip_timestamps=st.lists(st.floats(0.0, 120.0), max_size=5).map(sorted).map(tuple),
+)
+
+
+def clips_of(options: Options, length: int) -> list[tuple[int, int]]:
+    """First sample and the one after the last of each clip."""
+    borders = [round(seconds * SAMPLE_RATE) for seconds in options.clip_timestamps] or [0]
+    borders += [length] * (len(borders) % 2)
+    return [(min(begin, length), min(end, length)) for begin, end in zip(borders[::2], borders[1::2], strict=True)]
+
+
+def must_be_kept(recording: Samples, options: Options) -> npt.NDArray[np.bool_]:
+    """Samples in a clip that are speech and no click, or all samples in a clip without the filter."""
+    wanted = np.zeros(len(recording), bool)
+    for begin, end in clips_of(options, len(recording)):
+        loud = np.abs(recording[begin:end]) > 0.1
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], loud, [False]]).astype(np.int8))).reshape(-1, 2)
+        for first, last in edges:
+            long_enough = (last - first) / SAMPLE_RATE * 1000 >= options.vad_min_speech_duration_ms + 64
+            wanted[begin + first : begin + last] = long_enough
+        if not options.vad:
+            wanted[begin:end] = True
+    return wanted
+
+
+def covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]:
+    kept = np.zeros(length, bool)
+    for begin, end in spans:
+        kept[begin:end] = True
+    return kept
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=LENGTHS, size=st.integers(1_000, 700_000), options=OPTIONS)
+def test_whatever_the_options_times_are_the_recordings_and_speech_in_the_clips_is_kept(
+    lengths: list[float], size: int, options: Options
+) -> None:
+    recording = drawn(*lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(windows, "VoiceDetector", Loudness)
+        stretches = list(cut(blocks(recording, size), options))
+        spans = [span for span in speech(blocks(recording, size), options) if span]
+    check(recording, stretches)
+    spoken = [(round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)) for begin, end in spans]
+    clips = clips_of(options, len(recording))
+    wanted = must_be_kept(recording, options)
+    for found in (times(stretches), spoken):
+        assert all(any(begin <= first and last <= end for begin, end in clips) for first, last in found)
+        assert all(last <= following for (_, last), (following, _) in pairwise(found))
+        assert not (wanted & ~covered(found, len(recording))).any()
+    if not options.vad:
+        np.testing.assert_array_equal(covered(times(stretches), len(recording)), wanted)
+        assert spoken == [(begin, end) for begin, end in clips if begin < end]
+
+
+@pytest.mark.usefixtures("loudness")
+def test_each_option_of_the_filter_is_honoured() -> None:
+    recording = drawn(20, 1.5, 0.2, 2.5, 20)
+
+    def spans(**options: Any) -> list[Any]:
+        stretches = cut([recording], Options(**options))
+        return [pytest.approx((one.start, one.start + len(one.samples) / SAMPLE_RATE), abs=0.07) for one in stretches]
+
+    assert spans() == [(0, 22.1), (23.8, 44.2)]
+    assert spans(vad_speech_pad_ms=100) == [(0, 21.8), (24.1, 44.2)]
+    assert spans(vad_min_silence_duration_ms=1000) == [(0, 20.4), (21.1, 22.1), (23.8, 44.2)]
+    assert spans(vad_min_silence_duration_ms=1000, vad_min_speech_duration_ms=400) == [(0, 20.4), (23.8, 44.2)]
+    # a pause that padding fills is kept
+    assert spans(vad_min_silence_duration_ms=1000, vad_speech_pad_ms=1000) == [
+        (0, 22.7),
+        (23.2, 44.2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "voiced"),
+    [
+        ({}, 2.0),
+        ({"vad_threshold": 0.3}, 3.0),
+        ({"vad_threshold": 0.7}, 0.0),
+        ({"vad_neg_threshold": 0.45}, 1.0),
+        ({"vad_neg_threshold": 0.1}, 3.0),
+    ],
+)
+def test_speech_begins_at_one_threshold_and_lasts_until_the_other(
+    options: dict[str, float], voiced: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(windows, "VoiceDetector", Amplitude)
+    levels = [0.0, 0.6, 0.4, 0.3, 0.0]
+    recording = np.repeat(np.array(levels, np.float32), SAMPLE_RATE)
+    found = [span for span in speech([recording], Options(vad_filter=True, vad_speech_pad_ms=0, **options)) if span]
+    assert sum(end - begin for begin, end in found) == pytest.approx(voiced, abs=0.07)
+
+
+@pytest.mark.usefixtures("loudness")
+def test_what_is_left_of_speech_after_a_cut_is_no_click() -> None:
+    recording = voice(30.2)
+    stretches = list(cut([np.concatenate([recording, silence(5)])], Options(vad_min_speech_duration_ms=12_000)))
+    assert covered(times(stretches), len(recording) + 5 * SAMPLE_RATE)[: len(recording)].all()
+    assert len(stretches) == 2
+
+
+@pytest.mark.usefixtures("loudness")
+def test_clips_are_cut_by_themselves_even_where_they_touch() -> None:
+    recording = voice(80)
+    stretches = list(cut(blocks(recording, 70_000), Options(clip_timestamps=(1.5, 3.25, 3.25, 3.25, 3.25, 10.0, 61.2))))
+    assert [(one.start, len(one.samples) / SAMPLE_RATE) for one in stretches] == [(1.5, 1.75), (3.25, 6.75), (61.2, pytest.approx(18.8))]
+
+
+@pytest.mark.usefixtures("loudness")
+def test_a_recording_is_read_to_its_end_beyond_the_last_clip() -> None:
+    """Its duration and its warnings are known only then."""
+    for work in (cut, speech):
+        left = blocks(voice(20), SAMPLE_RATE)
+        assert list(work(left, Options(clip_timestamps=(1.0, 2.0))))
+        assert next(left, None) is None
+
+
+def test_looking_for_speech_lets_others_work() -> None:
+    read = 0
+
+    def reading() -> Iterator[Samples]:
+        nonlocal read
+        for block in blocks(voice(60), 5 * SAMPLE_RATE):
+            read += 1
+            yield block
+
+    news = speech(reading(), Options(strategy="sequential", clip_timestamps=(0.0, 10.0, 20.0, 30.0)))
+    before = 0
+    for _ in news:
+        assert read - before <= 2
+        before = read
+    assert read == 12
+
+
 @pytest.mark.usefixtures("loudness")
 def test_a_short_recording_is_one_stretch() -> None:
     (stretch,) = cut([drawn(2, 9, 3, 8, 5)], DEFAULT)
@@ -123,7 +275,7 @@ def test_long_speech_is_cut_at_the_last_long_pause() -> None:
 
 @pytest.mark.usefixtures("loudness")
 def test_speech_without_a_pause_is_cut_where_it_is_quietest() -> None:
-    recording = speech(45)
+    recording = voice(45)
     dip = slice(int(24.3 * SAMPLE_RATE), int(24.4 * SAMPLE_RATE))
     recording[dip] *= 0.6
     recording[int(26 * SAMPLE_RATE)] = 0.0  # one quiet sample is no quiet place
@@ -161,8 +313,45 @@ def test_an_empty_recording_has_no_stretch() -> None:
 
 
 def test_a_recording_of_exactly_30_seconds_is_one_window() -> None:
-    (stretch,) = cut([speech(30.0)], Options(vad_filter=False))
+    (stretch,) = cut([voice(30.0)], Options(vad_filter=False))
     assert len(stretch.samples) == WINDOW_SAMPLES
+
+
+HELDOUT = Path(__file__).parents[1] / "data" / "heldout"
+
+
+def joined(pauses: tuple[float, ...], *, hiss: float) -> tuple[Samples, list[tuple[int, int]]]:
+    """Held-out recordings with pauses between them, and where somebody speaks: the synthesizer's own times."""
+    pieces, spans, position = [], [], 0
+    for index, entry in enumerate(json.loads((HELDOUT / "manifest.json").read_text())):
+        sound = read_samples(HELDOUT / entry["file"])
+        for segment in entry["segments"]:
+            spans.append((position + round(segment["start"] * SAMPLE_RATE), position + round(segment["end"] * SAMPLE_RATE)))
+        pieces += [sound, np.zeros(int(pauses[index % len(pauses)] * SAMPLE_RATE), np.float32)]
+        position += len(pieces[-2]) + len(pieces[-1])
+    recording = np.concatenate(pieces)
+    return recording + np.random.default_rng(0).normal(scale=hiss, size=len(recording)).astype(np.float32), spans
+
+
+@pytest.mark.parametrize("hiss", [0.0, 1e-3])
+@pytest.mark.parametrize("pauses", [(0.0,), (0.3, 1.1, 4.0, 12.0, 0.1, 2.5)], ids=["dense", "sparse"])
+def test_all_speech_of_known_times_is_covered_and_cut_in_pauses(pauses: tuple[float, ...], hiss: float) -> None:
+    recording, spans = joined(pauses, hiss=hiss)
+    stretches = list(cut(blocks(recording, 90_000), DEFAULT))
+    check(recording, stretches)
+    kept = covered(times(stretches), len(recording))
+    sound = [span for span in speech(blocks(recording, 90_000), Options(vad_filter=True)) if span]
+    heard = covered([(round(begin * SAMPLE_RATE), round(end * SAMPLE_RATE)) for begin, end in sound], len(recording))
+    for begin, end in spans:
+        assert kept[begin:end].all()
+        assert heard[begin:end].all()
+    energy = np.convolve(recording**2, np.ones(1024) / 1024, mode="same")
+    borders = [border for span in times(stretches) for border in span if 0 < border < len(recording)]
+    assert len(borders) > 5
+    assert max(energy[borders]) < 10**-2.5 * np.quantile(energy, 0.95)  # 64 ms of at least 25 dB below loud speech
+    assert (len(recording) - kept.sum()) / SAMPLE_RATE >= sum(
+        pauses[index % len(pauses)] - 2 for index in range(38) if pauses[index % len(pauses)] > 3
+    )
 
 
 T = np.arange(12 * SAMPLE_RATE) / SAMPLE_RATE
@@ -218,11 +407,3 @@ def test_isolated_digits_between_long_silences_are_all_kept() -> None:
     for begin, end in spans:
         assert any(left <= begin and end <= right for left, right in stretches)
     assert len(stretches) == len(spans)
-
-
-def test_the_detector_hears_a_recording_in_pieces_as_one_stream() -> None:
-    recording = read_samples(RECORDINGS[0])[: 40 * FRAME]
-    detector = VoiceDetector()
-    pieces = [detector(piece) for piece in blocks(recording, 20 * FRAME)]
-    assert [piece.shape for piece in pieces] == [(20,), (20,)]
-    assert max(piece.max() for piece in pieces) > 0.9
