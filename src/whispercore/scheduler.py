@@ -11,6 +11,7 @@ import heapq
 import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ from .types import Decoded, Window
 logger = logging.getLogger(__name__)
 
 Done = Callable[["Decoded | WhisperError"], None]
+COMPANY = 0.02
+"""Of a batch's time, at most so much is waited for as many requests to come back: clients that ask again as soon as they are answered
+come a moment apart, and the first one's window would go alone while all the others wait for it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -69,6 +73,7 @@ class Scheduler:
         self._tickets_waiting = 0
         self._changed = threading.Condition()
         self._closing = False
+        self._company, self._company_until = 0, 0.0
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
 
@@ -109,19 +114,29 @@ class Scheduler:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            for entry, outcome in zip(batch, self._decode(batch), strict=True):
+            began = time.monotonic()
+            outcomes = self._decode(batch)
+            ended = time.monotonic()
+            self._company, self._company_until = len({entry.ticket for entry in batch}), ended + COMPANY * (ended - began)
+            for entry, outcome in zip(batch, outcomes, strict=True):
                 self._deliver(entry, outcome)
 
     def _next_batch(self) -> list[Entry]:
         """The next entries to decode together, waiting for the first; empty when closing and nothing is left."""
         with self._changed:
             while True:
+                self._await_company()
                 while self._queues:
                     if batch := self._take(min(self._queues, key=lambda key: self._queues[key][0])):
                         return batch
                 if self._closing:
                     return []
                 self._changed.wait()
+
+    def _await_company(self) -> None:
+        """While fewer requests wait than the last batch answered, wait for the others, for a moment."""
+        while 0 < self._tickets_waiting < self._company and not self._closing and (left := self._company_until - time.monotonic()) > 0:
+            self._changed.wait(left)
 
     def _take(self, key: Hashable) -> list[Entry]:
         """Up to `batch_limit` entries of one queue, the cancelled ones dropped; an empty queue is removed."""

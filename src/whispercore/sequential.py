@@ -13,9 +13,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from . import words
 from .audio import Recording
 from .engines.features import loudest
-from .engines.rules import MAX_PROMPT
+from .engines.rules import MAX_PROMPT, complete
 from .hallucinations import as_dropped, find_hallucination, first_with_words, is_anomalous
 from .longform import Heard, Passage, Strand, Strands, initial_tokens, is_silence, prompt_tokens, silence, with_fallback
 from .options import Options
@@ -189,8 +190,6 @@ class _Transcription:
     def _with_words(self, found: list[Segment], decoded: Decoded, seek: int, frames: int) -> list[Segment]:
         """Times for the words; the next window begins after the last one, unless the text says that silence follows."""
         options, start = self._options, seek / FRAMES_PER_SECOND
-        from . import words  # TODO
-
         found = words.add_words(
             found,
             decoded,
@@ -247,8 +246,6 @@ def split(decoded: Decoded, seek: int, frames: int, tokenizer: Tokenizer) -> tup
     the next window begins there. Without a pair the window is one segment.
     """
     start, begin, tokens = seek / FRAMES_PER_SECOND, tokenizer.timestamp_begin, decoded.tokens
-    from .engines.rules import complete  # TODO
-
     used = complete(tokens, begin)
     probs = iter(decoded.token_probs)
     if not _has_pair(tokens, begin):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from . import words
 from .options import Options
 from .tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from .types import FRAMES_PER_SECOND, Decoded, Segment
@@ -77,8 +78,6 @@ def with_words(
     found: list[Segment], decoded: Decoded, start: float, duration: float, tokenizer: Tokenizer, options: Options
 ) -> list[Segment]:
     """The segments of a window that stands alone, with their words, in order and within the window."""
-    from . import words  # TODO
-
     timed = words.add_words(
         found,
         decoded,

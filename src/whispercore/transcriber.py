@@ -227,10 +227,14 @@ class Job:
                 return
             if isinstance(outcome, WhisperError):
                 return self._fail(outcome)
-            self._advance(track, index, strand, outcome)
-            self._launch(track)
-            self._continue_reading()
-            self._end_if_complete()
+            try:
+                self._advance(track, index, strand, outcome)
+                self._launch(track)
+                self._continue_reading()
+                self._end_if_complete()
+            except Exception as error:  # nobody else would tell the client that waits
+                logger.exception("a window's text could not be used")
+                self._fail(EngineError(f"a window's text could not be used: {error}"))
 
     def _take(self, track: Track, index: int, passage: Passage) -> None:
         track.running -= 1

@@ -186,3 +186,20 @@ def test_close_decodes_what_is_queued_and_refuses_more() -> None:
     assert len(outcomes.by_start) == 6
     with pytest.raises(Overloaded):
         outcomes.submit(scheduler, Ticket(), 9.0)
+
+
+def test_requests_answered_together_are_waited_for_to_go_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.scheduler.COMPANY", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(3):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    outcomes.wait(4)
+    for start in range(10, 13):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    outcomes.wait(7)
+    assert sorted(engine.batches[2]) == [10.0, 11.0, 12.0]
+    outcomes.submit(scheduler, Ticket(), 20.0)
+    scheduler.close()
+    assert engine.batches[3] == [20.0], "nobody is waited for when the scheduler closes"
