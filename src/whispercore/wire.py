@@ -251,6 +251,8 @@ def _upload(name: str, value: Any) -> Audio:
         return value.encode(errors="replace")
     if isinstance(value, Audio):
         return value
+    if isinstance(value, list):
+        raise InvalidRequest(f"one recording per request; got {len(value)} times {name}", param=name)
     raise InvalidRequest(f"{name} must be a file", param=name)
 
 
@@ -273,7 +275,7 @@ def _base64(name: str, value: Any) -> bytes:
 
 def _asked(sent: Mapping[str, _Sent], route: Route, accept: str) -> tuple[Options, Reply]:
     """What the fields ask for; what one of them says of another included."""
-    values = {name: read(name, _TYPES[name], field.label, field.value) for name, field in sent.items() if name in _TYPES}
+    values = {name: read(name, _TYPES[name], field.label, field.value) for name, field in sent.items()}
     if "response_format" not in values and not values.get("stream"):
         values["response_format"] = _accepted(accept)
     _imply(values, route)

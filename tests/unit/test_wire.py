@@ -138,6 +138,7 @@ class TestAudio:
         "row",
         [
             {"file": b"a", "audio": b"b"},
+            {"file": [b"a", b"b"]},
             {"body": b"a", "data": b"b"},
             {"body": {"file": "QUJD", "data": "QUJD"}},
             {"body": {"file": "QUJD"}, "file": b"x"},
