@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from whispercore.options import Options
 from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 from whispercore.transcriber import Job, Transcriber
-from whispercore.types import SAMPLE_RATE
+from whispercore.types import SAMPLE_RATE, Decoded, Progress, Samples, Window
 
 
 @pytest.fixture
@@ -142,3 +145,118 @@ def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
         for refused in ({"language": "fr"}, {"task": "translate"}):
             with pytest.raises(InvalidRequest, match=r"English|know"):
                 narrow(wav(1), **refused)
+
+
+def test_progress_grows_in_order_and_ends_as_the_transcript() -> None:
+    engine = Recorder(max_batch=1)
+    engine.gate.clear()
+    told: list[Progress] = []
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        options = Options(vad_filter=False, language="en")
+        job = transcriber.submit(wav(100), options, on_progress=lambda: told.append(job.progress))
+        engine.gate.set()
+        transcript = job.result(PATIENCE)
+    assert len(told) == len(engine.windows) >= 4
+    for early, late in itertools.pairwise(told):
+        assert late.segments[: len(early.segments)] == early.segments and late.seconds > early.seconds
+    assert told[-1].segments == transcript.segments and told[-1].duration == pytest.approx(100, abs=0.01)
+    assert job.progress == Progress(transcript.segments, transcript.duration, transcript.duration)
+
+
+def test_channels_are_transcribed_apart_and_merged_by_time() -> None:
+    left, right = noise(40, seed=1), noise(40, seed=2)
+    right[: 10 * SAMPLE_RATE] = 0
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        alone = [transcriber.submit(encoded(channel), WHOLE).result(PATIENCE) for channel in (left, right)]
+        both = transcriber.submit(encoded(np.stack([left, right], axis=1)), replace(WHOLE, channels="separate")).result(PATIENCE)
+        mono = transcriber.submit(encoded(left), replace(WHOLE, channels="separate")).result(PATIENCE)
+    assert [segment.start for segment in both.segments] == sorted(segment.start for segment in both.segments)
+    for number, expected in enumerate(alone):
+        assert [replace(segment, channel=None) for segment in both.segments if segment.channel == number] == list(expected.segments)
+    assert both.duration == pytest.approx(40.0, abs=0.01)
+    assert mono.segments == alone[0].segments, "one channel is one channel"
+
+
+def test_a_stream_of_two_channels_is_in_order_too() -> None:
+    engine, told = Recorder(max_batch=1), list[Progress]()
+    engine.gate.clear()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        recording = encoded(np.stack([noise(70, seed=1), noise(70, seed=2)], axis=1))
+        options = Options(vad_filter=False, language="en", channels="separate")
+        job = transcriber.submit(recording, options, on_progress=lambda: told.append(job.progress))
+        engine.gate.set()
+        transcript = job.result(PATIENCE)
+    for progress in told:
+        assert transcript.segments[: len(progress.segments)] == progress.segments
+    assert {segment.channel for segment in transcript.segments} == {0, 1}
+    assert any(0 < len(progress.segments) < len(transcript.segments) for progress in told)
+
+
+def test_silence_that_has_words_is_counted_as_dropped() -> None:
+    class Doubtful(FakeEngine):
+        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+            return [replace(decoded, no_speech_prob=0.9, avg_logprob=-2.0) for decoded in super().decode(windows)]
+
+    with Transcriber(Settings(), engine=Doubtful()) as transcriber:
+        transcript = transcriber.submit(wav(20), WHOLE).result(PATIENCE)
+    assert transcript.text == "" and transcript.segments == ()
+    (dropped,) = transcript.dropped
+    assert dropped.reason == "no_speech" and dropped.text and (dropped.start, dropped.end) == (0.0, 20.0)
+
+
+def test_words_lie_within_their_segments_in_both_strategies() -> None:
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        for strategy in ("chunked", "sequential"):
+            options = Options(vad_filter=False, strategy=strategy, word_timestamps=True, token_logprobs=True)
+            transcript = transcriber.submit(wav(65), options).result(PATIENCE)
+            assert transcript.segments and all(segment.words for segment in transcript.segments)
+            for segment in transcript.segments:
+                assert "".join(word.word for word in segment.words) == segment.text
+                assert segment.start <= segment.words[0].start and segment.words[-1].end <= segment.end
+                assert len(segment.logprobs) == sum(token < Tokenizer(51_865).eot for token in segment.tokens)
+                for early, late in itertools.pairwise(segment.words):
+                    assert early.start <= early.end <= late.start <= late.end
+
+
+def test_the_language_of_every_window_when_asked() -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        transcriber.submit(wav(100), Options(vad_filter=False, multilingual=True)).result(PATIENCE)
+    assert {window.decoding.language for window in engine.windows} == {None}
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_clips_alone_are_transcribed(strategy: Literal["chunked", "sequential"]) -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        options = Options(vad_filter=False, strategy=strategy, clip_timestamps=(5.0, 12.0, 50.0))
+        transcript = transcriber.submit(wav(60), options).result(PATIENCE)
+    assert [(window.start, window.duration) for window in engine.windows] == [(5.0, 7.0), (50.0, 10.0)]
+    assert transcript.segments[0].start == 5.0 and transcript.segments[-1].end == 60.0
+
+
+def test_an_option_the_engine_lacks_is_refused(transcriber: Transcriber) -> None:
+    with pytest.raises(InvalidRequest, match=r"beam_size") as refused:
+        transcriber.submit(wav(1), Options(beam_size=5))
+    assert refused.value.param == "beam_size"
+
+
+def test_a_text_that_cannot_be_used_fails_its_job_alone() -> None:
+    class Untimed(FakeEngine):
+        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+            return [replace(decoded, token_times=(), token_probs=()) for decoded in super().decode(windows)]
+
+    with Transcriber(Settings(), engine=Untimed()) as transcriber:
+        with pytest.raises(EngineError):
+            transcriber.submit(wav(1), replace(WHOLE, word_timestamps=True)).result(PATIENCE)
+        assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+
+
+def noise(seconds: float, seed: int) -> Samples:
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
+
+
+def encoded(samples: Samples) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    return file.getvalue()
