@@ -3,18 +3,20 @@
 
 python clients/transcribe.py talk.mp3
 python clients/transcribe.py talks/ --format srt --output-dir subtitles
+python clients/transcribe.py lecture.mp3 --stream
 """
 
 from __future__ import annotations
 
 import argparse
 import glob
+import json
 import mimetypes
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
@@ -26,6 +28,8 @@ AUDIO_SUFFIXES = (
     *(".mkv", ".mov", ".mp4", ".mpeg", ".webm"),
 )
 CONNECT_SECONDS = 10.0
+STREAM_TYPE = "application/x-ndjson"
+CLEAR_LINE = "\r\x1b[K"
 
 
 class RequestFailed(Exception):
@@ -45,17 +49,32 @@ class Server(NamedTuple):
 
     def transcribe(self, session: requests.Session, path: Path) -> requests.Response:
         """The server's answer to one recording, streamed from the disk. Raises RequestFailed."""
+        response = self._post(session, path)
+        _check(response)
+        return response
+
+    def stream(self, session: requests.Session, path: Path) -> Iterator[dict[str, Any]]:
+        """The lines of the server's answer as they come: segments, progress, the transcript. Raises RequestFailed."""
+        with self._post(session, path, stream=True) as response:
+            if not response.headers.get("Content-Type", "").startswith(STREAM_TYPE):
+                _check(response)
+                raise RequestFailed("no stream", f"{self.url} does not stream lines of JSON: its path must end in /predictions/whisper")
+            try:
+                for line in response.iter_lines():
+                    yield _line(line)
+            except requests.RequestException as error:
+                raise self._failure(error) from None
+
+    def _post(self, session: requests.Session, path: Path, *, stream: bool = False) -> requests.Response:
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         try:
             with path.open("rb") as file:
                 headers = {**self.headers, "Content-Type": kind}
-                response = session.post(self.url, data=file, headers=headers, timeout=(CONNECT_SECONDS, self.timeout))
+                return session.post(self.url, data=file, headers=headers, timeout=(CONNECT_SECONDS, self.timeout), stream=stream)
         except requests.RequestException as error:
             raise self._failure(error) from None
         except OSError as error:
             raise RequestFailed("unreadable file", f"cannot read {path}: {error.strerror}") from None
-        _check(response)
-        return response
 
     def _failure(self, error: requests.RequestException) -> RequestFailed:
         """What a request that got no answer failed of."""
@@ -78,6 +97,17 @@ def _check(response: requests.Response) -> None:
     code, message = _error(response)
     status = "after the reply began" if late else f"HTTP {response.status_code}"
     raise RequestFailed(f"{status} {code}".strip(), f"{status}: {message}")
+
+
+def _line(line: bytes) -> dict[str, Any]:
+    """One line of a stream. Raises RequestFailed when it tells an error."""
+    try:
+        fields: dict[str, Any] = json.loads(line)
+    except ValueError:
+        raise RequestFailed("connection lost", "the reply ended in the middle of a line: the server's log tells why") from None
+    if error := fields.get("error"):
+        raise RequestFailed(f"after the reply began {error.get('code') or ''}".strip(), f"after the reply began: {error['message']}")
+    return fields
 
 
 def _error(response: requests.Response) -> tuple[str, str]:
@@ -121,11 +151,11 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=900.0, metavar="SECONDS", help="wait at most so long (default: %(default)g)")
 
 
-def server(arguments: argparse.Namespace, response_format: str) -> Server:
-    """The server that the arguments tell of."""
+def server(arguments: argparse.Namespace, response_format: str, **more: str) -> Server:
+    """The server that the arguments tell of; `more` options."""
     options = dict(arguments.option)
     named = {"language": arguments.language, "task": arguments.task, "prompt": arguments.prompt, "response_format": response_format}
-    options |= {name: value for name, value in named.items() if value}
+    options |= {name: value for name, value in (named | more).items() if value}
     return Server(arguments.url, {_header(name): " ".join(value.split()).encode() for name, value in options.items()}, arguments.timeout)
 
 
@@ -155,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     add_server_arguments(parser)
     parser.add_argument("--format", choices=EXTENSIONS, default="text", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="save each transcript there instead of printing it")
+    parser.add_argument("--stream", action="store_true", help="print each segment, with its times, as soon as it is final")
     return parser
 
 
@@ -162,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 all transcribed, 1 some failed, 2 wrong arguments."""
     parser = _parser()
     arguments = parser.parse_args(argv)
+    if arguments.stream and (arguments.output_dir or arguments.format != "text"):
+        parser.error("--stream prints text as it comes: leave out --format and --output-dir")
     try:
         files = find_files(arguments.files)
         outputs = _outputs(files, arguments.output_dir, EXTENSIONS[arguments.format]) if arguments.output_dir else [None] * len(files)
@@ -173,17 +206,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     with requests.Session() as session:
         for path, output in zip(files, outputs, strict=True):
             try:
-                reply = server(arguments, arguments.format).transcribe(session, path).content
+                _transcribe(session, path, output, arguments, announced=len(files) > 1)
             except RequestFailed as error:
                 print(f"{path}: {error}", file=sys.stderr)
                 failed += 1
-                continue
-            if output:
-                output.write_bytes(reply)
-                print(f"{path} -> {output}", file=sys.stderr)
-            else:
-                _print(reply, path if len(files) > 1 else None)
     return 1 if failed else 0
+
+
+def _transcribe(session: requests.Session, path: Path, output: Path | None, arguments: argparse.Namespace, *, announced: bool) -> None:
+    """Send one recording; save or print what it says. Raises RequestFailed."""
+    if arguments.stream:
+        return _print_stream(server(arguments, "json", stream="true").stream(session, path), path if announced else None)
+    reply = server(arguments, arguments.format).transcribe(session, path).content
+    if output:
+        output.write_bytes(reply)
+        print(f"{path} -> {output}", file=sys.stderr)
+    else:
+        _print(reply, path if announced else None)
+
+
+def _print_stream(lines: Iterable[Mapping[str, Any]], path: Path | None) -> None:
+    """A line per segment; where standard error is a terminal, how far the server is, on it."""
+    if path:
+        print(f"==> {path}", file=sys.stderr, flush=True)
+    watched = sys.stderr.isatty()
+    for line in lines:
+        if watched:
+            print(CLEAR_LINE, end="", file=sys.stderr, flush=True)
+        if line["type"] == "segment":
+            print(f"{line['start']:9.2f} {line['end']:9.2f}  {line['text'].strip()}", flush=True)
+        if watched and (progress := line.get("progress")):
+            print(f"{progress['seconds']:.0f} of {progress['duration'] or 0:.0f} s", end="", file=sys.stderr, flush=True)
 
 
 def _print(reply: bytes, path: Path | None) -> None:

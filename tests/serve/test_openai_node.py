@@ -101,7 +101,7 @@ def test_models(got: dict[str, Any]) -> None:
     ("name", "error", "status", "param", "code"),
     [
         ("bad_value", "BadRequestError", 400, "temperature", "invalid_value"),
-        ("unknown_parameter", "BadRequestError", 400, "beam_sise", "unknown_field"),
+        ("unknown_field", "BadRequestError", 400, "beam_sise", "unknown_parameter"),
         ("bad_stream", "BadRequestError", 400, "language", "invalid_value"),
         ("no_audio", "APIError", 415, None, "unsupported_audio"),
         ("no_path", "NotFoundError", 404, None, "not_found"),

@@ -63,6 +63,16 @@ class Handler(BaseHTTPRequestHandler):
         text = json.dumps({"text": "hello", "duration": 2.5}) if wanted == "json" else "Grüße\n"
         self._reply(200, text.encode(), "text/plain")
 
+    def reply_stream(self, body: bytes) -> None:
+        assert self.headers.get("X-Whisper-Stream") == "true"
+        progress = {"seconds": 1.5, "duration": 2.5}
+        lines: list[dict[str, Any]] = [
+            {"type": "segment", "start": 0.0, "end": 1.5, "text": " Grüße", "progress": progress},
+            {"type": "progress", "progress": {"seconds": 2.5, "duration": 2.5}},
+            {"type": "error", "error": json.loads(BUSY)["error"]} if body == b"b" else {"type": "transcript", "text": "Grüße"},
+        ]
+        self._reply(200, "".join(json.dumps(line) + "\n" for line in lines).encode(), "application/x-ndjson")
+
     def reply_openai(self, body: bytes) -> None:
         self._reply(200, json.dumps({"text": "hello", "usage": {"type": "duration", "seconds": 3}}).encode())
 
@@ -190,6 +200,30 @@ def test_saves_each_transcript(server: Server, files: list[str], tmp_path: Path,
     assert transcribe.main([*files, "--url", server.url("ok"), "--format", "srt", "--output-dir", str(out)]) == 0
     assert {path.name: path.read_text(encoding="utf-8") for path in out.iterdir()} == {"a.srt": "Grüße\n", "b.srt": "Grüße\n"}
     assert capsys.readouterr().out == ""
+
+
+def test_a_stream_is_printed_as_it_comes(server: Server, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert transcribe.main([files[0], "--url", server.url("stream"), "--stream"]) == 0
+    assert capsys.readouterr() == ("     0.00      1.50  Grüße\n", "")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("stream", "after the reply began: too many requests are open"),
+        ("busy", "HTTP 503: too many requests are open"),
+        ("ok", "does not stream lines of JSON"),
+    ],
+)
+def test_a_stream_that_fails(server: Server, files: list[str], capsys: pytest.CaptureFixture[str], path: str, message: str) -> None:
+    assert transcribe.main([files[1], "--url", server.url(path), "--stream"]) == 1
+    assert f"{files[1]}: " in (err := capsys.readouterr().err) and message in err
+
+
+def test_a_stream_is_printed_only(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        transcribe.main([files[0], "--stream", "--format", "srt"])
+    assert "leave out --format" in capsys.readouterr().err
 
 
 def test_equal_names_do_not_overwrite_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

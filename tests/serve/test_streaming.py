@@ -1,0 +1,98 @@
+"""Replies that come while the recording is still being transcribed: lines of JSON on the native path, events on OpenAI's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, words
+from tests.serve.server import ROOT, Server, wait_for
+
+TIMER = SAMPLES / "timer.flac"
+HOME = words(TRANSCRIPTS["home.flac"])
+REPEATS = 12
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nearly ten minutes of speech."""
+    return repeat("home.flac", REPEATS, tmp_path_factory.mktemp("long") / "long.flac")
+
+
+def lines(reply: requests.Response) -> Iterator[dict[str, Any]]:
+    for line in reply.iter_lines():
+        yield json.loads(line)
+
+
+def is_given_up(server: Server) -> bool:
+    """TorchServe tells the worker who has gone when it next has something for somebody."""
+    requests.post(server.url, data=TIMER.read_bytes(), timeout=120)
+    return server.metric("whisper_open_requests") == 0
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_lines_of_json(server: Server, long: Path, strategy: str) -> None:
+    data = {"stream": "true", "strategy": strategy, "language": "en"}
+    with long.open("rb") as file, requests.post(server.url, files={"file": file}, data=data, stream=True, timeout=300) as reply:
+        assert (reply.status_code, reply.headers["content-type"]) == (200, "application/x-ndjson")
+        told = []
+        for line in lines(reply):
+            if line["type"] == "segment" and not any(earlier["type"] == "segment" for earlier in told):
+                assert server.metric("whisper_open_requests") == 1, "the first segment came with the last"
+            told.append(line)
+    *streamed, whole = told
+    segments = [line for line in streamed if line["type"] == "segment"]
+    assert (whole["type"], {line["type"] for line in streamed}) == ("transcript", {"segment", "progress"})
+    assert "".join(segment["text"] for segment in segments).strip() == whole["text"]
+    assert len(words(whole["text"])) == pytest.approx(REPEATS * len(HOME), rel=0.05)
+    seconds = [line["progress"]["seconds"] for line in streamed]
+    assert seconds == sorted(seconds) and len(set(seconds)) > 5
+    assert streamed[-1]["progress"] == {"seconds": whole["duration"], "duration": whole["duration"]}
+
+
+def test_events(server: Server) -> None:
+    url = f"{server.url}/1.0/v1/audio/transcriptions"
+    reply = requests.post(url, files={"file": TIMER.read_bytes()}, data={"stream": "true", "model": "whisper-1"}, timeout=120)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/event-stream")
+    *deltas, done = [json.loads(event.removeprefix("data: ")) for event in reply.text.split("\n\n") if event and not event.startswith(":")]
+    assert {delta["type"] for delta in deltas} == {"transcript.text.delta"}
+    assert words(done["text"]) == words(TRANSCRIPTS["timer.flac"])
+
+
+@pytest.mark.parametrize("path", ["", "/1.0/v1/audio/transcriptions"])
+@pytest.mark.parametrize(("audio", "status"), [(b"words, not sounds " * 100, 415), (bytes(2 << 20), 415), (b"", 400)])
+def test_errors_before_the_first_chunk_keep_their_status(server: Server, path: str, audio: bytes, status: int) -> None:
+    reply = requests.post(server.url + path, files={"file": ("a", audio)}, data={"stream": "true"}, timeout=120)
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
+    assert reply.json()["error"]["message"]
+
+
+def test_who_leaves_a_stream_takes_the_work_along_when_nobody_shares_it(server: Server, tmp_path: Path) -> None:
+    half_an_hour, shared = repeat("home.flac", 38, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
+    first, second = (
+        requests.post(server.url, files={"file": half_an_hour}, data={"stream": "true"}, stream=True, timeout=300) for _ in range(2)
+    )
+    windows = server.metric("whisper_windows_total")
+    assert server.metric("whisper_shared_total") == shared + 1
+    assert next(lines(first)) == next(lines(second)), "who joined late did not get what was told already"
+    first.close()
+    wait_for(lambda: server.metric("whisper_windows_total") > windows + 5, 60, "it goes on for the second")
+    second.close()
+    wait_for(lambda: is_given_up(server), 60, "both are given up")
+    assert server.metric("whisper_windows_total") - windows < 30 * 60 / 30, "it was transcribed to its end"
+
+
+def test_transcribe_prints_segments_as_they_come(server: Server) -> None:
+    command = [sys.executable, str(ROOT / "clients" / "transcribe.py"), str(TIMER), "--stream", "--url", server.url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    start, end, text = line.split(maxsplit=2)
+    assert 0 <= float(start) < float(end) <= 3 and words(text) == words(TRANSCRIPTS["timer.flac"])
