@@ -47,9 +47,10 @@ def cut(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch]:
     for start, clip in _clips(blocks, options.clip_timestamps):
         if start is None:
             continue
-        cutter = _Cutter(start, options)
+        listener = _Listener(options)
+        cutter = _Cutter(start, listener.pauses)
         for chunk in _chunks(clip):
-            cutter.add(chunk)
+            cutter.add(chunk, listener(chunk))
             yield from cutter.ready()
         yield from cutter.ready(final=True)
 
@@ -61,15 +62,16 @@ def speech(blocks: Iterable[Samples], options: Options) -> Iterator[tuple[float,
     of `clip_timestamps`, or the whole recording. The spans of a clip come when it has been read to its end.
     """
     for start, clip in _clips(blocks, options.clip_timestamps):
-        listener, length, voiced = _Listener(options), 0, [np.zeros(0, bool)]
-        for chunk in clip if start is None else _chunks(clip):
+        if start is None:
+            yield from (None for _ in clip)
+            continue
+        listener, length, masks = _Listener(options), 0, [np.zeros(0, bool)]
+        for chunk in _chunks(clip):
+            length += len(chunk)
+            masks.append(listener(chunk))
             yield None
-            if start is not None:
-                length += len(chunk)
-                voiced.append(listener(chunk))
-        for begin, end in _spoken(np.concatenate(voiced), listener.pauses):
-            first = start or 0
-            yield (first + begin * FRAME) / SAMPLE_RATE, (first + min(end * FRAME, length)) / SAMPLE_RATE
+        for begin, end in _spoken(np.concatenate(masks), listener.pauses):
+            yield (start + begin * FRAME) / SAMPLE_RATE, (start + min(end * FRAME, length)) / SAMPLE_RATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +115,8 @@ class _Listener:
 class _Cutter:
     """The part of a clip from the last cut on: its samples, and for each frame its energy and whether it is voiced."""
 
-    def __init__(self, start: int, options: Options) -> None:
-        self._listener = _Listener(options)
-        self._pauses = self._listener.pauses
+    def __init__(self, start: int, pauses: _Pauses) -> None:
+        self._pauses = pauses
         self._clip = start  # the clip's first sample
         self._start = 0  # of the samples held, in frames from the clip's beginning
         self._goes_on = False  # cut amid speech: what follows is no click, however short
@@ -123,12 +124,12 @@ class _Cutter:
         self._energy = np.zeros(0, np.float32)
         self._voiced = np.zeros(0, bool)
 
-    def add(self, chunk: Samples) -> None:
+    def add(self, chunk: Samples, voiced: Mask) -> None:
         """A whole number of frames, but for the clip's last chunk."""
         frames = np.pad(chunk, (0, -len(chunk) % FRAME)).reshape(-1, FRAME)
         self._samples = np.concatenate([self._samples, chunk])
         self._energy = np.concatenate([self._energy, np.square(frames).sum(axis=1)])
-        self._voiced = np.concatenate([self._voiced, self._listener(chunk)])
+        self._voiced = np.concatenate([self._voiced, voiced])
 
     def ready(self, final: bool = False) -> Iterator[Stretch]:
         """The stretches whose end is certain; all that is left when `final`."""
