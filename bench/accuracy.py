@@ -38,15 +38,14 @@ ROWS = (
     "openai-whisper:sequential:float32",
     "openai:sequential:float32",
     "openai:chunked:float32",
-    "ct2:sequential:float32",
-    "ct2:chunked:float32",
+    "torch:chunked:float32",
     "faster-whisper:sequential:float32",
-    "faster-whisper:batched:float32",
+    "ct2:sequential:float32",
+    "faster-whisper:sequential:int8",
+    "faster-whisper:batched:int8",
     "ct2:sequential:int8",
     "ct2:chunked:int8",
     "ct2:chunked:int8@8",
-    "faster-whisper:sequential:int8",
-    "faster-whisper:batched:int8",
 )
 MAX_ERRORS = 3
 """Messages of failed recordings that a row keeps; all are counted."""

@@ -15,6 +15,7 @@ from whispercore import checkpoints
 from whispercore.audio import read_samples
 from whispercore.conversion import precision
 from whispercore.devices import choose_device
+from whispercore.engines import ENGINES
 from whispercore.errors import ConfigurationError
 from whispercore.options import FALLBACK_TEMPERATURES, Options
 from whispercore.settings import Settings
@@ -178,16 +179,12 @@ def _only_one_of(row: Row, known: tuple[str, ...]) -> None:
 
 
 RUNNERS: dict[str, Callable[[Row, Setup], AbstractContextManager[Hear]]] = {
-    "openai": ours,
-    "ct2": ours,
-    "fake": ours,
+    **dict.fromkeys(ENGINES, ours),
     "openai-whisper": openai_whisper,
     "faster-whisper": faster_whisper,
 }
-MODES = {
-    "openai": ("chunked", "sequential"),
-    "ct2": ("chunked", "sequential"),
-    "fake": ("chunked", "sequential"),
+MODES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(ENGINES, ("chunked", "sequential")),
     "openai-whisper": ("sequential",),
     "faster-whisper": ("sequential", "batched"),
 }

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from whispercore.engines import ENGINES
+
 from .results import RESULTS, load
 from .work import ROOT
 
@@ -40,11 +42,6 @@ _TIME_TITLES = {
     "≤ 0.5 s": "--:",
     "end: mean": "--:",
     " median ": "--:",
-}
-_RUNNERS = {
-    "openai": "**this server**, openai",
-    "ct2": "**this server**, ct2",
-    "fake": "**this server**, fake",
 }
 
 
@@ -129,7 +126,8 @@ def _accuracy_origin(content: dict[str, Any]) -> str:
     return (
         f"Measured by `python -m bench accuracy` at {commit}: {models} on {settings['dataset']} ({amount}), {search}, "
         f"{settings['threads']} thread{'s' * (settings['threads'] > 1)} of an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, {packages}.\n"
-        "The same weights for every row. WER and CER of lower-cased words without punctuation.\n"
+        "The same weights for every row. WER and CER of lower-cased words without punctuation. RTFx is wall time, on a machine with a load "
+        f"average of {origin['load_average'][0]:.1f} before it began; processor time is the row's own.\n"
     )
 
 
@@ -162,7 +160,7 @@ def _times_row(row: dict[str, Any], several: bool) -> tuple[str, ...]:
 
 
 def _name(row: dict[str, Any], several: bool) -> str:
-    parts = [_RUNNERS.get(row["runner"], row["runner"]), row["mode"], row["compute_type"]]
+    parts = ["**this server**, " * (row["runner"] in ENGINES) + row["runner"], row["mode"], row["compute_type"]]
     parts += [f"{row['together']} at once"] * (row["together"] > 1) + [row["model"]] * several
     return ", ".join(parts)
 

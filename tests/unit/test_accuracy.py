@@ -21,6 +21,7 @@ from bench.datasets import Recording
 from bench.espeak import TrueWord
 from bench.peers import Heard, Row, Setup
 from whispercore.audio import read_samples
+from whispercore.checkpoints import sha256
 from whispercore.errors import ConfigurationError, EngineError
 from whispercore.types import SAMPLE_RATE, Word
 
@@ -261,7 +262,7 @@ def test_an_unknown_row_says_what_is_known(text: str) -> None:
 def test_every_default_row_differs_from_the_others_in_one_run_of_equal_decoding() -> None:
     assert len(set(accuracy.ROWS)) == len(accuracy.ROWS)
     runners = {Row.parse(text).runner for text in accuracy.ROWS}
-    assert runners == {"openai", "ct2", "openai-whisper", "faster-whisper"}
+    assert runners == {"openai", "torch", "ct2", "openai-whisper", "faster-whisper"}
 
 
 def test_peers_take_one_recording_at_a_time() -> None:
@@ -351,12 +352,18 @@ def test_it_is_a_program_too() -> None:
     assert "--dataset" in shown and "faster-whisper:batched:int8" in shown
 
 
-@pytest.mark.parametrize("text", ["openai-whisper", "faster-whisper:sequential:float32", "faster-whisper:batched:float32", "openai", "ct2"])
-def test_every_runner_hears_the_bundled_model(text: str) -> None:
+RUNNERS = ("openai-whisper", "faster-whisper:sequential:float32", "faster-whisper:batched:float32", "openai", "ct2:sequential", "torch")
+
+
+@pytest.mark.parametrize("text", RUNNERS)
+def test_every_runner_hears_the_bundled_model_with_and_without_word_times(text: str) -> None:
     """The sample that the model hears without a mistake."""
     with peers.open_runner(Row.parse(text), Setup(device="cpu")) as hear:
-        heard = hear(accuracy.ROOT / "samples" / "timer.flac", False)
-    assert scores.plain(heard.text) == "set a timer for five minutes"
+        heard, timed = (hear(accuracy.ROOT / "samples" / "timer.flac", words) for words in (False, True))
+    assert scores.plain(heard.text) == scores.plain(timed.text) == "set a timer for five minutes"
+    assert [scores.plain(word.word) for word in timed.words] == scores.plain(heard.text).split() and not heard.words
+    times = [time for word in timed.words for time in (word.start, word.end)]
+    assert times == sorted(times) and 0 <= times[0] < times[-1] < 4
 
 
 # The table and the plot
@@ -367,10 +374,12 @@ def test_the_readme_shows_the_committed_results() -> None:
     assert table.block(page, table.ACCURACY_BEGIN, table.ACCURACY_END) == table.accuracy(), "run: python -m bench table"
 
 
-def test_the_committed_result_has_every_peer_and_its_plot() -> None:
+def test_the_committed_result_has_every_peer_and_is_of_the_bundled_model() -> None:
     content = results.load(results.RESULTS, "accuracy")
     assert content is not None and [row["row"] for row in content["result"]["rows"]] == list(accuracy.ROWS)
     assert (results.RESULTS / "accuracy.svg").is_file()
+    bundled = sha256(accuracy.ROOT / "whisper-models" / "nano.pt")
+    assert content["settings"]["models"] == {"nano": bundled}, "another model than was measured: python -m bench accuracy"
 
 
 def test_update_changes_the_accuracy_block_and_nothing_else(tmp_path: Path, parrot: Path) -> None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -191,7 +192,7 @@ class _Spoken:
 @pytest.mark.parametrize("text", ["", "other words"])
 def test_overhead_is_between_equal_answers_only(stub: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     served = stub(together=1)
-    monkeypatch.setattr(overhead.json, "loads", lambda _: {"text": ""})
+    monkeypatch.setattr(overhead, "json", SimpleNamespace(loads=lambda _: {"text": ""}))
     with Connection(served.server_port, "any") as connection:
         rounds = overhead.compare(connection, _Spoken(text), QUICK)  # type: ignore[arg-type]
         if text:
