@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -29,6 +30,15 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lines(reply: requests.Response) -> Iterator[dict[str, Any]]:
     for line in reply.iter_lines():
         yield json.loads(line)
+
+
+def stream(server: Server, audio: bytes) -> requests.Response:
+    return requests.post(server.url, files={"file": audio}, data={"stream": "true"}, stream=True, timeout=300)
+
+
+def first_segment(reply: requests.Response) -> str:
+    text: str = next(line["text"] for line in lines(reply) if line["type"] == "segment")
+    return text
 
 
 def is_given_up(server: Server) -> bool:
@@ -76,15 +86,14 @@ def test_errors_before_the_first_chunk_keep_their_status(server: Server, path: s
 
 def test_who_leaves_a_stream_takes_the_work_along_when_nobody_shares_it(server: Server, tmp_path: Path) -> None:
     half_an_hour, shared = repeat("home.flac", 38, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
-    first, second = (
-        requests.post(server.url, files={"file": half_an_hour}, data={"stream": "true"}, stream=True, timeout=300) for _ in range(2)
-    )
     windows = server.metric("whisper_windows_total")
-    assert server.metric("whisper_shared_total") == shared + 1
-    assert next(lines(first)) == next(lines(second)), "who joined late did not get what was told already"
-    first.close()
-    wait_for(lambda: server.metric("whisper_windows_total") > windows + 5, 60, "it goes on for the second")
-    second.close()
+    with contextlib.ExitStack() as open_streams:
+        first, second = (open_streams.enter_context(stream(server, half_an_hour)) for _ in range(2))
+        assert server.metric("whisper_shared_total") == shared + 1
+        assert first_segment(first) == first_segment(second), "who joined late did not get what was told already"
+        first.close()
+        before = server.metric("whisper_windows_total")
+        wait_for(lambda: server.metric("whisper_windows_total") > before + 5, 60, "it goes on for the second")
     wait_for(lambda: is_given_up(server), 60, "both are given up")
     assert server.metric("whisper_windows_total") - windows < 30 * 60 / 30, "it was transcribed to its end"
 
