@@ -6,8 +6,11 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -16,9 +19,9 @@ import whisper
 from conftest import ENGINES, ROOT, WEIGHTED, Recording
 
 from whispercore.checkpoints import Checkpoint
-from whispercore.engines import Engine
+from whispercore.engines import Engine, load_engine
 from whispercore.engines.features import log_mel
-from whispercore.engines.rules import MAX_PROMPT
+from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 
 EVERY = pytest.mark.parametrize("name", ENGINES)
@@ -174,23 +177,85 @@ def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str
         for window, language in zip(windows(speech), (None, "de", None), strict=False)
     ]
     assert len({engines[name].batch_key(window.decoding) for window in mixed}) == 1
-    assert [result.language for result in engines[name].decode(mixed)] == ["en", "de", "en"]
+    results = engines[name].decode(mixed)
+    assert [result.language for result in results] == ["en", "de", "en"]
+    assert [result.language_probability is None for result in results] == [False, True, False]
+
+
+@EVERY
+def test_the_language_is_detected_among_candidates(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    decodings = [Decoding(), Decoding(languages=("de", "es")), Decoding(languages=("es",)), Decoding(language="fr", languages=("es",))]
+    each = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
+    free, among, only, given = engines[name].decode(each)
+    assert (free.language, only.language, given.language) == ("en", "es", "fr")
+    assert among.language in ("de", "es")
+    assert free.language_probability is not None and 0 < free.language_probability <= 1
+    assert among.language_probability is not None and 0.5 <= among.language_probability <= 1
+    assert only.language_probability == pytest.approx(1.0)
+    assert given.language_probability is None
 
 
 @KNOWS_WORDS
-def test_prompts_of_one_length_share_a_batch(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+def test_prompts_of_any_length_share_a_batch(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     engine = engines[name]
-    prompts = [engine.tokenizer.encode(text) for text in (" Turn on the light.", " Set a timer for two.")]
-    length = min(map(len, prompts))
-    mixed = [Window(speech[0], 0.0, replace(ENGLISH, prompt=prompt[:length])) for prompt in prompts]
-    assert len({engine.batch_key(window.decoding) for window in mixed}) == 1
-    assert engine.batch_key(replace(ENGLISH, prompt=prompts[0])) != engine.batch_key(ENGLISH)
-    assert engine.batch_key(replace(ENGLISH, prompt=(1,) * 900)) == engine.batch_key(replace(ENGLISH, prompt=(2,) * MAX_PROMPT))
+    prompts = [
+        engine.tokenizer.encode(text) for text in ("", " Turn on the light.", " Set a timer for two minutes.", "", " Open the door.")
+    ]
+    mixed = [Window(samples, 0.0, replace(ENGLISH, prompt=prompt)) for samples, prompt in zip(speech, prompts, strict=True)]
+    assert len({engine.batch_key(window.decoding) for window in mixed}) == 1 < len({len(prompt) for prompt in prompts})
     together = engine.decode(mixed)
     alone = [engine.decode([window])[0] for window in mixed]
     assert [d.tokens for d in together] == [d.tokens for d in alone]
     assert [d.avg_logprob for d in together] == pytest.approx([d.avg_logprob for d in alone], abs=TOLERANCE[name])
-    assert together[0].avg_logprob != together[1].avg_logprob
+    unprompted = engine.decode(windows(speech))
+    assert [a.avg_logprob == b.avg_logprob for a, b in zip(together, unprompted, strict=True)].count(False) >= 3
+
+
+def test_parts_of_a_batch_come_back_in_order(settings: Settings, engines: dict[str, Engine], speech: list[Samples]) -> None:
+    with closing(load_engine(replace(settings, engine="ct2", dtype="float32", threads=2))) as parted:
+        mixed = [Window(samples, 0.0, replace(ENGLISH, prompt=(220,) * (index % 3))) for index, samples in enumerate(speech)]
+        assert [d.tokens for d in parted.decode(mixed)] == [d.tokens for d in engines["ct2-float32"].decode(mixed)]
+
+
+@KNOWS_WORDS
+def test_a_suppressed_token_is_never_sampled(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+    engine = engines[name]
+    (plain,) = engine.decode(windows(speech[:1]))
+    unwanted = next(token for token in plain.tokens if token < engine.tokenizer.eot)
+    (other,) = engine.decode(windows(speech[:1], replace(ENGLISH, suppress_tokens=(-1, unwanted, 51_865))))
+    assert unwanted not in other.tokens
+    (all_may,) = engine.decode(windows(speech[:1], replace(ENGLISH, suppress_tokens=())))
+    assert all_may.tokens == plain.tokens  # what was suppressed is not likely here anyway
+
+
+@KNOWS_WORDS
+@pytest.mark.parametrize("limit", [0.0, 0.1, None])
+def test_the_first_timestamp_is_bounded(engines: dict[str, Engine], speech: list[Samples], name: str, limit: float | None) -> None:
+    engine = engines[name]
+    late = np.concatenate([np.zeros(2 * SAMPLE_RATE, np.float32), speech[0]])
+    (decoded,) = engine.decode(windows([late], replace(ENGLISH, max_initial_timestamp=limit)))
+    first = (decoded.tokens[0] - engine.tokenizer.timestamp_begin) * 0.02
+    assert first <= limit + 1e-9 if limit is not None else first > 1.0
+
+
+@KNOWS_WORDS
+def test_a_window_may_begin_with_a_blank(engines: dict[str, Engine], name: str) -> None:
+    silence = np.zeros(5 * SAMPLE_RATE, np.float32)
+    kept, may = (
+        engines[name].decode(windows([silence], replace(ENGLISH, timestamps=False, suppress_blank=wanted)))[0] for wanted in (True, False)
+    )
+    assert kept.tokens and not may.tokens
+
+
+@pytest.mark.parametrize("name", ["ct2-float32", "ct2-int8"])
+@pytest.mark.parametrize(
+    "penalties", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 2}], ids=lambda penalties: next(iter(penalties))
+)
+def test_repetition_is_penalised(engines: dict[str, Engine], speech: list[Samples], name: str, penalties: dict[str, Any]) -> None:
+    long = replace(ENGLISH, ignore_eot=True, max_tokens=60, timestamps=False)
+    plain, penalised = (engines[name].decode(windows(speech[:1], decoding))[0] for decoding in (long, replace(long, **penalties)))
+    distinct = [len(set(pairwise(decoded.tokens))) for decoded in (plain, penalised)]
+    assert distinct[1] > distinct[0]
 
 
 @KNOWS_WORDS

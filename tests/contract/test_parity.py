@@ -111,8 +111,9 @@ def test_fifty_recordings_at_once_as_whisper_transcribes_them_one_by_one(conditi
         recordings = [recording(index) for index in range(len(DURATIONS))][:: 1 if conditioned else 3]
         options = Options(strategy="sequential", language="en", temperature=(0.0,), condition_on_previous_text=conditioned)
         jobs = [transcriber.submit(wav(samples), options) for samples in recordings]
-        for job, samples in zip(jobs, recordings, strict=True):
-            assert_same(job.result(PATIENCE), theirs(transcriber, samples, condition_on_previous_text=conditioned))
+        transcripts = [job.result(PATIENCE) for job in jobs]  # the model cannot be used by both at a time
+        for transcript, samples in zip(transcripts, recordings, strict=True):
+            assert_same(transcript, theirs(transcriber, samples, condition_on_previous_text=conditioned))
         counters = transcriber.scheduler.counters
         assert counters.windows > 3 * counters.batches, "sequential requests share batches"
 

@@ -14,7 +14,19 @@ from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask
 from whisper.model import ModelDimensions
 
 from whispercore.engines.openai import BatchedTimestampRules
-from whispercore.engines.rules import batch_key, compression_ratio, decoded, sampled_length, start_tokens, suppressed_tokens
+from whispercore.engines.rules import (
+    batch_key,
+    complete,
+    compression_ratio,
+    decoded,
+    equals,
+    last_initial_timestamp,
+    likeliest,
+    prompt_length,
+    sampled_length,
+    start_tokens,
+    suppressed_tokens,
+)
 from whispercore.errors import EngineError
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import Decoding
@@ -80,12 +92,71 @@ def test_timestamp_rules_for_a_batch_are_openais_one_by_one(vocabulary: int, see
     assert torch.equal(ours, theirs)
 
 
-def test_equal_keys_start_equally_long() -> None:
+def test_windows_share_a_batch_whatever_is_their_own() -> None:
     one = Decoding(language="en", prompt=(1, 2, 3))
-    assert batch_key(one) == batch_key(Decoding(language=None, prompt=(7, 8, 9)))
-    assert hash(batch_key(one)) == hash(batch_key(Decoding(prompt=(7, 8, 9))))
-    others = (Decoding(), Decoding(prompt=(1,)), Decoding(prompt=(1, 2, 3), temperature=0.2), Decoding(prompt=(1, 2, 3), task="translate"))
-    assert len({batch_key(one), *map(batch_key, others)}) == 5
+    alike = (Decoding(), Decoding(languages=("en", "de")), Decoding(prompt=(7,) * 300), Decoding(alignment="complete"))
+    assert {batch_key(one)} == set(map(batch_key, alike))
+    others = (
+        Decoding(temperature=0.2),
+        Decoding(task="translate"),
+        Decoding(suppress_tokens=()),
+        Decoding(suppress_blank=False),
+        Decoding(max_initial_timestamp=None),
+        Decoding(repetition_penalty=1.1),
+    )
+    assert len({batch_key(one), *map(batch_key, others)}) == 7
+
+
+def test_prompts_of_one_length_are_decoded_together() -> None:
+    lengths = [prompt_length(Decoding(prompt=(1,) * count)) for count in (0, 5, 900, 223, 5)]
+    assert lengths == [0, 5, 223, 223, 5]
+    assert equals(lengths) == [[0], [1, 4], [2, 3]]
+
+
+@EVERY
+def test_what_is_never_sampled_can_be_chosen(vocabulary: int) -> None:
+    tokenizer = Tokenizer(vocabulary)
+    special = set(suppressed_tokens(tokenizer, ()))
+    assert {tokenizer.openai.sot, tokenizer.openai.no_speech} <= special
+    assert all(token > tokenizer.eot for token in special)
+    assert suppressed_tokens(tokenizer, (440,)) == sorted({440, *special})
+    assert suppressed_tokens(tokenizer, (-1, 440)) == sorted({440, *suppressed_tokens(tokenizer)})
+    assert suppressed_tokens(tokenizer, (vocabulary, 60_000)) == sorted(special)
+    theirs = task(vocabulary, suppress_tokens=[-1, 440])._get_suppress_tokens()
+    assert suppressed_tokens(tokenizer, (-1, 440)) == list(theirs)
+
+
+def test_the_first_timestamp_has_its_bound() -> None:
+    limits = (None, 0.0, 1.0, 0.5, 30.0)
+    assert [last_initial_timestamp(Decoding(max_initial_timestamp=limit)) for limit in limits] == [None, 0, 50, 25, 1500]
+
+
+def test_the_language_is_the_likeliest_candidate() -> None:
+    probabilities = {"en": 0.6, "es": 0.1, "de": 0.3}
+    assert likeliest(probabilities, ()) == ("en", pytest.approx(0.6))
+    assert likeliest(probabilities, ("es", "de")) == ("de", pytest.approx(0.75))
+    assert likeliest(probabilities, ("xx", "es")) == ("es", pytest.approx(1.0))
+    assert likeliest(probabilities, ("xx",)) == ("en", pytest.approx(0.6))
+    assert likeliest({"en": 0.0, "es": 0.0}, ()) == ("en", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"),
+    [
+        ([], 0),
+        ([1, 2], 2),
+        ([100], 1),
+        ([100, 1, 150], 3),
+        ([100, 1, 2], 3),
+        ([100, 1, 150, 150, 2, 3], 3),
+        ([100, 1, 150, 150, 2, 180], 6),
+        ([100, 1, 150, 150, 2, 180, 180], 6),
+        ([100, 1, 150, 150], 3),
+        ([1, 150, 150, 2, 160, 161, 3], 5),
+    ],
+)
+def test_complete_segments_end_with_two_timestamps(tokens: list[int], count: int) -> None:
+    assert complete(tokens, 100) == count
 
 
 def test_never_more_tokens_than_half_the_context() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from ..errors import EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
-from .rules import decoded, sampled_length
+from .rules import decoded, sampled_length, text_to_align
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue", "black", "white", "grey")
 SECONDS_PER_SEGMENT = 5.0
+PROBABILITY = 0.9
+"""Of every token, where they are asked for."""
 SILENCE = 1e-3
 """Below this amplitude nobody speaks."""
 
@@ -79,27 +82,38 @@ class FakeEngine:
 
     def _decode(self, window: Window) -> Decoded:
         decoding = window.decoding
-        silent = not np.abs(window.samples).max(initial=0.0) > SILENCE
-        tokens = () if silent else tuple(self._segments(window.samples, decoding.timestamps))
-        return decoded(
+        before, after = window.margin
+        samples = window.samples[before : len(window.samples) - after]
+        silent = not np.abs(samples).max(initial=0.0) > SILENCE
+        said = [] if silent else list(self._segments(samples, decoding.timestamps))[: sampled_length(decoding)]
+        one = decoded(
             self.tokenizer,
-            tokens[: sampled_length(decoding)],
-            language=decoding.language or "en",
+            [token for token, *_ in said],
+            language=decoding.language or (decoding.languages or ("en",))[0],
+            language_probability=None if decoding.language else 1.0,
             temperature=decoding.temperature,
             avg_logprob=self._logprob(window),
             no_speech_prob=0.95 if silent else 0.05,
         )
+        count = len(text_to_align(self.tokenizer, window, one).tokens)
+        spoken = [(start, end) for token, start, end in said if token < self.tokenizer.eot][:count]
+        times = (*(start for start, _ in spoken), *(end for _, end in spoken[-1:]))
+        return replace(one, token_times=times, token_probs=(PROBABILITY,) * count)
 
-    def _segments(self, samples: Samples, timestamps: bool) -> Iterator[int]:
-        """Timestamp, words, timestamp for each stretch of at most 5 s."""
+    def _segments(self, samples: Samples, timestamps: bool) -> Iterator[tuple[int, float, float]]:
+        """Timestamp, words, timestamp for each stretch of at most 5 s; each token with its start and end, the words evenly spread."""
         length = round(SECONDS_PER_SEGMENT * SAMPLE_RATE)
         for start in range(0, len(samples), length):
             stretch = samples[start : start + length]
             words = self.tokenizer.encode(
                 "".join(f" {WORDS[byte % len(WORDS)]}" for byte in _digest(stretch)[: 1 + len(stretch) // 16_000])
             )
-            times = [self._timestamp(start), self._timestamp(start + len(stretch))]
-            yield from (times[0], *words, times[1]) if timestamps else words
+            edges = np.linspace(start, start + len(stretch), len(words) + 1) / SAMPLE_RATE
+            said = list(zip(words, edges.tolist(), edges[1:].tolist(), strict=False))
+            first, last = float(edges[0]), float(edges[-1])
+            yield from (
+                [(self._timestamp(start), first, first), *said, (self._timestamp(start + len(stretch)), last, last)] if timestamps else said
+            )
 
     def _timestamp(self, sample: int) -> int:
         return self.tokenizer.timestamp_begin + round(sample / SAMPLE_RATE / SECONDS_PER_TIMESTAMP)
