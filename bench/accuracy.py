@@ -191,7 +191,7 @@ def choose(arguments: argparse.Namespace) -> Sets:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 1 when a row failed or was not reached, 2 when what was asked for is not there."""
     arguments = _parser().parse_args(argv)
-    logging.getLogger("whispercore").setLevel(logging.ERROR)
+    logging.getLogger("whispercore").setLevel(logging.CRITICAL)  # what failed is in the rows
     console = Console(stderr=True, highlight=False)
     try:
         rows, sets, setups = [Row.parse(text) for text in arguments.rows], choose(arguments), _setups(arguments)

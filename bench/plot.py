@@ -29,6 +29,7 @@ def save(folder: Path, rows: list[dict[str, Any]]) -> str:
         _bars(errors, names, [100 * (row["speech"]["wer"] or 0) for row in measured], colours, "word error rate, %")
         _bars(speed, names, [row["speech"]["rtfx"] for row in measured], colours, "RTFx: seconds of audio a second")
         _shares(times, names, measured)
+        figure.legend(*times.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8, reverse=True, frameon=False)
         figure.savefig(folder / "accuracy.svg", metadata={"Date": None})
         pyplot.close(figure)
     return str(folder / "accuracy.svg")
@@ -52,4 +53,3 @@ def _shares(axes: Any, names: list[str], rows: list[dict[str, Any]]) -> None:
         axes.barh(names, shares, color=shade, label=f"within {limit} s")
     axes.set_title("word starts near the truth, %", fontsize=10)
     axes.set_xlim(0, 100)
-    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=3, reverse=True, frameon=False)
