@@ -115,7 +115,7 @@ def test_fifty_recordings_at_once_as_whisper_transcribes_them_one_by_one(conditi
         for transcript, samples in zip(transcripts, recordings, strict=True):
             assert_same(transcript, theirs(transcriber, samples, condition_on_previous_text=conditioned))
         counters = transcriber.scheduler.counters
-        assert counters.windows > 3 * counters.batches, "sequential requests share batches"
+        assert counters.windows > 2 * counters.batches, "sequential requests share batches"
 
 
 @pytest.mark.parametrize("index", [3, 30, 40])
