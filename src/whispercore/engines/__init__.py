@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
@@ -13,12 +13,14 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 
-_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2"}
-ENGINES = ("openai", "ct2", "fake")
+_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"'}
+ENGINES = ("openai", "torch", "ct2", "jax", "fake")
 UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
+        "torch": frozenset[str](),
         "ct2": frozenset[str](),
+        "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size", "word_timestamps", "token_logprobs"}),
         "fake": frozenset(
             {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
         ),
@@ -59,6 +61,37 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Free the weights and the device's memory."""
+        ...
+
+
+class Feed(Protocol):
+    """Where a `RefillingEngine` gets windows from and puts what became of them. Both are called from the thread that decodes."""
+
+    def take(self, most: int) -> Sequence[Window]:
+        """Up to `most` windows that wait now, without waiting for any; all of one `decode_feed` share a `batch_key`.
+
+        None when none waits, or when a window of another `batch_key` has the better right: the engine then finishes what it has.
+        """
+        ...
+
+    def done(self, window: Window, result: Decoded) -> None:
+        """What became of a window, as soon as it is known."""
+        ...
+
+
+@runtime_checkable
+class RefillingEngine(Engine, Protocol):
+    """An engine that puts new windows into the places of finished ones while others still decode: a long window holds up nobody.
+
+    `decode` is `decode_feed` with a feed of the windows of one batch.
+    """
+
+    def decode_feed(self, feed: Feed) -> None:
+        """Take windows whenever there is room, at least one at first, until the feed has none and all that were taken are done.
+
+        Raises as `decode`. What was taken and is not done then has to be decoded again, fewer at once after `OutOfMemory`, one by one
+        after another `EngineError`; the engine has forgotten it.
+        """
         ...
 
 

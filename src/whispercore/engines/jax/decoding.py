@@ -20,7 +20,7 @@ from .model import KeyValues, Params, decode, empty_cache, logits
 class Search:
     """What the loop is compiled for: one program for each combination.
 
-    `group` sequences of each window: samples, or beams when `finished`, the number of finished beams kept, is not 0.
+    `group` sequences of each window: samples, or beams when `finished`, the most finished beams kept, is not 0.
     `vocabulary`, `eot`, `begin` (<|0.00|>): the tokenizer's.
     """
 
@@ -37,14 +37,15 @@ class Start(NamedTuple):
     """What a batch's sequences begin with, aligned to the right, and what may follow.
 
     `tokens` (b, s); `padding` (b,): how many of them precede the start; `sot` (): where all have <|startoftranscript|>;
-    `limit` (b,): tokens to sample at most; `temperature` (); `key`: of the random numbers; `never` (V,), `not_first` (V,): tokens
-    that are not sampled at all, or not as the first.
+    `limit` (b,): tokens to sample at most; `enough` (): finished beams that end a window; `temperature` (); `key`: of the random
+    numbers; `never` (V,), `not_first` (V,): tokens that are not sampled at all, or not as the first.
     """
 
     tokens: Array
     padding: Array
     sot: Array
     limit: Array
+    enough: Array
     temperature: Array
     key: Array
     never: Array
@@ -59,7 +60,7 @@ class Sequences(NamedTuple):
 
 
 class State(NamedTuple):
-    """The loop's: `at` () tokens are sampled; `live` (b, g); `ended` (b, g); `finished` (b, f) beams, `count` (b,) of them.
+    """The loop's: `at` () tokens are sampled; `live` (b, g); `ended` (b, g); `finished` (b, f) beams, `kept` (b,) of them.
 
     `owners` (b, g, c): which of the group's caches holds a sequence's keys at each position, so that beams change places by
     renumbering, with no copy of the cache.
@@ -69,7 +70,7 @@ class State(NamedTuple):
     live: Sequences
     ended: Array
     finished: Sequences
-    count: Array
+    kept: Array
     owners: Array
     cache: KeyValues
 
@@ -79,7 +80,7 @@ class Sampled(NamedTuple):
 
     live: Sequences
     finished: Sequences
-    count: Array
+    kept: Array
     no_speech: Array
 
 
@@ -89,7 +90,7 @@ def detect(params: Params, audio: KeyValues, sot: Array, first: int, count: int)
     tokens = jnp.full((b, 1, 1), sot, jnp.int32)
     mask = jnp.ones((b, 1, 1), bool)
     hidden, _, _ = decode(params, tokens, jnp.zeros_like(tokens), mask, 0, empty_cache(audio, 1, 1), audio)
-    return jax.nn.softmax(logits(params, hidden[:, 0, 0], first + count)[:, first:first + count])
+    return jax.nn.softmax(logits(params, hidden[:, 0, 0], first + count)[:, first : first + count])
 
 
 def sample(params: Params, audio: KeyValues, start: Start, search: Search, no_speech: int) -> Sampled:
@@ -106,7 +107,7 @@ def sample(params: Params, audio: KeyValues, start: Start, search: Search, no_sp
 
     state = choose(state, _ruled(raw, state, start, search), start, search)
     state = lax.while_loop(going, body, state)
-    return Sampled(state.live, state.finished, state.count, silence)
+    return Sampled(state.live, state.finished, state.kept, silence)
 
 
 def _begin(params: Params, audio: KeyValues, start: Start, search: Search, no_speech: int) -> tuple[State, Array, Array]:
@@ -128,7 +129,7 @@ def _begin(params: Params, audio: KeyValues, start: Start, search: Search, no_sp
         live=Sequences(jnp.full((b, g, MAX_SAMPLED), search.eot, jnp.int32), jnp.zeros((b, g))),
         ended=jnp.broadcast_to(start.limit[:, None] <= 0, (b, g)),
         finished=Sequences(jnp.full((b, search.finished, MAX_SAMPLED), search.eot, jnp.int32), jnp.zeros((b, search.finished))),
-        count=jnp.zeros(b, jnp.int32),
+        kept=jnp.zeros(b, jnp.int32),
         owners=jnp.broadcast_to(own, (b, g, length)).astype(jnp.int32),
         cache=cache,
     )
@@ -171,8 +172,9 @@ def _untimely(state: State, search: Search, vocabulary: int) -> Array:
     opened = last & ~before
     latest = jnp.where(tokens >= search.begin, tokens, search.begin - 1).max(-1, keepdims=True)
     first_allowed = jnp.where(opened, latest, latest + 1)
-    is_time = token >= search.begin
-    return (is_time & ((token < first_allowed) | (last & before))) | (opened & (token < search.eot))
+    wrong_time: Array = (token >= search.begin) & ((token < first_allowed) | (last & before))
+    unclosed: Array = opened & (token < search.eot)
+    return wrong_time | unclosed
 
 
 def _choose_tokens(state: State, logprobs: Array, start: Start, search: Search) -> State:
@@ -201,7 +203,7 @@ def _choose_beams(state: State, logprobs: Array, start: Start, search: Search) -
     seen = jnp.cumsum(~ends, -1) - ~ends < g  # openai-whisper looks no further than the last beam that goes on
     whole = _taken(state.live.tokens, source)  # (b, candidates, n)
     whole = lax.dynamic_update_slice(whole, token[..., None], (0, 0, state.at))
-    finished, count = _kept(state, Sequences(whole, order), ends & seen)
+    finished, kept = _kept(state, Sequences(whole, order), ends & seen, start.enough)
     chosen = jnp.argsort(~goes_on, axis=-1, stable=True)[:, :g]
     live = Sequences(_taken(whole, chosen), jnp.take_along_axis(order, chosen, -1))
     moved = _taken(state.owners, jnp.take_along_axis(source, chosen, -1))
@@ -209,8 +211,8 @@ def _choose_beams(state: State, logprobs: Array, start: Start, search: Search) -
     owners = jnp.where(written, moved, state.owners)
     going = ~state.ended
     live = Sequences(jnp.where(going[..., None], live.tokens, state.live.tokens), jnp.where(going, live.sums, state.live.sums))
-    ended = state.ended | (count >= search.finished)[:, None] | (state.at + 1 >= start.limit[:, None])
-    return state._replace(at=state.at + 1, live=live, ended=ended, finished=finished, count=count, owners=owners)
+    ended = state.ended | (kept >= start.enough)[:, None] | (state.at + 1 >= start.limit[:, None])
+    return state._replace(at=state.at + 1, live=live, ended=ended, finished=finished, kept=kept, owners=owners)
 
 
 def _ranked(sums: Array, token: Array) -> tuple[Array, Array, Array]:
@@ -220,18 +222,18 @@ def _ranked(sums: Array, token: Array) -> tuple[Array, Array, Array]:
     return order, index // k, jnp.take_along_axis(token.reshape(b, -1), index, -1)
 
 
-def _kept(state: State, candidates: Sequences, new: Array) -> tuple[Sequences, Array]:
+def _kept(state: State, candidates: Sequences, new: Array, enough: Array) -> tuple[Sequences, Array]:
     """The finished beams with those candidates that are `new` (b, candidates), in their order, while there is room."""
     slots = jnp.arange(state.finished.sums.shape[-1])
-    slot = state.count[:, None] + jnp.cumsum(new, -1) - 1
-    new = new & ~state.ended[:, :1]
+    slot = state.kept[:, None] + jnp.cumsum(new, -1) - 1
+    new = new & ~state.ended[:, :1] & (slot < enough)
     lands = new[..., None] & (slot[..., None] == slots)  # (b, candidates, f)
     source, filled = lands.argmax(1), lands.any(1)
     tokens = jnp.where(filled[..., None], _taken(candidates.tokens, source), state.finished.tokens)
     sums = jnp.where(filled, jnp.take_along_axis(candidates.sums, source, -1), state.finished.sums)
-    return Sequences(tokens, sums), state.count + filled.sum(-1, dtype=jnp.int32)
+    return Sequences(tokens, sums), state.kept + filled.sum(-1, dtype=jnp.int32)
 
 
 def _taken(array: Array, index: Array) -> Array:
-    """(b, x, …) at `index` (b, y) of its second axis: (b, y, …)."""
+    """(b, x, z) at `index` (b, y) of its second axis: (b, y, z)."""
     return jnp.take_along_axis(array, index[..., None], 1)

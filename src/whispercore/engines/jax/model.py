@@ -17,6 +17,8 @@ Params = dict[str, Any]
 KeyValues = tuple[tuple[Array, Array], ...]
 """Keys and values of each decoder layer: (b, h, a, d) each of the audio, (b, h, g, c, d) each of the tokens."""
 
+_UNSEEN = -1e30
+
 
 def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> KeyValues:
     """Spectrograms (b, n_mels, 3000) → the audio's keys and values for every decoder layer, (b, h, a, d) each."""
@@ -26,9 +28,8 @@ def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> Key
     x = _gelu(_convolve(x, encoder["conv2"], stride=2))
     x = (x + encoder["positional_embedding"]).astype(x.dtype)
     for block in encoder["blocks"]:
-        y = _norm(x, block["attn_ln"])
-        query, key, value = (_heads(_linear(y, block["attn"][part]), audio_heads) for part in ("query", "key", "value"))
-        x = x + _linear(_attend(query, key, value)[0], block["attn"]["out"])
+        heard, _ = _attend(*_projections(_norm(x, block["attn_ln"]), block["attn"], audio_heads))
+        x = x + _linear(heard, block["attn"]["out"])
         x = x + _feed_forward(x, block)
     x = _norm(x, encoder["ln_post"])
     layers = [block["cross_attn"] for block in params["decoder"]["blocks"]]
@@ -46,20 +47,18 @@ def decode(
     decoder, (b, g, s) = params["decoder"], tokens.shape
     embedded = decoder["token_embedding"]["weight"]
     x = (embedded[tokens] + decoder["positional_embedding"][positions]).astype(embedded.dtype).reshape(b, g * s, -1)
-    heads = audio[0][0].shape[1]
     kept, scores = [], []
-    for block, layer_cache, layer_audio in zip(decoder["blocks"], cache, audio, strict=True):
-        y = _norm(x, block["attn_ln"])
-        query, key, value = (_heads(_linear(y, block["attn"][part]), heads) for part in ("query", "key", "value"))
-        layer_cache = (_put(layer_cache[0], key, g, at), _put(layer_cache[1], value, g, at))
-        heard, _ = _attend(query, *(each.reshape(b, heads, -1, each.shape[-1]) for each in layer_cache), mask)
+    for block, (keys, values), layer_audio in zip(decoder["blocks"], cache, audio, strict=True):
+        query, key, value = _projections(_norm(x, block["attn_ln"]), block["attn"], keys.shape[1])
+        keys, values = _put(keys, key, g, at), _put(values, value, g, at)
+        kept.append((keys, values))
+        heard, _ = _attend(query, _side_by_side(keys), _side_by_side(values), mask)
         x = x + _linear(heard, block["attn"]["out"])
-        query = _heads(_linear(_norm(x, block["cross_attn_ln"]), block["cross_attn"]["query"]), heads)
+        query = _heads(_linear(_norm(x, block["cross_attn_ln"]), block["cross_attn"]["query"]), keys.shape[1])
         heard, score = _attend(query, *layer_audio)
+        scores.append(score)
         x = x + _linear(heard, block["cross_attn"]["out"])
         x = x + _feed_forward(x, block)
-        kept.append(layer_cache)
-        scores.append(score)
     return _norm(x, decoder["ln"]).reshape(b, g, s, -1), tuple(kept), tuple(scores)
 
 
@@ -79,12 +78,13 @@ def empty_cache(audio: KeyValues, group: int, length: int) -> KeyValues:
 
 def _convolve(x: Array, convolution: Params, *, stride: int) -> Array:
     """(b, frames, in) → (b, frames / stride, out), three frames wide."""
-    y = lax.conv_general_dilated(x, convolution["weight"], (stride,), ((1, 1),), dimension_numbers=("NWC", "OIW", "NWC"))
-    return y + convolution["bias"]
+    weight, bias = convolution["weight"], convolution["bias"]
+    y: Array = lax.conv_general_dilated(x, weight, (stride,), ((1, 1),), dimension_numbers=("NWC", "OIW", "NWC")) + bias
+    return y
 
 
 def _linear(x: Array, linear: Params) -> Array:
-    y = x @ linear["weight"]
+    y: Array = x @ linear["weight"]
     return y + linear["bias"] if "bias" in linear else y
 
 
@@ -92,16 +92,24 @@ def _norm(x: Array, norm: Params) -> Array:
     """Layer normalisation, in float32 whatever `x` is."""
     y = x.astype(jnp.float32)
     y = y - y.mean(-1, keepdims=True)
-    y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5)
-    return (y * norm["weight"] + norm["bias"]).astype(x.dtype)
+    y = y * lax.rsqrt((y * y).mean(-1, keepdims=True) + 1e-5) * norm["weight"] + norm["bias"]
+    normal: Array = y.astype(x.dtype)
+    return normal
 
 
 def _gelu(x: Array) -> Array:
-    return jax.nn.gelu(x, approximate=False)
+    y: Array = jax.nn.gelu(x, approximate=False)
+    return y
 
 
 def _feed_forward(x: Array, block: Params) -> Array:
     return _linear(_gelu(_linear(_norm(x, block["mlp_ln"]), block["mlp"]["0"])), block["mlp"]["2"])
+
+
+def _projections(x: Array, attention: Params, heads: int) -> tuple[Array, Array, Array]:
+    """Query, key and value of self-attention: (b, n, w) → (b, h, n, d) each."""
+    query, key, value = (_heads(_linear(x, attention[part]), heads) for part in ("query", "key", "value"))
+    return query, key, value
 
 
 def _heads(x: Array, heads: int) -> Array:
@@ -115,11 +123,16 @@ def _put(cache: Array, new: Array, group: int, at: Array | int) -> Array:
     return lax.dynamic_update_slice(cache, new.reshape(b, h, group, -1, d), (0, 0, 0, at, 0))
 
 
+def _side_by_side(cache: Array) -> Array:
+    """The keys of all sequences of a window in one row: (b, h, g', c, d) → (b, h, g' x c, d)."""
+    return cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
+
+
 def _attend(query: Array, key: Array, value: Array, mask: Array | None = None) -> tuple[Array, Array]:
     """(b, h, n, d) x (b, h, m, d) → (b, n, w), and the float32 scores (b, h, n, m) before the softmax."""
     b, _, n, d = query.shape
     scores = jnp.einsum("bhnd,bhmd->bhnm", query * d**-0.5, key, preferred_element_type=jnp.float32)
     # not -inf: a row that pads a prompt sees nothing at all, and its softmax must be numbers all the same
-    seen = scores if mask is None else jnp.where(mask[:, None], scores, jnp.finfo(jnp.float32).min)
+    seen = scores if mask is None else jnp.where(mask[:, None], scores, _UNSEEN)
     heard = jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(seen).astype(value.dtype), value)
     return heard.reshape(b, n, -1), scores

@@ -6,8 +6,8 @@ Shoeybi et al. 2019); the `data` axis splits the batch. XLA inserts the communic
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
+from ...checkpoints import Checkpoint
 from ...errors import ConfigurationError
 from .model import Params
 
@@ -29,9 +30,6 @@ RULES = (
     (r"", Spec()),
 )
 """The first pattern found in a weight's name tells along which axis it is split; linear weights are (in, out)."""
-
-VOCABULARY_MULTIPLE = 128
-"""The embedding has rows of zeros up to a multiple of this: 51,865 rows could be split over no number of devices but 5, 11, 23, …"""
 
 
 def make_mesh(shape: str, platform: str) -> Mesh:
@@ -56,26 +54,33 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, Spec("data"))
 
 
+def padded(vocabulary: int, mesh: Mesh) -> int:
+    """Rows of the embedding: zeros follow those of the vocabulary, as 51,865 could be split over no number of devices but 5, 11, 23, …"""
+    multiple = math.lcm(128, mesh.shape["model"])
+    return -(-vocabulary // multiple) * multiple
+
+
 def spec_of(name: str) -> Spec:
     """The partition of the weight `name`, by `RULES`."""
     return next(spec for pattern, spec in RULES if re.search(pattern, name))
 
 
-def place(state: Mapping[str, torch.Tensor], mesh: Mesh, dtype: jax.typing.DTypeLike) -> Params:
+def place(checkpoint: Checkpoint, mesh: Mesh, dtype: jax.typing.DTypeLike) -> Params:
     """A checkpoint's tensors by OpenAI's names → the tree of arrays on the mesh's devices, large weights in `dtype`.
 
-    Raises ConfigurationError when a weight cannot be split so.
+    Raises ConfigurationError when the model's heads cannot be split evenly.
     """
+    parts = mesh.shape["model"]
+    for heads in (checkpoint.dims.n_audio_head, checkpoint.dims.n_text_head):
+        if heads % parts:
+            message = f"{checkpoint.name} has {heads} heads, which cannot be split over {parts} devices: choose another jax_mesh"
+            raise ConfigurationError(message, param="jax_mesh")
     tree: Params = {}
-    for name, tensor in state.items():
-        sharding = NamedSharding(mesh, spec_of(name))
+    for name, tensor in checkpoint.state.items():
         weight = _weight(name, tensor, dtype)
-        try:
-            array = jax.device_put(weight, sharding)
-        except ValueError:
-            message = f"{name} {weight.shape} cannot be split over {mesh.shape['model']} devices: choose another jax_mesh"
-            raise ConfigurationError(message, param="jax_mesh") from None
-        _set(tree, name.split("."), array)
+        if name == "decoder.token_embedding.weight":
+            weight = np.pad(weight, ((0, padded(len(weight), mesh) - len(weight)), (0, 0)))
+        _set(tree, name.split("."), jax.device_put(weight, NamedSharding(mesh, spec_of(name))))
     for half in tree.values():
         half["blocks"] = [half["blocks"][str(i)] for i in range(len(half["blocks"]))]
     return tree
@@ -84,9 +89,7 @@ def place(state: Mapping[str, torch.Tensor], mesh: Mesh, dtype: jax.typing.DType
 def _weight(name: str, tensor: torch.Tensor, dtype: jax.typing.DTypeLike) -> np.ndarray:
     """As the forward pass wants it. Normalisation and positions stay float32, as openai-whisper computes them."""
     weight: np.ndarray = tensor.float().numpy()
-    if name.endswith("token_embedding.weight"):
-        weight = np.pad(weight, ((0, -len(weight) % VOCABULARY_MULTIPLE), (0, 0)))
-    elif weight.ndim == 2 and name.endswith(".weight"):
+    if weight.ndim == 2 and name.endswith(".weight") and "embedding" not in name:
         weight = weight.T
     keeps = "positional_embedding" in name or re.search(r"(_ln|\.ln|\.ln_post)\.(weight|bias)$", name)
     return weight if keeps else weight.astype(dtype)

@@ -1,0 +1,260 @@
+"""Whisper in JAX: our own forward pass and decoding loop, compiled once for every shape, over any number of devices."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh
+from whisper.model import ModelDimensions
+
+from ...checkpoints import Checkpoint, load_checkpoint, locate
+from ...devices import decoding_threads
+from ...errors import ConfigurationError, EngineError, OutOfMemory
+from ...settings import Settings
+from ...tokenizer import Tokenizer
+from ...types import Decoded, Decoding, Window
+from ..features import log_mels
+from ..rules import (
+    TEXT_CONTEXT,
+    batch_key,
+    decoded,
+    last_initial_timestamp,
+    likeliest,
+    sampled_length,
+    start_tokens,
+    suppressed_tokens,
+)
+from .decoding import Sampled, Search, Start, detect, sample
+from .model import KeyValues, Params, encode
+from .sharding import batch_sharding, make_mesh, padded, place
+
+_DTYPES = ("float32", "float16", "bfloat16")
+_AUTO = {"cpu": "float32", "cuda": "float16"}
+_MAX_BATCH = {"cpu": 8, "cuda": 32}
+_STARTS = (4, 32, 96, 228)
+"""Lengths of start sequences that are compiled for; the longest is a prompt of 223 tokens with <|notimestamps|>."""
+
+_encode = jax.jit(encode, static_argnames=("audio_heads", "text_heads"))
+_detect = jax.jit(detect, static_argnames=("first", "count"))
+_sample = jax.jit(sample, static_argnames=("search", "no_speech"))
+
+
+def load(settings: Settings, device: str) -> JaxEngine:
+    """The engine with the settings' checkpoint on the mesh of devices. Raises ConfigurationError."""
+    dtype = _AUTO[device] if settings.dtype == "auto" else settings.dtype
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"engine 'jax' computes in {', '.join(_DTYPES)}; not in {dtype}", param="dtype")
+    _keep_compiled(settings.converted_path / "jax")
+    threads = decoding_threads(settings)
+    mesh = _mesh(settings.jax_mesh, device, threads)
+    checkpoint = load_checkpoint(locate(settings))
+    max_batch = settings.batch_size or _MAX_BATCH[device] * mesh.shape["data"]
+    return JaxEngine(checkpoint, mesh, dtype=dtype, threads=threads, max_batch=max_batch)
+
+
+class JaxEngine:
+    """`encode`, `detect` and `sample` over batches of windows, under openai-whisper's rules. Not thread-safe."""
+
+    name = "jax"
+
+    def __init__(self, checkpoint: Checkpoint, mesh: Mesh, *, dtype: str = "float32", threads: int = 0, max_batch: int = 8) -> None:
+        self.max_batch = max_batch
+        self.n_mels = checkpoint.dims.n_mels
+        self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
+        self._dims: ModelDimensions = checkpoint.dims
+        self._params: Params | None = place(checkpoint, mesh, jnp.dtype(dtype))
+        self._mesh, self._sharding = mesh, batch_sharding(mesh)
+        self._key = jax.random.key(0)
+        self._model_name, self._dtype, self._threads = checkpoint.name, dtype, threads
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        """Languages and prompts may differ, whatever the prompts' lengths."""
+        return batch_key(decoding)
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode windows that share a `batch_key`: one pass of the encoder, one loop on the device."""
+        if not windows:
+            return []
+        if self._params is None:
+            raise EngineError("the engine is closed")
+        try:
+            # or float32 would be multiplied as TF32 on a GPU, as bfloat16 on a TPU
+            with jax.default_matmul_precision("highest"):
+                return self._decode(self._params, windows)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Engine, model, device, precision, threads, batch, mesh."""
+        return {
+            "engine": self.name,
+            "model": self._model_name,
+            "device": self._mesh.devices.flat[0].device_kind,
+            "precision": self._dtype,
+            "threads": self._threads,
+            "batch": self.max_batch,
+            "mesh": "x".join(map(str, self._mesh.devices.shape)),
+        }
+
+    def free_memory(self) -> None:
+        """Nothing: what a batch took is back in JAX's pool by itself, and the pool stays."""
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._params = None
+
+    def _decode(self, params: Params, windows: Sequence[Window]) -> list[Decoded]:
+        decodings = [window.decoding for window in windows]
+        rows = self._rows(len(windows))
+        mel = np.zeros((rows, self.n_mels, 2 * self._dims.n_audio_ctx), np.float32)
+        mel[: len(windows)] = log_mels(windows, self.n_mels).numpy()
+        audio = _encode(params, self._put(mel), self._dims.n_audio_head, self._dims.n_text_head)
+        languages = self._languages(params, audio, decodings)
+        starts = [start_tokens(self.tokenizer, each, language) for each, (language, _) in zip(decodings, languages, strict=True)]
+        start = self._start(starts, decodings[0], rows)
+        search = _search(self.tokenizer, decodings[0])
+        sampled = jax.device_get(_sample(params, audio, start, search, self.tokenizer.openai.no_speech))
+        return [self._decoded(decodings[i], *languages[i], sampled, i) for i in range(len(windows))]
+
+    def _rows(self, count: int) -> int:
+        """Windows that are computed for `count` of them: powers of two for each part of the mesh, so that few shapes are compiled."""
+        parts = int(self._mesh.shape["data"])
+        each, most = -(-count // parts), -(-self.max_batch // parts)
+        return parts * min(1 << (each - 1).bit_length(), max(each, most))
+
+    def _put(self, array: npt.NDArray[np.generic]) -> jax.Array:
+        """The array on the devices, split along its first axis."""
+        placed: jax.Array = jax.device_put(array, self._sharding)
+        return placed
+
+    def _languages(self, params: Params, audio: KeyValues, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
+        """Each window's language, and its probability where it was detected."""
+        if not self.tokenizer.multilingual:
+            return [("en", None)] * len(decodings)
+        if all(decoding.language for decoding in decodings):
+            return [(decoding.language or "", None) for decoding in decodings]
+        openai = self.tokenizer.openai
+        codes = [code for _, code in sorted(zip(openai.all_language_tokens, openai.all_language_codes, strict=True))]
+        rows = np.asarray(_detect(params, audio, openai.sot, min(openai.all_language_tokens), len(codes))).tolist()
+        heard = [likeliest(dict(zip(codes, row, strict=True)), each.languages) for row, each in zip(rows, decodings, strict=False)]
+        return [(each.language, None) if each.language else found for each, found in zip(decodings, heard, strict=True)]
+
+    def _start(self, starts: Sequence[Sequence[int]], decoding: Decoding, rows: int) -> Start:
+        """The start sequences of a batch, and what `decoding` lets follow; rows beyond them sample nothing."""
+        lengths = np.array([len(start) for start in starts])
+        length = next(length for length in _STARTS if length >= lengths.max())
+        tokens, padding, limit = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+        for row, start in enumerate(starts):
+            tokens[row, length - len(start) :] = start
+        padding[: len(starts)] = length - lengths
+        limit[: len(starts)] = np.minimum(sampled_length(decoding), TEXT_CONTEXT + 1 - lengths)
+        never, not_first = _forbidden(self.tokenizer, decoding, padded(self.tokenizer.vocabulary, self._mesh))
+        self._key, key = jax.random.split(self._key)
+        return Start(
+            tokens=self._put(tokens),
+            padding=self._put(padding),
+            sot=jnp.int32(length - len(starts[0]) + list(starts[0]).index(self.tokenizer.openai.sot)),
+            limit=self._put(limit),
+            enough=jnp.int32(_enough(decoding)),
+            temperature=jnp.float32(decoding.temperature),
+            key=key,
+            never=jnp.asarray(never),
+            not_first=jnp.asarray(not_first),
+        )
+
+    def _decoded(self, decoding: Decoding, language: str, probability: float | None, sampled: Sampled, row: int) -> Decoded:
+        candidates = _candidates(self.tokenizer.eot, sampled, row)
+        tokens, total = max(candidates, key=lambda candidate: candidate[1] / _penalty(len(candidate[0]), decoding.length_penalty))
+        return decoded(
+            self.tokenizer,
+            tokens,
+            language=language,
+            language_probability=probability,
+            temperature=decoding.temperature,
+            avg_logprob=total / (len(tokens) + 1),
+            no_speech_prob=float(sampled.no_speech[row]),
+        )
+
+
+def _search(tokenizer: Tokenizer, decoding: Decoding) -> Search:
+    """What the loop of `decoding` is compiled for; kept beams in powers of two, as patience may be any number."""
+    return Search(
+        vocabulary=tokenizer.vocabulary,
+        eot=tokenizer.eot,
+        begin=tokenizer.timestamp_begin,
+        group=decoding.beam_size or decoding.best_of or 1,
+        finished=1 << (_enough(decoding) - 1).bit_length() if decoding.beam_size else 0,
+        sampled=decoding.temperature > 0,
+        timestamps=decoding.timestamps,
+    )
+
+
+def _enough(decoding: Decoding) -> int:
+    """Finished beams that end a window."""
+    return max(1, round((decoding.beam_size or 0) * (decoding.patience or 1.0)))
+
+
+def _forbidden(tokenizer: Tokenizer, decoding: Decoding, size: int) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """The tokens, as masks of `size`, that are never sampled, and those that are not the first."""
+    never, not_first = np.zeros((2, size), bool)
+    never[suppressed_tokens(tokenizer, decoding.suppress_tokens)] = True
+    never[tokenizer.eot] |= decoding.ignore_eot
+    if decoding.suppress_blank:
+        not_first[[*tokenizer.encode(" "), tokenizer.eot]] = True
+    if decoding.timestamps:
+        never[tokenizer.openai.no_timestamps] = True
+        not_first[: tokenizer.timestamp_begin] = True
+        last = last_initial_timestamp(decoding)
+        not_first[size if last is None else tokenizer.timestamp_begin + last + 1 :] = True
+    return never, not_first
+
+
+def _candidates(eot: int, sampled: Sampled, row: int) -> list[tuple[list[int], float]]:
+    """A window's sequences, up to <|endoftext|>, and their sums: finished beams, and where they are too few the best of the others."""
+    count = int(sampled.kept[row])
+    sequences = list(zip(sampled.finished.tokens[row, :count], sampled.finished.sums[row, :count], strict=True))
+    live = sorted(zip(sampled.live.tokens[row], sampled.live.sums[row], strict=True), key=lambda sequence: -float(sequence[1]))
+    sequences += live[: max(0, len(live) - count)]
+    return [(_until(eot, tokens.tolist()), float(total)) for tokens, total in sequences]
+
+
+def _until(end: int, tokens: list[int]) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def _penalty(length: int, length_penalty: float | None) -> float:
+    """What openai-whisper divides a sequence's sum by, to rank it."""
+    return max(1, length) if length_penalty is None else ((5 + length) / 6) ** length_penalty
+
+
+def _keep_compiled(folder: Path) -> None:
+    """Keep every compiled program in `folder`: the second start compiles nothing."""
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _mesh(shape: str, device: str, threads: int) -> Mesh:
+    """The mesh, on a backend with so many threads: XLA takes their number from NPROC when it starts, and has no other way."""
+    before = os.environ.get("NPROC")
+    os.environ["NPROC"] = str(threads)
+    try:
+        return make_mesh(shape, device)
+    finally:
+        del os.environ["NPROC"]
+        if before is not None:
+            os.environ["NPROC"] = before
+
+
+def _ours(error: Exception, count: int) -> EngineError:
+    """JAX's error as one of ours: out of memory is told in words only."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
+    return EngineError(f"JAX failed on a batch of {count} windows: {reason}")
