@@ -53,7 +53,7 @@ class Options:
     )
     beam_size: int | None = _option(None, "beams at temperature 0; none: greedy", minimum=1, maximum=16)
     best_of: int | None = _option(None, "samples at temperatures above 0, the best kept", minimum=1, maximum=16)
-    patience: float | None = _option(None, "beam search's patience", minimum=0.1, maximum=10.0)
+    patience: float | None = _option(None, "beam search's patience; has an effect with beam_size", minimum=0.1, maximum=10.0)
     length_penalty: float | None = _option(None, "beam search's length penalty", minimum=0.0, maximum=1.0)
     repetition_penalty: float = _option(1.0, "above 1: tokens said already are less likely", minimum=0.1, maximum=10.0)
     no_repeat_ngram_size: int = _option(0, "so many tokens in a row never come twice in a window; 0: they may", minimum=0, maximum=100)
@@ -97,6 +97,8 @@ class Options:
             raise InvalidRequest("temperature takes at least one value", param="temperature")
         if any(late < early for early, late in zip(self.clip_timestamps, self.clip_timestamps[1:], strict=False)):
             raise InvalidRequest("clip_timestamps must rise: start,end,start,end,… in seconds", param="clip_timestamps")
+        if self.patience is not None and self.beam_size is not None and self.beam_size * self.patience < 1:
+            raise InvalidRequest("patience times beam_size must be at least 1: so many beams are waited for", param="patience")
         if self.multilingual and self.language is not None:
             raise InvalidRequest("multilingual detects the language of every window: leave language out", param="multilingual")
         if self.language is not None and self.languages and self.language not in self.languages:
@@ -119,7 +121,7 @@ class Options:
             temperature=temperature,
             beam_size=self.beam_size if greedy else None,
             best_of=None if greedy else self.best_of,
-            patience=self.patience if greedy else None,
+            patience=self.patience if greedy and self.beam_size else None,
             length_penalty=self.length_penalty,
             repetition_penalty=self.repetition_penalty,
             no_repeat_ngram_size=self.no_repeat_ngram_size,
