@@ -29,6 +29,7 @@ from .rules import (
     equals,
     last_initial_timestamp,
     likeliest,
+    likeliest_sequence,
     prompt_length,
     sampled_length,
     start_tokens,
@@ -189,8 +190,9 @@ class CTranslate2Engine:
         self, decoding: Decoding, language: tuple[str, float | None], result: WhisperGenerationResult, no_speech_prob: float
     ) -> Decoded:
         """The best hypothesis. CTranslate2 divides the sum by the tokens' count without <|endoftext|>, openai-whisper with it."""
-        sums = [score * len(tokens) for score, tokens in zip(result.scores, result.sequences_ids, strict=True)]
-        best = _best(sums, [len(tokens) for tokens in result.sequences_ids], decoding.length_penalty)
+        lengths = [len(tokens) for tokens in result.sequences_ids]
+        sums = [score * max(length, 1) for score, length in zip(result.scores, lengths, strict=True)]
+        best = likeliest_sequence(sums, lengths, decoding.length_penalty)
         tokens = result.sequences_ids[best]
         return decoded(
             self.tokenizer,
@@ -231,12 +233,6 @@ def _steps(path: Sequence[tuple[int, int]]) -> list[int]:
     for token, step in path:
         entered.setdefault(token, step)
     return list(entered.values())
-
-
-def _best(sums: list[float], lengths: list[int], length_penalty: float | None) -> int:
-    """The index of the hypothesis that openai-whisper ranks first; CTranslate2 knows another penalty only."""
-    penalties = [length if length_penalty is None else ((5 + length) / 6) ** length_penalty for length in lengths]
-    return int(np.argmax([total / penalty for total, penalty in zip(sums, penalties, strict=True)]))
 
 
 def _ours(error: Exception, count: int) -> EngineError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, LogitFilter
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, LogitFilter, SequenceRanker
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
@@ -22,6 +22,7 @@ from .rules import (
     equals,
     last_initial_timestamp,
     likeliest,
+    likeliest_sequence,
     prompt_length,
     sampled_length,
     start_tokens,
@@ -152,6 +153,7 @@ class _WindowsTask(DecodingTask):  # type: ignore[misc]
         super().__init__(model, _options(decoding, tokenizer))
         self._starts = starts
         self.logit_filters[:] = [_batched(rule, last_initial_timestamp(decoding)) for rule in self.logit_filters]
+        self.sequence_ranker = _Ranker(decoding.length_penalty)
         if decoding.ignore_eot:
             self.logit_filters.insert(0, _SuppressEndOfText(tokenizer.eot))
 
@@ -163,6 +165,18 @@ class _WindowsTask(DecodingTask):  # type: ignore[misc]
         """Write each window's start into `tokens` (windows, start); its language is known by now."""
         tokens.copy_(torch.tensor(self._starts))
         return ["en"] * len(self._starts), None
+
+
+class _Ranker(SequenceRanker):  # type: ignore[misc]
+    """openai-whisper's ranking, for empty sequences too."""
+
+    def __init__(self, length_penalty: float | None) -> None:
+        self._length_penalty = length_penalty
+
+    def rank(self, tokens: list[list[torch.Tensor]], sum_logprobs: list[list[float]]) -> list[int]:
+        """Of each window, the index of the sequence to keep."""
+        lengths = [[len(sequence) for sequence in of_window] for of_window in tokens]
+        return [likeliest_sequence(*pair, self._length_penalty) for pair in zip(sum_logprobs, lengths, strict=True)]
 
 
 class BatchedTimestampRules(ApplyTimestampRules):  # type: ignore[misc]

@@ -75,6 +75,16 @@ def sampled_length(decoding: Decoding) -> int:
     return min(decoding.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
 
 
+def likeliest_sequence(sums: Sequence[float], lengths: Sequence[int], length_penalty: float | None) -> int:
+    """The index of the hypothesis that openai-whisper ranks first, by its log-probabilities' sum and its tokens' count.
+
+    An empty one, which only `suppress_blank=False` allows and at which openai-whisper divides by zero, counts as one token.
+    """
+    penalties = [max(length, 1) if length_penalty is None else ((5 + length) / 6) ** length_penalty for length in lengths]
+    scores = [total / penalty for total, penalty in zip(sums, penalties, strict=True)]
+    return max(range(len(scores)), key=scores.__getitem__)
+
+
 def complete(tokens: Sequence[int], timestamp_begin: int) -> int:
     """How many of the sampled tokens make up complete segments, by whisper.transcribe's rule.
 
