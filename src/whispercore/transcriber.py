@@ -163,6 +163,9 @@ class Job:
         """Open the recording: once for each track's pass."""
         if self._tracks:
             return
+        read_once = self.options.strategy == "chunked" and self.options.channels == "mono"
+        if not read_once and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
+            self._source = self._source.read()  # a file has one position only
         self._first = self._open_recording()
         self._duration, count = self._first.declared_duration, self._first.channels
         apart = self.options.channels == "separate" and count > 1

@@ -177,6 +177,14 @@ def test_channels_are_transcribed_apart_and_merged_by_time() -> None:
     assert mono.segments == alone[0].segments, "one channel is one channel"
 
 
+def test_an_open_file_serves_every_pass() -> None:
+    stereo = encoded(np.stack([noise(8, seed=1), noise(8, seed=2)], axis=1))
+    for options in (replace(WHOLE, channels="separate"), replace(WHOLE, strategy="sequential")):
+        with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+            texts = [transcriber.submit(source, options).result(PATIENCE).text for source in (stereo, io.BytesIO(stereo))]
+        assert texts[0] and texts[0] == texts[1]
+
+
 def test_a_stream_of_two_channels_is_in_order_too() -> None:
     engine, told = Recorder(max_batch=1), list[Progress]()
     engine.gate.clear()
