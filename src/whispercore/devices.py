@@ -8,7 +8,7 @@ from pathlib import Path
 from .errors import ConfigurationError
 from .settings import Settings
 
-_ENGINES = {"cuda": "openai", "cpu": "ct2"}
+_ENGINES = {"cuda": "torch", "cpu": "ct2"}
 """The engine that `auto` stands for on each device."""
 
 

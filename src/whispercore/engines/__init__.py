@@ -20,7 +20,7 @@ UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
         "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "torch": frozenset[str](),
         "ct2": frozenset[str](),
-        "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size", "word_timestamps", "token_logprobs"}),
+        "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "fake": frozenset(
             {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
         ),
@@ -96,7 +96,7 @@ class RefillingEngine(Engine, Protocol):
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine that `settings` asks for: auto is openai on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do."""
+    """The engine that `settings` asks for: auto is torch on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do."""
     device = choose_device(settings)
     name = choose_engine(settings, device)
     try:
