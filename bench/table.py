@@ -32,6 +32,9 @@ _WORD_TITLES = {
     "processor": "--:",
     "failed": "--:",
 }
+_LOOSE = """
+The bundled model's attention follows the sound only loosely, whoever reads it: its word times compare the rows with each other.
+"""
 _TIME_TITLES = {
     "": "---",
     "words compared": "--:",
@@ -63,7 +66,9 @@ def accuracy(folder: Path = RESULTS) -> str:
     several = len({row["model"] for row in rows}) > 1
     words = _markdown(_WORD_TITLES, [_words_row(row, several) for row in rows])
     timed = [row for row in rows if row.get("words")]
-    times = _markdown(_TIME_TITLES, [_times_row(row, several) for row in timed])
+    times = _markdown(_TIME_TITLES, [_times_row(row, several) for row in timed]) + (
+        _LOOSE if list(content["settings"]["models"]) == ["nano"] else ""
+    )
     plot = "![Word error rate, speed and word times of every row](bench/results/accuracy.svg)\n"
     return "\n".join([_accuracy_origin(content), words, *([times] if timed else []), *([plot] if folder == RESULTS else [])])
 
