@@ -107,7 +107,7 @@ class OpenAIEngine:
         found: dict[int, Decoded] = {}
         for group in equals([prompt_length(decoding) for decoding in decodings]):
             starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
-            results = _WindowsTask(model, self.tokenizer, decodings[group[0]], starts).run(features[group])
+            results = WindowsTask(model, self.tokenizer, decodings[group[0]], starts).run(features[group])
             found |= {i: self._decoded(result, *languages[i]) for i, result in zip(group, results, strict=True)}
         return self._aligned(model, features, windows, [found[i] for i in range(len(windows))])
 
@@ -146,7 +146,7 @@ class OpenAIEngine:
         return [with_times(one, *aligned[i]) if i in aligned else one for i, one in enumerate(found)]
 
 
-class _WindowsTask(DecodingTask):  # type: ignore[misc]
+class WindowsTask(DecodingTask):  # type: ignore[misc]
     """openai-whisper's decoding of a batch that is encoded already, with each window's own start."""
 
     def __init__(self, model: Whisper, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]]) -> None:
