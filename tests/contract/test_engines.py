@@ -248,6 +248,9 @@ def test_a_window_may_end_at_once(engines: dict[str, Engine], name: str) -> None
     assert empty.text == "" and empty.token_times == ()
     (reference,) = engines["openai"].decode([may])
     assert empty.avg_logprob == pytest.approx(reference.avg_logprob, abs=TOLERANCE[name])
+    for beam_size in (1, 2):
+        (beams,) = engines[name].decode([replace(may, decoding=replace(may.decoding, beam_size=beam_size))])
+        assert math.isfinite(beams.avg_logprob)
 
 
 @pytest.mark.parametrize("name", ["ct2-float32", "ct2-int8"])

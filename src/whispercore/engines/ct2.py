@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -171,7 +172,7 @@ class CTranslate2Engine:
             beam_size=decoding.beam_size or 1,
             patience=decoding.patience or 1.0,
             num_hypotheses=decoding.beam_size or decoding.best_of or 1,
-            length_penalty=1.0,
+            length_penalty=_length_penalty(decoding),
             repetition_penalty=decoding.repetition_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
             # CTranslate2 samples min(max_length / 2, max_length - start + 1) tokens
@@ -189,9 +190,10 @@ class CTranslate2Engine:
     def _decoded(
         self, decoding: Decoding, language: tuple[str, float | None], result: WhisperGenerationResult, no_speech_prob: float
     ) -> Decoded:
-        """The best hypothesis. CTranslate2 divides the sum by the tokens' count without <|endoftext|>, openai-whisper with it."""
+        """The best hypothesis. CTranslate2 counts the tokens without <|endoftext|>, openai-whisper with it."""
         lengths = [len(tokens) for tokens in result.sequences_ids]
-        sums = [score * max(length, 1) for score, length in zip(result.scores, lengths, strict=True)]
+        power = _length_penalty(decoding)
+        sums = [score * length**power if length or not power else -math.inf for score, length in zip(result.scores, lengths, strict=True)]
         best = likeliest_sequence(sums, lengths, decoding.length_penalty)
         tokens = result.sequences_ids[best]
         return decoded(
@@ -217,6 +219,14 @@ class CTranslate2Engine:
                 for i, result in zip(group, results, strict=True)
             }
         return [found[i] for i in range(len(windows))]
+
+
+def _length_penalty(decoding: Decoding) -> int:
+    """CTranslate2 divides a sum of log-probabilities by the tokens' count to this power.
+
+    Beams are to be compared by their mean; an empty one's is no number, so it comes last. 0 gives the sum itself, of any sequence.
+    """
+    return 1 if (decoding.beam_size or 1) > 1 else 0
 
 
 def _some(features: StorageView, which: Sequence[int]) -> StorageView:
