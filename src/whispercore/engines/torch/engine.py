@@ -191,14 +191,16 @@ class _Batch:
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self._waiting = deque(windows)
-        self._order = {id(window): index for index, window in enumerate(windows)}
+        self._places: dict[int, list[int]] = {}
+        for place, window in enumerate(windows):
+            self._places.setdefault(id(window), []).append(place)
         self.found: dict[int, Decoded] = {}
 
     def take(self, most: int) -> Sequence[Window]:
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
     def done(self, window: Window, result: Decoded) -> None:
-        self.found[self._order[id(window)]] = result
+        self.found[self._places[id(window)].pop()] = result
 
 
 def _best(flight: Flight) -> Hypothesis:
