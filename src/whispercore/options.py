@@ -88,7 +88,9 @@ class Options:
         None, "speech lasts until its probability is below this; none: vad_threshold - 0.15", minimum=0.0, maximum=1.0
     )
     vad_min_speech_duration_ms: int = _option(64, "shorter speech is a click", minimum=0, maximum=30_000)
-    vad_min_silence_duration_ms: int = _option(2000, "a longer silence is left out of recordings longer than 30 s", minimum=0, maximum=3_600_000)
+    vad_min_silence_duration_ms: int = _option(
+        2000, "a longer silence is left out of recordings longer than 30 s", minimum=0, maximum=3_600_000
+    )
     vad_speech_pad_ms: int = _option(400, "kept around speech", minimum=0, maximum=30_000)
 
     def __post_init__(self) -> None:

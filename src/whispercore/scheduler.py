@@ -1,52 +1,23 @@
-"""Continuous batching: windows of every open request share the engine, fair by request.
-
-Knows nothing of HTTP or TorchServe. Which window comes next is weighted fair queueing (Demers, Keshav and Shenker, 1989) with one
-window as the unit: the virtual time advances by one over the number of requests that wait, and a new request starts at it. So a
-clip's only window goes into the next batch however many windows a long file has waiting, and a stream of clips cannot starve the file.
-"""
+"""Continuous batching: windows of every open request share the engines, fair by request. Knows nothing of HTTP or TorchServe."""
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
-from .engines import Engine
+from .backlog import Backlog, Done, Entry, Ticket
+from .engines import Engine, RefillingEngine
 from .errors import EngineError, OutOfMemory, Overloaded, WhisperError
 from .types import Decoded, Window
 
 logger = logging.getLogger(__name__)
 
-Done = Callable[["Decoded | WhisperError"], None]
 COMPANY = 0.02
 """Of a batch's time, at most so much is waited for as many requests to come back: clients that ask again as soon as they are answered
 come a moment apart, and the first one's window would go alone while all the others wait for it."""
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A request's place in the queue: its next window's virtual start, the windows asked for and waiting, whether it still wants them."""
-
-    next_start: float = 0.0
-    asked: int = 0
-    waiting: int = 0
-    cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Entry:
-    """A window in the queue, ordered by its virtual start; of equals, the request's that has asked for least, then the first to come."""
-
-    virtual_start: float
-    nth: int
-    arrival: int
-    window: Window = field(compare=False)
-    ticket: Ticket = field(compare=False)
-    done: Done = field(compare=False)
 
 
 @dataclass(slots=True)
@@ -60,121 +31,151 @@ class Counters:
     failed_batches: int = 0
 
 
-class Scheduler:
-    """One engine, one thread. `submit` returns at once; `done` is called from the scheduler's thread and must be quick."""
+@dataclass(slots=True)
+class Company:
+    """How many requests a batch has answered, and until when as many are waited for."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    requests: int = 0
+    until: float = 0.0
+
+
+class Scheduler:
+    """One queue, and a thread for each engine: several are the same model on several devices.
+
+    `submit` returns at once; `done` is called from an engine's thread and must be quick.
+    """
+
+    def __init__(self, *engines: Engine) -> None:
+        self.engines = engines
         self.counters = Counters()
-        self.batch_limit = engine.max_batch
-        self._queues: dict[Hashable, list[Entry]] = {}
-        self._arrivals = itertools.count()
-        self._virtual_time = 0.0
-        self._tickets_waiting = 0
+        self.batch_limit = min(engine.max_batch for engine in engines)
+        self._backlog = Backlog()
         self._changed = threading.Condition()
         self._closing = False
-        self._company, self._company_until = 0, 0.0
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._run, args=(engine,), name=f"scheduler-{number}", daemon=True)
+            for number, engine in enumerate(engines)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, ticket: Ticket, window: Window, done: Done) -> None:
         """Queue a window. `done` gets the `Decoded`, or the error; nothing is called for a cancelled ticket."""
         with self._changed:
             if self._closing:
                 raise Overloaded("the server is shutting down")
-            start = max(self._virtual_time, ticket.next_start)
-            ticket.next_start = start + 1.0
-            self._push(Entry(start, ticket.asked, next(self._arrivals), window, ticket, done))
-            self._changed.notify()
+            self._backlog.push(self.engines[0].batch_key(window.decoding), ticket, window, done)
+            self._changed.notify_all()
 
     def waiting(self) -> int:
         """Windows in the queue."""
         with self._changed:
-            return sum(len(queue) for queue in self._queues.values())
+            return len(self._backlog)
 
     def close(self) -> None:
-        """Decode what is queued, then stop the thread."""
+        """Decode what is queued, then stop the threads."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
-    def _push(self, entry: Entry) -> None:
-        heapq.heappush(self._queues.setdefault(self.engine.batch_key(entry.window.decoding), []), entry)
-        entry.ticket.asked += 1
-        entry.ticket.waiting += 1
-        self._tickets_waiting += entry.ticket.waiting == 1
+    def _run(self, engine: Engine) -> None:
+        company = Company()
+        while (key := self._next_key(company)) is not None:
+            company = self._refill(engine, key) if isinstance(engine, RefillingEngine) else self._batch(engine, key)
 
-    def _pop(self, queue: list[Entry]) -> Entry:
-        entry = heapq.heappop(queue)
-        self._virtual_time = max(self._virtual_time, entry.virtual_start) + 1.0 / self._tickets_waiting
-        entry.ticket.waiting -= 1
-        self._tickets_waiting -= entry.ticket.waiting == 0
-        return entry
-
-    def _run(self) -> None:
-        while batch := self._next_batch():
-            began = time.monotonic()
-            outcomes = self._decode(batch)
-            ended = time.monotonic()
-            self._company, self._company_until = len({entry.ticket for entry in batch}), ended + COMPANY * (ended - began)
-            for entry, outcome in zip(batch, outcomes, strict=True):
-                self._deliver(entry, outcome)
-
-    def _next_batch(self) -> list[Entry]:
-        """The next entries to decode together, waiting for the first; empty when closing and nothing is left."""
+    def _next_key(self, company: Company) -> Hashable | None:
+        """The key of the windows whose turn it is, waited for; None when closing and nothing is left."""
         with self._changed:
             while True:
-                self._await_company()
-                while self._queues:
-                    if batch := self._take(min(self._queues, key=lambda key: self._queues[key][0])):
-                        return batch
+                self._await_company(company)
+                if (key := self._backlog.first()) is not None:
+                    return key
                 if self._closing:
-                    return []
+                    return None
                 self._changed.wait()
 
-    def _await_company(self) -> None:
+    def _await_company(self, company: Company) -> None:
         """While fewer requests wait than the last batch answered, wait for the others, for a moment."""
-        while 0 < self._tickets_waiting < self._company and not self._closing and (left := self._company_until - time.monotonic()) > 0:
+        while 0 < self._backlog.requests < company.requests and not self._closing and (left := company.until - time.monotonic()) > 0:
             self._changed.wait(left)
 
-    def _take(self, key: Hashable) -> list[Entry]:
-        """Up to `batch_limit` entries of one queue, the cancelled ones dropped; an empty queue is removed."""
-        queue = self._queues[key]
-        batch: list[Entry] = []
-        while queue and len(batch) < self.batch_limit:
-            entry = self._pop(queue)
-            if not entry.ticket.cancelled:
-                batch.append(entry)
-        if not queue:
-            del self._queues[key]
-        return batch
+    def _take(self, key: Hashable, most: int) -> list[Entry]:
+        """Up to `most` entries, and no more than this engine's share; the others are told when there is more."""
+        share = -(-len(self._backlog) // len(self.engines))
+        taken = self._backlog.take(key, min(most, share))
+        if len(self._backlog):
+            self._changed.notify_all()
+        return taken
 
-    def _decode(self, batch: list[Entry]) -> list[Decoded | WhisperError]:
+    def _batch(self, engine: Engine, key: Hashable) -> Company:
+        """Decode one batch and deliver what came of it."""
+        with self._changed:
+            batch = self._take(key, self.batch_limit)
+        if not batch:
+            return Company()
+        began = time.monotonic()
+        outcomes = self._decode(engine, batch)
+        ended = time.monotonic()
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            _deliver(entry, outcome)
+        return Company(len({entry.ticket for entry in batch}), ended + COMPANY * (ended - began))
+
+    def _refill(self, engine: RefillingEngine, key: Hashable) -> Company:
+        """Let the engine take windows as it has room; what it could not finish is decoded in batches."""
+        feed = _Feed(self, key)
+        try:
+            engine.decode_feed(feed)
+        except OutOfMemory as error:
+            self._shrink(engine, len(feed.taken), error)
+        except WhisperError as error:
+            self._note_failure(len(feed.taken), error)
+        except Exception as error:  # an engine's own exceptions must not end the thread that everybody waits for
+            logger.exception("the engine failed")
+            self._note_failure(len(feed.taken), EngineError(str(error)))
+        left = list(feed.taken.values())
+        for first in range(0, len(left), self.batch_limit):
+            batch = left[first : first + self.batch_limit]
+            for entry, outcome in zip(batch, self._decode(engine, batch), strict=True):
+                _deliver(entry, outcome)
+        return Company()
+
+    def feed(self, key: Hashable, most: int) -> list[Entry]:
+        """Entries for an engine that has room for `most`: none when it is the turn of windows that cannot join those."""
+        with self._changed:
+            taken = self._take(key, most) if self._backlog.first() == key else []
+        if taken:
+            self.count([entry.window for entry in taken])
+        return taken
+
+    def count(self, windows: Sequence[Window]) -> None:
+        """Count a batch."""
+        with self._changed:
+            self.counters.batches += 1
+            self.counters.windows += len(windows)
+            self.counters.retries_at_higher_temperature += sum(window.decoding.temperature > 0 for window in windows)
+
+    def _decode(self, engine: Engine, batch: list[Entry]) -> list[Decoded | WhisperError]:
         """Decode a batch; halved when the memory is short, one by one when a window breaks it, so that none harms another."""
         try:
-            decoded = self._attempt(batch)
+            decoded = self._attempt(engine, [entry.window for entry in batch])
         except OutOfMemory as error:
-            self.counters.out_of_memory += 1
-            self.engine.free_memory()
+            self._shrink(engine, len(batch), error)
             if len(batch) == 1:
                 return [error]
-            self.batch_limit = min(self.batch_limit, len(batch) // 2)
-            logger.warning("out of memory with %d windows; batches are at most %d from now on", len(batch), self.batch_limit)
             half = len(batch) // 2
-            return self._decode(batch[:half]) + self._decode(batch[half:])
+            return self._decode(engine, batch[:half]) + self._decode(engine, batch[half:])
         except WhisperError as error:
-            self.counters.failed_batches += 1
-            logger.error("a batch of %d windows failed: %s", len(batch), error.message)
+            self._note_failure(len(batch), error)
             if len(batch) == 1:
                 return [error]
-            return [outcome for entry in batch for outcome in self._decode([entry])]
+            return [outcome for entry in batch for outcome in self._decode(engine, [entry])]
         return list(decoded)
 
-    def _attempt(self, batch: list[Entry]) -> list[Decoded]:
-        windows = [entry.window for entry in batch]
+    def _attempt(self, engine: Engine, windows: list[Window]) -> list[Decoded]:
         try:
-            decoded = self.engine.decode(windows)
+            decoded = engine.decode(windows)
         except WhisperError:
             raise
         except MemoryError as error:
@@ -184,16 +185,47 @@ class Scheduler:
             raise EngineError(f"the engine failed: {error}") from error
         if len(decoded) != len(windows):
             raise EngineError(f"the engine answered {len(decoded)} of {len(windows)} windows")
-        self.counters.batches += 1
-        self.counters.windows += len(windows)
-        self.counters.retries_at_higher_temperature += sum(window.decoding.temperature > 0 for window in windows)
+        self.count(windows)
         return decoded
 
-    @staticmethod
-    def _deliver(entry: Entry, outcome: Decoded | WhisperError) -> None:
-        if entry.ticket.cancelled:
-            return
-        try:
-            entry.done(outcome)
-        except Exception:
-            logger.exception("a request could not take its window")
+    def _shrink(self, engine: Engine, count: int, error: OutOfMemory) -> None:
+        """Smaller batches from now on."""
+        engine.free_memory()
+        with self._changed:
+            self.counters.out_of_memory += 1
+            if count > 1:
+                self.batch_limit = min(self.batch_limit, count // 2)
+        logger.warning("%s with %d windows; batches are at most %d from now on", error.message, count, self.batch_limit)
+
+    def _note_failure(self, count: int, error: WhisperError) -> None:
+        with self._changed:
+            self.counters.failed_batches += 1
+        logger.error("a batch of %d windows failed: %s", count, error.message)
+
+
+class _Feed:
+    """Windows of one key for an engine that refills its places; `taken` are those that are not done."""
+
+    def __init__(self, scheduler: Scheduler, key: Hashable) -> None:
+        self._scheduler, self._key = scheduler, key
+        self.taken: dict[int, Entry] = {}
+
+    def take(self, most: int) -> list[Window]:
+        """Up to `most` windows that wait now."""
+        room = min(most, self._scheduler.batch_limit - len(self.taken))
+        entries = self._scheduler.feed(self._key, room) if room > 0 else []
+        self.taken.update((id(entry.window), entry) for entry in entries)
+        return [entry.window for entry in entries]
+
+    def done(self, window: Window, result: Decoded) -> None:
+        """Deliver one."""
+        _deliver(self.taken.pop(id(window)), result)
+
+
+def _deliver(entry: Entry, outcome: Decoded | WhisperError) -> None:
+    if entry.ticket.cancelled:
+        return
+    try:
+        entry.done(outcome)
+    except Exception:
+        logger.exception("a request could not take its window")

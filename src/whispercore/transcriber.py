@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from . import audio, windows
-from .engines import UNSUPPORTED, Engine, load_engine
+from .backlog import Ticket
+from .engines import UNSUPPORTED, Engine, load_engines
 from .errors import Cancelled, EngineError, InvalidRequest, Overloaded, WhisperError
 from .longform import Heard, Passage, Strand, Strands, chunked
 from .options import Options
-from .scheduler import Scheduler, Ticket
+from .scheduler import Scheduler
 from .sequential import sequential
 from .settings import Settings
 from .types import Decoded, Dropped, Progress, Segment, Transcript
@@ -315,8 +316,9 @@ class Transcriber:
 
     def __init__(self, settings: Settings | None = None, *, engine: Engine | None = None) -> None:
         self.settings = settings or Settings.load()
-        self.engine = engine or load_engine(self.settings)
-        self.scheduler = Scheduler(self.engine)
+        self.engines = [engine] if engine else load_engines(self.settings)
+        self.engine = self.engines[0]
+        self.scheduler = Scheduler(*self.engines)
         self._readers = ThreadPoolExecutor(self.settings.readers, thread_name_prefix="reader")
         self._open: set[Job] = set()
         self._lock = threading.Lock()
@@ -336,7 +338,9 @@ class Transcriber:
         """Begin a transcription. Raises InvalidRequest for what the model or engine cannot do, Overloaded when too many are open."""
         _check_engine(self.engine, options)
         _check_model(self.engine, options)
-        job = Job(source, options, self, read_ahead=2 * self.engine.max_batch, on_news=on_news, on_progress=on_progress)
+        job = Job(
+            source, options, self, read_ahead=2 * sum(one.max_batch for one in self.engines), on_news=on_news, on_progress=on_progress
+        )
         with self._lock:
             if len(self._open) >= self.settings.max_open_requests:
                 raise Overloaded(f"{len(self._open)} requests are open already; try again later")
@@ -367,7 +371,8 @@ class Transcriber:
             job.cancel()
         self._readers.shutdown(cancel_futures=True)
         self.scheduler.close()
-        self.engine.close()
+        for engine in self.engines:
+            engine.close()
 
     def __enter__(self) -> Transcriber:
         return self

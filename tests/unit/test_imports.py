@@ -17,7 +17,7 @@ LAYERS = (
     ("conversion",),
     ("checkpoints",),
     ("engines",),
-    ("scheduler", "reference"),
+    ("backlog", "scheduler", "reference"),
     ("words", "hallucinations", "formats"),
     ("stitch",),
     ("longform",),

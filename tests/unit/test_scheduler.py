@@ -9,8 +9,10 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import pytest
 
+from whispercore.backlog import Ticket
+from whispercore.engines import Feed
 from whispercore.errors import EngineError, OutOfMemory, Overloaded, WhisperError
-from whispercore.scheduler import Scheduler, Ticket
+from whispercore.scheduler import Scheduler
 from whispercore.types import Decoded, Decoding, Window
 
 PATIENCE = 10.0
@@ -203,3 +205,81 @@ def test_requests_answered_together_are_waited_for_to_go_together_again(monkeypa
     outcomes.submit(scheduler, Ticket(), 20.0)
     scheduler.close()
     assert engine.batches[3] == [20.0], "nobody is waited for when the scheduler closes"
+
+
+def test_several_engines_share_the_queue() -> None:
+    engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
+    scheduler = Scheduler(*engines)  # type: ignore[arg-type]
+    file = Ticket()
+    for start in range(8):
+        outcomes.submit(scheduler, file, float(start))
+    for engine in engines:
+        engine.begun.get(timeout=PATIENCE)
+        engine.open_gate()
+    outcomes.wait(8)
+    scheduler.close()
+    assert sorted(start for engine in engines for batch in engine.batches for start in batch) == [float(start) for start in range(8)]
+    assert scheduler.counters.windows == 8
+
+
+class Refilling(SteppedEngine):
+    """Two places; each step of the gate finishes the window that was taken first. `breaks`: raises once when it comes upon that window."""
+
+    n_mels, tokenizer = 80, None
+
+    def __init__(self, *, breaks: tuple[float, Exception] | None = None) -> None:
+        super().__init__(max_batch=2)
+        self.breaks = breaks
+        self.taken: list[float] = []
+
+    def decode_feed(self, feed: Feed) -> None:
+        places: list[Window] = []
+        while True:
+            fresh = feed.take(2 - len(places))
+            places += fresh
+            self.taken += [window.start for window in fresh]
+            if not places:
+                return
+            self.begun.put([window.start for window in places])
+            assert self.gate.acquire(timeout=PATIENCE)
+            if self.breaks and self.breaks[0] in {window.start for window in places}:
+                error, self.breaks = self.breaks[1], None
+                raise error
+            window = places.pop(0)
+            feed.done(window, Decoded((), str(window.start), "en", 0.0, 0.0, 0.0, 0.0))
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_free_place_is_filled_while_others_still_decode() -> None:
+    engine, outcomes = Refilling(), Outcomes()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), 0.0)
+    assert engine.begun.get(timeout=PATIENCE) == [0.0]
+    outcomes.submit(scheduler, Ticket(), 1.0)
+    outcomes.submit(scheduler, Ticket(), 2.0, temperature=0.4)
+    outcomes.submit(scheduler, Ticket(), 3.0)
+    engine.gate.release()
+    assert engine.begun.get(timeout=PATIENCE) == [1.0, 3.0]
+    outcomes.submit(scheduler, Ticket(), 4.0)
+    engine.open_gate()
+    assert all(isinstance(outcome, Decoded) for outcome in outcomes.wait(5).values())
+    assert engine.taken == [0.0, 1.0, 3.0, 2.0, 4.0], "2.0 could not join; nothing that came after it may keep it waiting"
+    scheduler.close()
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("no room"), EngineError("broken"), ZeroDivisionError("a surprise")])
+def test_what_a_refilled_engine_could_not_finish_is_decoded_again(error: Exception) -> None:
+    engine, outcomes = Refilling(breaks=(2.0, error)), Outcomes()
+    engine.open_gate()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    for start in range(6):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    found = outcomes.wait(6)
+    assert all(isinstance(outcome, Decoded) for outcome in found.values())
+    assert scheduler.counters.out_of_memory + scheduler.counters.failed_batches == 1
+    scheduler.close()

@@ -27,6 +27,8 @@ UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     }
 )
 """The options, by their names in `Options`, that an engine cannot honour: another value than the default is refused with a 400."""
+_EVERY_GPU = frozenset({"torch"})
+"""Engines that run on a GPU of a given index."""
 
 
 class Engine(Protocol):
@@ -93,6 +95,17 @@ class RefillingEngine(Engine, Protocol):
         after another `EngineError`; the engine has forgotten it.
         """
         ...
+
+
+def load_engines(settings: Settings) -> list[Engine]:
+    """The engine that `settings` asks for, once for each GPU when it can be told which. Raises ConfigurationError with what to do."""
+    first = load_engine(settings)
+    if first.name not in _EVERY_GPU or choose_device(settings) != "cuda":
+        return [first]
+    import torch  # here: not every engine needs it
+
+    module = import_module(f".{first.name}", __package__)
+    return [first, *(cast(Engine, module.load(settings, "cuda", index)) for index in range(1, torch.cuda.device_count()))]
 
 
 def load_engine(settings: Settings) -> Engine:
