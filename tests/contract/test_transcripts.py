@@ -172,4 +172,5 @@ def matched(segments: Sequence[Segment], truth: Sequence[dict[str, object]]) -> 
     heard = [word for segment in segments for word in segment.words]
     if [plain(word.word) for word in heard] != [plain(str(word["word"])) for word in truth]:
         return []
-    return [abs(word.start - float(str(other["start"]))) for word, other in zip(heard, truth, strict=True)]
+    told = [(word.start, other["start"]) for word, other in zip(heard, truth, strict=True)]
+    return [abs(start - float(true)) for start, true in told if isinstance(true, float | int)]
