@@ -159,6 +159,8 @@ def prepare(settings: Settings) -> str:
     if engine == "fake":
         return "engine 'fake' needs no checkpoint"
     path = locate(settings)
+    if engine == "onnx":
+        return _export(settings, path, device)
     if engine != "ct2":
         load_checkpoint(path)
         return f"{path} is ready for engine '{engine}'"
@@ -171,6 +173,22 @@ def prepare(settings: Settings) -> str:
     checkpoint = load_checkpoint(path)
     convert(checkpoint.dims, checkpoint.state, folder, quantization, alignment_heads=checkpoint.alignment_heads)
     return f"converted {path} for engine 'ct2': {folder}"
+
+
+def _export(settings: Settings, path: Path, device: str) -> str:
+    """`prepare` for engine onnx."""
+    try:
+        from .onnx_export import export, precision  # here: the other engines work without the package onnx
+    except ImportError as error:
+        message = f"engine 'onnx' cannot export ({error}); run: pip install -r requirements-onnx.txt"
+        raise ConfigurationError(message, param="engine") from error
+    dtype = precision(settings, device)
+    folder = converted_folder(settings, path, f"{dtype}-onnx")
+    if (folder / "decoder.onnx").is_file():
+        return f"{folder} is ready for engine 'onnx'"
+    checkpoint = load_checkpoint(path)
+    difference = export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
+    return f"exported {path} for engine 'onnx': {folder}; its logits are {difference:.1g} standard deviations off PyTorch's at most"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -216,7 +234,7 @@ def _section(config: Path) -> dict[str, Any]:
 
 
 def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
-    """Where the checkpoint converted for ct2 is kept: its name changes with the checkpoint's content."""
+    """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
     return settings.converted_path / f"{checkpoint.stem}-{sha256(checkpoint)[:12]}-{quantization}"
 
 

@@ -27,13 +27,13 @@ class Settings:
 
     model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
     models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
-    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2")
-    engine: str = _setting("auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", "openai", "torch", "ct2", "jax", "fake"))
+    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2 and onnx")
+    engine: str = _setting("auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", "openai", "torch", "ct2", "jax", "onnx", "fake"))
     device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",
         "auto: the engine's fastest faithful precision on the device",
-        choices=("auto", "float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16"),
+        choices=("auto", "float32", "float16", "bfloat16", "int8", "uint8", "int8_float32", "int8_float16", "int8_bfloat16"),
     )
     jax_mesh: str = _setting("auto", "jax: devices as DATAxMODEL, such as 2x4; auto: all of them, each with the whole model")
     threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores of this process", minimum=0)

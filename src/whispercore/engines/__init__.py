@@ -13,14 +13,15 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 
-_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"'}
-ENGINES = ("openai", "torch", "ct2", "jax", "fake")
+_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"', "onnx": "onnx onnxruntime"}
+ENGINES = ("openai", "torch", "ct2", "jax", "onnx", "fake")
 UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "torch": frozenset[str](),
         "ct2": frozenset[str](),
         "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
+        "onnx": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "fake": frozenset(
             {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
         ),

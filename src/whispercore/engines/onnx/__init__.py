@@ -1,0 +1,188 @@
+"""ONNX Runtime: our own export of the model (see `whispercore.onnx_export`), openai-whisper's decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from whisper.decoding import DecodingResult
+from whisper.model import Whisper
+
+from ...checkpoints import converted_folder, empty_model, locate
+from ...devices import decoding_threads
+from ...errors import ConfigurationError, EngineError, OutOfMemory
+from ...onnx_export import precision
+from ...settings import Settings
+from ...tokenizer import Tokenizer
+from ...types import Decoded, Decoding, Window
+from ..alignment import AT_ONCE, attended, jumps
+from ..features import log_mels
+from ..openai import WindowsTask
+from ..rules import Text, batch_key, decoded, equals, likeliest, prompt_length, start_tokens, text_to_align, with_times
+from .model import ERRORS, Audio, Model, Steps
+
+_MAX_BATCH = {"cpu": 8, "cuda": 32}
+
+
+def load(settings: Settings, device: str) -> OnnxEngine:
+    """The engine on `device` with the settings' checkpoint, exported beforehand. Raises ConfigurationError."""
+    dtype = precision(settings, device)
+    checkpoint = locate(settings)
+    folder = converted_folder(settings, checkpoint, f"{dtype}-onnx")
+    if not (folder / "decoder.onnx").is_file():
+        message = (
+            f"{checkpoint} is not exported for engine 'onnx' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
+        )
+        raise ConfigurationError(message, param="model")
+    threads = decoding_threads(settings)
+    try:
+        model = Model(folder, device=device, threads=threads)
+    except ERRORS as error:
+        message = f"{folder} cannot be loaded ({_reason(error)}); delete it and run: python -m whispercore.checkpoints prepare"
+        raise ConfigurationError(message, param="model") from error
+    if device == "cpu":
+        # PyTorch makes the spectrograms and applies the rules: with threads of its own it would spin against ONNX Runtime's.
+        torch.set_num_threads(1)
+    max_batch = settings.batch_size or _MAX_BATCH[device]
+    return OnnxEngine(model, name=checkpoint.stem, precision=dtype, threads=threads, max_batch=max_batch)
+
+
+class OnnxEngine:
+    """`whisper.decoding` over batches of windows, whose model runs in ONNX Runtime. Not thread-safe; one per device."""
+
+    name = "onnx"
+
+    def __init__(self, model: Model, *, name: str, precision: str, threads: int, max_batch: int) -> None:
+        self.max_batch, self.n_mels = max_batch, model.dims.n_mels
+        self.tokenizer = Tokenizer(model.dims.n_vocab)
+        self._model: Model | None = model
+        self._shape: Whisper = empty_model(model.dims)
+        self._described: dict[str, str | int] = {
+            "model": name,
+            "device": _device_name(model),
+            "precision": precision,
+            "threads": threads,
+            "batch": max_batch,
+        }
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        """Languages, prompts and alignment are each window's own."""
+        return batch_key(decoding)
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode windows that share a `batch_key`: encoded together, tokens sampled together where the prompts are equally long."""
+        if not windows:
+            return []
+        if self._model is None:
+            raise EngineError("the engine is closed")
+        try:
+            with torch.no_grad():
+                return self._decode(self._model, windows)
+        except (*ERRORS, ValueError, AssertionError, MemoryError) as error:
+            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Engine, model, device, precision, threads, batch."""
+        return {"engine": self.name, **self._described}
+
+    def free_memory(self) -> None:
+        """Give the GPU memory that PyTorch caches back to the device; ONNX Runtime keeps its own."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._model = None
+        self.free_memory()
+
+    def _decode(self, model: Model, windows: Sequence[Window]) -> list[Decoded]:
+        audio = model.encode(log_mels(windows, self.n_mels, model.device.type))
+        decodings = [window.decoding for window in windows]
+        languages = self._languages(model, audio, decodings)
+        found: dict[int, Decoded] = {}
+        for group in equals([prompt_length(decoding) for decoding in decodings]):
+            starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
+            task = _Task(self._shape, self.tokenizer, decodings[group[0]], starts, model=model, audio=audio)
+            results = task.run(torch.tensor(group, device=model.device))
+            found |= {i: self._decoded(result, *languages[i]) for i, result in zip(group, results, strict=True)}
+        return self._aligned(model, audio, windows, [found[i] for i in range(len(windows))])
+
+    def _languages(self, model: Model, audio: Audio, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
+        """Each window's language, and how probable it is when it had to be detected: as `whisper.detect_language`."""
+        if not self.tokenizer.multilingual:
+            return [("en", None)] * len(decodings)
+        languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
+        unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
+        if unknown:
+            openai = self.tokenizer.openai
+            tokens = torch.full((len(unknown), 1), openai.sot, device=model.device)
+            logits, _ = model.decode(tokens, torch.zeros(1, dtype=torch.int64), audio[torch.tensor(unknown)], {})
+            probabilities = logits[:, 0, list(openai.all_language_tokens)].softmax(dim=-1).tolist()
+            for i, of_window in zip(unknown, probabilities, strict=True):
+                languages[i] = likeliest(dict(zip(openai.all_language_codes, of_window, strict=True)), decodings[i].languages)
+        return languages
+
+    def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
+        return decoded(
+            self.tokenizer,
+            result.tokens,
+            language=language,
+            language_probability=language_probability,
+            temperature=result.temperature,
+            avg_logprob=result.avg_logprob,
+            no_speech_prob=result.no_speech_prob,
+        )
+
+    def _aligned(self, model: Model, audio: Audio, windows: Sequence[Window], found: list[Decoded]) -> list[Decoded]:
+        """The same, with the times of the tokens that are asked for."""
+        texts = [text_to_align(self.tokenizer, window, one) for window, one in zip(windows, found, strict=True)]
+        wanted = [i for i, text in enumerate(texts) if text.tokens]
+        for first in range(0, len(wanted), AT_ONCE):
+            some = wanted[first : first + AT_ONCE]
+            times = self._times(model, audio[torch.tensor(some)], [texts[i] for i in some])
+            for i, of_window in zip(some, times, strict=True):
+                found[i] = with_times(found[i], *of_window)
+        return found
+
+    def _times(self, model: Model, audio: Audio, texts: Sequence[Text]) -> list[tuple[list[int], list[float]]]:
+        """Of each text: at which step of the encoder's output its tokens begin, and the last one ends; their probabilities."""
+        openai = self.tokenizer.openai
+        rows = [torch.tensor([*text.start, openai.no_timestamps, *text.tokens, openai.eot]) for text in texts]
+        tokens = pad_sequence(rows, batch_first=True, padding_value=openai.eot).to(model.device)
+        logits, attention = model.attend(tokens, audio)
+        steps = jumps([-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, texts, strict=True)])
+        probs = []
+        for row, of_window, text in zip(tokens, logits, texts, strict=True):
+            begin, end = len(text.start), len(text.start) + len(text.tokens)
+            among = of_window[begin:end, : openai.eot].softmax(dim=-1)
+            probs.append(among.gather(1, row[begin + 1 : end + 1, None])[:, 0].tolist())
+        return [(entered.tolist(), probabilities) for entered, probabilities in zip(steps, probs, strict=True)]
+
+
+class _Task(WindowsTask):
+    """The same decoding with the model in ONNX Runtime; in place of the encoder's output it takes the windows' indices in `audio`."""
+
+    def __init__(
+        self, shape: Whisper, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]], *, model: Model, audio: Audio
+    ) -> None:
+        super().__init__(shape, tokenizer, decoding, starts)
+        self.inference = self.decoder.inference = Steps(model, audio, self.sot_index)
+        self.sot_index: int = 0  # which is the first position that is kept
+
+
+def _device_name(model: Model) -> str:
+    return torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _ours(error: Exception, count: int) -> EngineError:
+    """PyTorch's or ONNX Runtime's error as one of ours: out of memory is told in words only."""
+    reason = _reason(error)
+    lacking = ("allocate memory", "out of memory", "bad_alloc", "Available memory")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in reason for words in lacking):
+        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
+    return EngineError(f"ONNX Runtime failed on a batch of {count} windows: {reason}")

@@ -1,0 +1,151 @@
+"""The two graphs of `whispercore.onnx_export` in ONNX Runtime: torch's tensors in and out, none of them copied.
+
+Letters in the shapes as there: b windows, r sequences, n new tokens, k positions kept, h heads, d width of a head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from whisper.decoding import Inference
+from whisper.model import ModelDimensions
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as _state
+
+ERRORS = (RuntimeError, _state.Fail, _state.RuntimeException, _state.InvalidArgument, _state.NoSuchFile, _state.InvalidProtobuf)
+"""What ONNX Runtime raises; some of it is plain RuntimeError."""
+Named = Mapping[str, Tensor]
+_NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """What the decoder hears of b windows: the keys and values of its every layer, each (b, h, 1500, d), by their names in the graphs."""
+
+    tensors: Named
+
+    def __getitem__(self, windows: Tensor) -> Audio:
+        """Of these windows, in this order, which may repeat some; `windows`: their indices, int64."""
+        (count,) = {len(tensor) for tensor in self.tensors.values()}
+        if windows.tolist() == list(range(count)):
+            return self
+        return Audio({name: tensor[windows] for name, tensor in self.tensors.items()})
+
+
+class Model:
+    """Whisper in two sessions on the device. Its methods raise `ERRORS`."""
+
+    def __init__(self, folder: Path, *, device: str, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
+        self._encoder, self._decoder = (
+            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=[provider]) for name in ("encoder", "decoder")
+        )
+        told = self._encoder.get_modelmeta().custom_metadata_map
+        self.dims = ModelDimensions(**json.loads(told["dims"]))
+        self.device = torch.device(device)
+        self.dtype = torch.float16 if told["dtype"] == "float16" else torch.float32
+        self._aligning = len(json.loads(self._decoder.get_modelmeta().custom_metadata_map["alignment_heads"]))
+        self._caches = [f"{part}.{layer}" for layer in range(self.dims.n_text_layer) for part in ("key", "value")]
+
+    def encode(self, mel: Tensor) -> Audio:
+        """Spectrograms, float32 (b, n_mels, 3000) → what the decoder hears."""
+        shape = (len(mel), self.dims.n_text_head, self.dims.n_audio_ctx, self._width)
+        audio = {f"cross_{cache}": self._empty(shape) for cache in self._caches}
+        self._run(self._encoder, {"mel": mel}, audio)
+        return Audio(audio)
+
+    def decode(self, tokens: Tensor, kept: Tensor, audio: Audio, past: Named) -> tuple[Tensor, dict[str, Tensor]]:
+        """New tokens (r, n) after the `past` → logits (r, k, V) of the positions `kept` (k,), and the past of the next.
+
+        The past is empty, {}, at first.
+        """
+        return self._decode(tokens, kept, audio, past, {})
+
+    def attend(self, tokens: Tensor, audio: Audio) -> tuple[Tensor, Tensor]:
+        """Whole sequences (r, n) → logits (r, n, V), and how the heads that follow the sound attend to it, (r, heads, n, 1500)."""
+        rows, length = tokens.shape
+        attention = torch.empty((rows, self._aligning, length, self.dims.n_audio_ctx), device=self.device)
+        logits, _ = self._decode(tokens, torch.arange(length, device=self.device), audio, {}, {"attention": attention})
+        return logits, attention
+
+    def _decode(
+        self, tokens: Tensor, kept: Tensor, audio: Audio, past: Named, wanted: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, length = tokens.shape
+        before = past[self._caches[0]].shape[2] if past else 0
+        shape = (rows, self.dims.n_text_head, before + length, self._width)
+        present = {name: self._empty(shape) for name in self._caches}
+        nothing = self._empty((rows, self.dims.n_text_head, 0, self._width))
+        logits = torch.empty((rows, len(kept), self.dims.n_vocab), device=self.device)
+        fed = {"tokens": tokens, "kept": kept, "attend": torch.tensor(bool(wanted)), **audio.tensors}
+        fed |= {f"past_{name}": past.get(name, nothing) for name in self._caches}
+        self._run(self._decoder, fed, {"logits": logits, **wanted, **{f"present_{name}": tensor for name, tensor in present.items()}})
+        return logits, present
+
+    @property
+    def _width(self) -> int:
+        return int(self.dims.n_text_state) // int(self.dims.n_text_head)
+
+    def _empty(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def _run(self, session: Any, inputs: Named, outputs: Named) -> None:
+        """Run a graph on tensors where they are; `outputs` are written into."""
+        binding = session.io_binding()
+        kept = {name: tensor.contiguous() for name, tensor in inputs.items()}  # the binding holds addresses only
+        for name, tensor in kept.items():
+            binding.bind_input(name, *_place(tensor))
+        for name, tensor in outputs.items():
+            binding.bind_output(name, *_place(tensor))
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime computes on a stream of its own, and waits for it itself
+        session.run_with_iobinding(binding)
+
+
+def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """Where a contiguous tensor is, as an IOBinding wants it told."""
+    return tensor.device.type, tensor.device.index or 0, _NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
+
+
+@dataclass(slots=True)
+class Steps(Inference):  # type: ignore[misc]
+    """The decoder for `whisper.decoding.DecodingTask`, which takes the windows' indices for the encoder's output.
+
+    Of the first step's logits only those of position `sot` and of the last are made, as the first and the last.
+    """
+
+    model: Model
+    audio: Audio
+    sot: int
+    _heard: Audio | None = None
+    _past: dict[str, Tensor] = field(default_factory=dict)
+
+    def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor:
+        """Tokens (r, length) so far, windows' indices (r,) → logits (r, 2 or 1, V) of the tokens that are new."""
+        if self._heard is None:
+            self._heard = self.audio[audio_features]
+        new, kept = (tokens[:, -1:], [0]) if self._past else (tokens, [self.sot, tokens.shape[1] - 1])
+        logits, self._past = self.model.decode(new, torch.tensor(kept, device=tokens.device), self._heard, self._past)
+        return logits
+
+    def rearrange_kv_cache(self, source_indices: list[int]) -> None:
+        """Each row goes on with the past of another; all of them are of the same window."""
+        if source_indices != list(range(len(source_indices))):
+            self._past = {name: tensor[source_indices] for name, tensor in self._past.items()}
+
+    def cleanup_caching(self) -> None:
+        """Forget."""
+        self._heard, self._past = None, {}

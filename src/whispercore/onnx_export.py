@@ -1,0 +1,337 @@
+"""A checkpoint as two graphs for ONNX Runtime, written node by node: the same layers as in openai-whisper's model.py.
+
+Attention is ONNX Runtime's own operator, which PyTorch's exporter cannot write. Letters in the shapes: b windows, r sequences, n tokens,
+p tokens before them, k of their positions, h heads, d width of a head, a heads that follow the sound, V vocabulary.
+
+encoder.onnx: mel (b, n_mels, 3000) → for every layer of the decoder cross_key.i, cross_value.i (b, h, 1500, d).
+decoder.onnx: tokens (r, n), kept (k,) of 0 … n - 1, attend (), cross_key.i, cross_value.i (r, h, 1500, d), past_key.i, past_value.i
+(r, h, p, d) → logits (r, k, V) of the positions kept, present_key.i, present_value.i (r, h, p + n, d), and, where attend is true,
+attention (r, a, n, 1500): the weights before the softmax.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
+
+from .errors import ConfigurationError
+from .settings import Settings
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
+import onnxruntime
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+_PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float32", "float16")}
+_AUTO = {"cpu": "float32", "cuda": "float16"}
+OPSET, IR_VERSION = 20, 10
+MICROSOFT = "com.microsoft"
+QUANTIZED = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
+LIMITS = {"float32": 1e-3, "float16": 0.1, "int8": 1.0, "uint8": 1.0}
+"""How far logits may be from PyTorch's, in standard deviations of these: more is another model."""
+
+_PREPROCESSED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+"""Tells quantize_dynamic not to warn: there is nothing to fold or to fuse before it."""
+
+State = Mapping[str, torch.Tensor]
+Array = npt.NDArray[np.generic]
+
+
+def precision(settings: Settings, device: str) -> str:
+    """The precision for the settings on `device`. Raises ConfigurationError for one that ONNX Runtime lacks there."""
+    wanted = _AUTO[device] if settings.dtype == "auto" else settings.dtype
+    if wanted not in _PRECISIONS[device]:
+        raise ConfigurationError(f"engine 'onnx' on {device} computes in {', '.join(_PRECISIONS[device])}; not in {wanted}", param="dtype")
+    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
+    return wanted
+
+
+def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: Sequence[tuple[int, int]]) -> float:
+    """Write a checkpoint's tensors as encoder.onnx and decoder.onnx into `folder`, which appears complete or not at all.
+
+    `dtype`: float32, float16, or int8 and uint8, whose matrices are quantised by ONNX Runtime. Returns how far the logits are from
+    PyTorch's. Raises ConfigurationError when that is too far, or when the folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
+            made = Path(temporary) / "model"
+            made.mkdir()
+            _write(encoder(dims, state, dtype), made / "encoder.onnx", dtype)
+            _write(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx", dtype)
+            difference = _difference(made, dims, state, dtype)
+            if not difference <= LIMITS[dtype]:
+                message = f"in {dtype} the logits are {difference:.2g} standard deviations off PyTorch's: choose another dtype"
+                raise ConfigurationError(message, param="dtype")
+            publish(made, folder)
+    except OSError as error:
+        raise ConfigurationError(f"the exported model cannot be written to {folder}: {error}", param="converted_dir") from error
+    return difference
+
+
+def publish(made: Path, folder: Path) -> None:
+    """Move the finished folder into place; one that another process finished first is as good."""
+    try:
+        made.rename(folder)
+    except OSError:
+        if not (folder / "decoder.onnx").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            made.rename(folder)
+
+
+def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
+    """The encoder, and what the decoder's layers make of its output once and for all."""
+    graph = Graph(state, dtype)
+    x = graph.add("Cast", "mel", to=graph.element)
+    for name, stride in (("conv1", 1), ("conv2", 2)):
+        weights = graph.weight(f"encoder.{name}.weight"), graph.weight(f"encoder.{name}.bias")
+        x = graph.add("Gelu", graph.add("Conv", x, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]))
+    x = graph.add("Add", graph.add("Transpose", x, perm=[0, 2, 1]), graph.weight("encoder.positional_embedding"))
+    for i in range(dims.n_audio_layer):
+        block = f"encoder.blocks.{i}"
+        query, key, value = graph.query_key_value(graph.norm(x, f"{block}.attn_ln"), f"{block}.attn")
+        heard = graph.add("MultiHeadAttention", query, key, value, domain=MICROSOFT, num_heads=dims.n_audio_head)
+        x = graph.feed_forward(graph.add("Add", x, graph.linear(heard, f"{block}.attn.out")), block)
+    x = graph.norm(x, "encoder.ln_post")
+    outputs = []
+    for i in range(dims.n_text_layer):
+        for part in ("key", "value"):
+            heads = graph.heads(graph.linear(x, f"decoder.blocks.{i}.cross_attn.{part}"), dims.n_text_head)
+            outputs.append(graph.output(heads, f"cross_{part}.{i}", _cross(dims, "windows")))
+    mel = helper.make_tensor_value_info("mel", TensorProto.FLOAT, ["windows", dims.n_mels, 2 * dims.n_audio_ctx])
+    return graph.model("encoder", [mel], outputs, {"dims": json.dumps(asdict(dims)), "dtype": dtype})
+
+
+def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: Sequence[tuple[int, int]]) -> onnx.ModelProto:
+    """The decoder, for any number of new tokens after any number of tokens before them."""
+    graph = Graph(state, dtype)
+    x, queries, presents = graph.embedded(), list[str](), list[tuple[str, str]]()
+    for i in range(dims.n_text_layer):
+        block = f"decoder.blocks.{i}"
+        parts = graph.query_key_value(graph.norm(x, f"{block}.attn_ln"), f"{block}.attn")
+        past = "", "", "", f"past_key.{i}", f"past_value.{i}"
+        attention = partial(graph.add, "MultiHeadAttention", domain=MICROSOFT, num_heads=dims.n_text_head)
+        said, *present = attention(*parts, *past, outputs=3, unidirectional=1)
+        x = graph.add("Add", x, graph.linear(said, f"{block}.attn.out"))
+        queries.append(graph.linear(graph.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query"))
+        heard = attention(queries[-1], f"cross_key.{i}", f"cross_value.{i}")
+        x = graph.feed_forward(graph.add("Add", x, graph.linear(heard, f"{block}.cross_attn.out")), block)
+        presents += zip((f"present_key.{i}", f"present_value.{i}"), present, strict=True)
+    logits = graph.logits(graph.norm(graph.add("Gather", x, "kept", axis=1), "decoder.ln"))
+    outputs = [graph.output(logits, "logits", ["rows", "kept", dims.n_vocab], TensorProto.FLOAT)]
+    outputs += [graph.output(present, name, _past(dims, "all")) for name, present in presents]
+    outputs.append(graph.attention(queries, alignment_heads, dims.n_text_head))
+    return graph.model("decoder", _decoder_inputs(dims, graph.element), outputs, {"alignment_heads": json.dumps(list(alignment_heads))})
+
+
+def _decoder_inputs(dims: ModelDimensions, element: int) -> list[onnx.ValueInfoProto]:
+    layers, value = range(dims.n_text_layer), helper.make_tensor_value_info
+    return [
+        value("tokens", TensorProto.INT64, ["rows", "new"]),
+        value("kept", TensorProto.INT64, ["kept"]),
+        value("attend", TensorProto.BOOL, []),
+        *(value(f"cross_{part}.{i}", element, _cross(dims, "rows")) for i in layers for part in ("key", "value")),
+        *(value(f"past_{part}.{i}", element, _past(dims, "past")) for i in layers for part in ("key", "value")),
+    ]
+
+
+def _cross(dims: ModelDimensions, rows: str) -> list[str | int]:
+    return [rows, dims.n_text_head, dims.n_audio_ctx, dims.n_text_state // dims.n_text_head]
+
+
+def _past(dims: ModelDimensions, length: str) -> list[str | int]:
+    return ["rows", dims.n_text_head, length, dims.n_text_state // dims.n_text_head]
+
+
+class Graph:
+    """Nodes and weights while a graph is written; every method adds nodes and returns the name of what the last one makes."""
+
+    def __init__(self, state: State, dtype: str) -> None:
+        self._state, self._nodes, self._weights = state, list[onnx.NodeProto](), dict[str, onnx.TensorProto]()
+        self._quantized = dtype in QUANTIZED
+        self._dtype = np.dtype(np.float16 if dtype == "float16" else np.float32)
+        self.element = int(helper.np_dtype_to_tensor_dtype(self._dtype))
+
+    def add(self, operator: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
+        """A node; the name of its output, or the list of them when there are several."""
+        names = [f"{operator}.{len(self._nodes)}.{i}" for i in range(outputs)]
+        self._nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
+        return names[0] if outputs == 1 else names
+
+    def constant(self, name: str, array: Array) -> str:
+        """A weight, or a shape; `name` is its own."""
+        self._weights.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def weight(self, name: str, *, transposed: bool = False) -> str:
+        """The checkpoint's tensor `name`."""
+        array = self._array(name)
+        return self.constant(f"{name}.T", array.T) if transposed else self.constant(name, array)
+
+    def _array(self, name: str) -> Array:
+        array: Array = self._state[name].float().numpy().astype(self._dtype)
+        return array
+
+    def linear(self, x: str, name: str) -> str:
+        """A linear layer; the keys' have no bias."""
+        product: str = self.add("MatMul", x, self.weight(f"{name}.weight", transposed=True))
+        return self.add("Add", product, self.weight(f"{name}.bias")) if f"{name}.bias" in self._state else product
+
+    def query_key_value(self, x: str, name: str) -> list[str]:
+        """Queries, keys and values of self-attention by one product."""
+        weights = np.concatenate([self._array(f"{name}.{part}.weight") for part in ("query", "key", "value")])
+        query, value = self._array(f"{name}.query.bias"), self._array(f"{name}.value.bias")
+        bias = np.concatenate([query, np.zeros_like(query), value])
+        product = self.add("MatMul", x, self.constant(f"{name}.qkv.weight.T", weights.T))
+        added = self.add("Add", product, self.constant(f"{name}.qkv.bias", bias))
+        parts: list[str] = self.add("Split", added, outputs=3, axis=-1, num_outputs=3)
+        return parts
+
+    def norm(self, x: str, name: str) -> str:
+        """Layer normalisation."""
+        normed: str = self.add("LayerNormalization", x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias"), epsilon=1e-5)
+        return normed
+
+    def feed_forward(self, x: str, block: str) -> str:
+        """The block's last part, with what goes past it."""
+        inner = self.add("Gelu", self.linear(self.norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
+        summed: str = self.add("Add", x, self.linear(inner, f"{block}.mlp.2"))
+        return summed
+
+    def heads(self, x: str, count: int) -> str:
+        """(r, n, h d) → (r, h, n, d)."""
+        shaped = self.add("Reshape", x, self.constant("by heads", np.array([0, 0, count, -1])))
+        turned: str = self.add("Transpose", shaped, perm=[0, 2, 1, 3])
+        return turned
+
+    def embedded(self) -> str:
+        """`tokens` at their positions, which follow those of the past, as vectors (r, n, h d)."""
+        embedding = "decoder.token_embedding.weight"
+        if self._quantized:  # a table in 16 bits beside the quantised matrix
+            table = self.constant(f"{embedding}.16", self._array(embedding).astype(np.float16))
+            vectors = self.add("Cast", self.add("Gather", table, "tokens"), to=self.element)
+        else:
+            vectors = self.add("Gather", self.weight(embedding), "tokens")
+        past = self.add("Shape", "past_key.0", start=2, end=3)
+        end = self.add("Add", past, self.add("Shape", "tokens", start=1, end=2))
+        positions = self.add("Slice", self.weight("decoder.positional_embedding"), past, end)
+        placed: str = self.add("Add", vectors, positions)
+        return placed
+
+    def logits(self, x: str) -> str:
+        """(r, k, V) in float32. One table serves both ends, but in what is quantised."""
+        embedding = "decoder.token_embedding.weight"
+        table = self.weight(embedding, transposed=self._quantized)
+        matrix = table if self._quantized else self.add("Transpose", table, perm=[1, 0])
+        scored: str = self.add("Cast", self.add("MatMul", x, matrix), to=TensorProto.FLOAT)
+        return scored
+
+    def attention(self, queries: Sequence[str], alignment_heads: Sequence[tuple[int, int]], count: int) -> onnx.ValueInfoProto:
+        """The output `attention`: (r, a, n, 1500) of the alignment heads, by layer, when `attend` is true, else nothing."""
+        shape = helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["rows", "heads", "new", "steps"])
+        self.add("Constant", value=numpy_helper.from_array(np.zeros((0, 0, 0, 0), np.float32)))
+        nothing = helper.make_graph([self._nodes.pop()], "nothing", [], [shape])
+        nothing.node[0].output[0] = "attention"
+        before, weights = len(self._nodes), []
+        for layer in sorted({layer for layer, _ in alignment_heads}):
+            chosen = self.constant(f"heads.{layer}", np.array([head for of, head in alignment_heads if of == layer]))
+            query = self.add("Gather", self.heads(queries[layer], count), chosen, axis=1)
+            key = self.add("Transpose", self.add("Gather", f"cross_key.{layer}", chosen, axis=1), perm=[0, 1, 3, 2])
+            width = self._state["decoder.ln.weight"].shape[0] // count
+            scaled = self.add("Mul", query, self.constant("scale", np.array(width**-0.5, self._dtype)))
+            weights.append(self.add("MatMul", scaled, key))
+        self.add("Cast", self.add("Concat", *weights, axis=1), to=TensorProto.FLOAT)
+        nodes = self._nodes[before:]
+        del self._nodes[before:]
+        nodes[-1].output[0] = "attention"
+        attending = helper.make_graph(nodes, "attending", [], [shape])
+        self._nodes.append(helper.make_node("If", ["attend"], ["attention"], then_branch=attending, else_branch=nothing))
+        return shape
+
+    def output(self, name: str, wanted: str, shape: list[str | int], element: int | None = None) -> onnx.ValueInfoProto:
+        """The graph's output `wanted`, which a node makes under the name `name`."""
+        self._nodes.append(helper.make_node("Identity", [name], [wanted]))
+        return helper.make_tensor_value_info(wanted, element or self.element, shape)
+
+    def model(
+        self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], metadata: dict[str, str]
+    ) -> onnx.ModelProto:
+        """What was written."""
+        graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._weights.values()))
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="whispercore")
+        helper.set_model_props(model, metadata)
+        return model
+
+
+def _write(model: onnx.ModelProto, path: Path, dtype: str) -> None:
+    """Graph and weights in files of their own: one file may hold 2 GB at most."""
+    quantized = dtype in QUANTIZED
+    written = path.with_suffix(".float") if quantized else path
+    if quantized:
+        onnx.helper.set_model_props(model, {prop.key: prop.value for prop in model.metadata_props} | _PREPROCESSED)
+    onnx.save_model(model, written, save_as_external_data=True, location=f"{written.name}.data", convert_attribute=False)
+    if not quantized:
+        return
+    quantize_dynamic(
+        written,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QUANTIZED[dtype],
+        use_external_data_format=True,
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},  # what ONNX Runtime's own operators make has no type in the file
+    )
+    for file in (written, written.with_name(f"{written.name}.data")):
+        file.unlink()
+
+
+@torch.no_grad()
+def _difference(folder: Path, dims: ModelDimensions, state: State, dtype: str) -> float:
+    """How far the logits of two steps, the second by the cache of the first, are from PyTorch's, in their standard deviations."""
+    encoder, decoder = (
+        onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"]) for name in ("encoder", "decoder")
+    )
+    generator = torch.Generator().manual_seed(0)
+    mel = torch.rand(1, dims.n_mels, 2 * dims.n_audio_ctx, generator=generator)
+    tokens = torch.randint(dims.n_vocab, (1, 5), generator=generator)
+    expected = _reference(dims, state, mel, tokens)
+    cross = dict(zip((each.name for each in encoder.get_outputs()), encoder.run(None, {"mel": mel.numpy()}), strict=True))
+    names = [each.name.removeprefix("past_") for each in decoder.get_inputs() if each.name.startswith("past_")]
+    past = [np.zeros((1, dims.n_text_head, 0, dims.n_text_state // dims.n_text_head), cross["cross_key.0"].dtype)] * len(names)
+    found = []
+    for new in (tokens[:, :4], tokens[:, 4:]):
+        fed = {"tokens": new.numpy(), "kept": np.arange(new.shape[1]), "attend": np.array(False), **cross}
+        fed |= {f"past_{name}": each for name, each in zip(names, past, strict=True)}
+        logits, *past = decoder.run(["logits", *(f"present_{name}" for name in names)], fed)
+        found.append(torch.from_numpy(logits))
+    return float((torch.cat(found, dim=1) - expected).abs().max() / expected.std())
+
+
+def _reference(dims: ModelDimensions, state: State, mel: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """openai-whisper's logits, in float32."""
+    with torch.device("meta"):  # no time for making weights up that are replaced
+        halves = {
+            "encoder.": AudioEncoder(dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer),
+            "decoder.": TextDecoder(dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer),
+        }
+    for prefix, half in halves.items():
+        own = {name.removeprefix(prefix): tensor.float() for name, tensor in state.items() if name.startswith(prefix)}
+        half.load_state_dict(own, assign=True)
+    halves["decoder."].register_buffer("mask", torch.full((dims.n_text_ctx,) * 2, -torch.inf).triu_(1), persistent=False)
+    logits: torch.Tensor = halves["decoder."](tokens, halves["encoder."](mel))
+    return logits
