@@ -132,7 +132,10 @@ class _Tape:
 
 
 class _Transcription:
-    """The state that openai-whisper's loop carries from window to window: where to read on, the text so far, where speech ended."""
+    """The state that openai-whisper's loop carries from window to window: where to read on, the text so far, where speech ended.
+
+    `_said_until`: the end of the last word told. openai-whisper's words may overlap a little; ours are told in order.
+    """
 
     def __init__(self, survey: Survey, options: Options, heard: Heard, tokenizer: Tokenizer) -> None:
         self._survey, self._options, self._heard, self._tokenizer = survey, options, heard, tokenizer
@@ -141,6 +144,7 @@ class _Transcription:
         self._tokens = list(self._initial)
         self._told_from = 0
         self._last_speech = 0.0
+        self._said_until = 0.0
 
     def strands(self, tape: _Tape) -> Strands:
         """One strand a window."""
@@ -176,6 +180,9 @@ class _Transcription:
         if found:
             self._heard.listen(decoded)
         self._tokens += [token for segment in found for token in segment.tokens]
+        if options.word_timestamps:
+            found = words.clamp(found, self._said_until, self._survey.frames / FRAMES_PER_SECOND)
+            self._said_until = found[-1].end if found else self._said_until
         if not options.condition_on_previous_text or decoded.temperature > _RESET_TEMPERATURE:
             self._told_from = len(self._tokens)
         return Passage(self._seek / FRAMES_PER_SECOND, tuple(found), tuple(dropped))
