@@ -33,7 +33,7 @@ def align(
         rows = [torch.tensor([*text.start, no_timestamps, *text.tokens, eot]) for text in some]
         tokens = pad_sequence(rows, batch_first=True, padding_value=eot).to(features.device)
         logits, attention = _teacher_forced(model, tokens, features[first : first + AT_ONCE])
-        costs = [-_attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, some, strict=True)]
+        costs = [-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, some, strict=True)]
         probs = [_probs(of_window, text, eot) for of_window, text in zip(logits, some, strict=True)]
         found += zip((steps.tolist() for steps in jumps(costs)), probs, strict=True)
     return found
@@ -112,7 +112,7 @@ def _teacher_forced(model: Whisper, tokens: torch.Tensor, features: torch.Tensor
     return logits, torch.cat([kept[layer] for layer in layers], dim=1)
 
 
-def _attended(weights: torch.Tensor, text: Text) -> torch.Tensor:
+def attended(weights: torch.Tensor, text: Text) -> torch.Tensor:
     """Attention (heads, tokens, 1500) → how much each token, from <|notimestamps|> to the last of the text, attends to each step of sound.
 
     Normalised over the window's own sound, and over its own tokens, as if it were alone.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+import torch
 from jax.sharding import Mesh
 from whisper.model import ModelDimensions
 
@@ -19,6 +20,7 @@ from ...errors import ConfigurationError, EngineError, OutOfMemory
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
+from ..alignment import attended, jumps
 from ..features import log_mels
 from ..rules import (
     TEXT_CONTEXT,
@@ -26,10 +28,14 @@ from ..rules import (
     decoded,
     last_initial_timestamp,
     likeliest,
+    likeliest_sequence,
     sampled_length,
     start_tokens,
     suppressed_tokens,
+    text_to_align,
+    with_times,
 )
+from .alignment import follow
 from .decoding import Sampled, Search, Start, detect, sample
 from .model import KeyValues, Params, encode
 from .sharding import batch_sharding, make_mesh, padded, place
@@ -39,10 +45,13 @@ _AUTO = {"cpu": "float32", "cuda": "float16"}
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
 _STARTS = (4, 32, 96, 228)
 """Lengths of start sequences that are compiled for; the longest is a prompt of 223 tokens with <|notimestamps|>."""
+_TEXTS = (32, 64, 128, 232)
+"""Lengths of sequences to align that are compiled for: a start, <|notimestamps|>, 224 tokens of text and the end."""
 
 _encode = jax.jit(encode, static_argnames=("audio_heads", "text_heads"))
 _detect = jax.jit(detect, static_argnames=("first", "count"))
 _sample = jax.jit(sample, static_argnames=("search", "no_speech"))
+_follow = jax.jit(follow, static_argnames=("heads", "eot"))
 
 
 def load(settings: Settings, device: str) -> JaxEngine:
@@ -68,6 +77,7 @@ class JaxEngine:
         self.n_mels = checkpoint.dims.n_mels
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self._dims: ModelDimensions = checkpoint.dims
+        self._alignment_heads = tuple(checkpoint.alignment_heads)
         self._params: Params | None = place(checkpoint, mesh, jnp.dtype(dtype))
         self._mesh, self._sharding = mesh, batch_sharding(mesh)
         self._key = jax.random.key(0)
@@ -120,7 +130,26 @@ class JaxEngine:
         start = self._start(starts, decodings[0], rows)
         search = _search(self.tokenizer, decodings[0])
         sampled = jax.device_get(_sample(params, audio, start, search, self.tokenizer.openai.no_speech))
-        return [self._decoded(decodings[i], *languages[i], sampled, i) for i in range(len(windows))]
+        found = [self._decoded(decodings[i], *languages[i], sampled, i) for i in range(len(windows))]
+        return self._aligned(params, audio, windows, found)
+
+    def _aligned(self, params: Params, audio: KeyValues, windows: Sequence[Window], found: list[Decoded]) -> list[Decoded]:
+        """The same, with the times of the tokens that are asked for."""
+        texts = [text_to_align(self.tokenizer, window, one) for window, one in zip(windows, found, strict=True)]
+        wanted = [i for i, text in enumerate(texts) if text.tokens]
+        if not wanted:
+            return found
+        openai = self.tokenizer.openai
+        rows = [[*text.start, openai.no_timestamps, *text.tokens, openai.eot] if text.tokens else [] for text in texts]
+        tokens = np.full((self._rows(len(rows)), _fitting(_TEXTS, max(map(len, rows)))), openai.eot, np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        attention, probs = jax.device_get(_follow(params, audio, self._put(tokens), self._alignment_heads, openai.eot))
+        steps = jumps([-attended(torch.tensor(attention[i]), texts[i]).double().numpy() for i in wanted])
+        for i, entered in zip(wanted, steps, strict=True):
+            begin = len(texts[i].start)
+            found[i] = with_times(found[i], entered.tolist(), probs[i, begin : begin + len(texts[i].tokens)].tolist())
+        return found
 
     def _rows(self, count: int) -> int:
         """Windows that are computed for `count` of them: powers of two for each part of the mesh, so that few shapes are compiled."""
@@ -148,7 +177,7 @@ class JaxEngine:
     def _start(self, starts: Sequence[Sequence[int]], decoding: Decoding, rows: int) -> Start:
         """The start sequences of a batch, and what `decoding` lets follow; rows beyond them sample nothing."""
         lengths = np.array([len(start) for start in starts])
-        length = next(length for length in _STARTS if length >= lengths.max())
+        length = _fitting(_STARTS, int(lengths.max()))
         tokens, padding, limit = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
         for row, start in enumerate(starts):
             tokens[row, length - len(start) :] = start
@@ -169,17 +198,23 @@ class JaxEngine:
         )
 
     def _decoded(self, decoding: Decoding, language: str, probability: float | None, sampled: Sampled, row: int) -> Decoded:
-        candidates = _candidates(self.tokenizer.eot, sampled, row)
-        tokens, total = max(candidates, key=lambda candidate: candidate[1] / _penalty(len(candidate[0]), decoding.length_penalty))
+        candidates, sums = _candidates(self.tokenizer.eot, sampled, row)
+        best = likeliest_sequence(sums, [len(tokens) for tokens in candidates], decoding.length_penalty)
+        tokens = candidates[best]
         return decoded(
             self.tokenizer,
             tokens,
             language=language,
             language_probability=probability,
             temperature=decoding.temperature,
-            avg_logprob=total / (len(tokens) + 1),
+            avg_logprob=sums[best] / (len(tokens) + 1),
             no_speech_prob=float(sampled.no_speech[row]),
         )
+
+
+def _fitting(lengths: Sequence[int], length: int) -> int:
+    """The shortest of `lengths` that has room for `length`."""
+    return next(each for each in lengths if each >= length)
 
 
 def _search(tokenizer: Tokenizer, decoding: Decoding) -> Search:
@@ -215,22 +250,16 @@ def _forbidden(tokenizer: Tokenizer, decoding: Decoding, size: int) -> tuple[npt
     return never, not_first
 
 
-def _candidates(eot: int, sampled: Sampled, row: int) -> list[tuple[list[int], float]]:
+def _candidates(eot: int, sampled: Sampled, row: int) -> tuple[list[list[int]], list[float]]:
     """A window's sequences, up to <|endoftext|>, and their sums: finished beams, and where they are too few the best of the others."""
-    count = int(sampled.kept[row])
-    sequences = list(zip(sampled.finished.tokens[row, :count], sampled.finished.sums[row, :count], strict=True))
-    live = sorted(zip(sampled.live.tokens[row], sampled.live.sums[row], strict=True), key=lambda sequence: -float(sequence[1]))
-    sequences += live[: max(0, len(live) - count)]
-    return [(_until(eot, tokens.tolist()), float(total)) for tokens, total in sequences]
+    kept, (tokens, sums) = int(sampled.kept[row]), sampled.live
+    best = np.argsort(-sums[row], kind="stable")[: max(0, len(sums[row]) - kept)]
+    every = [*sampled.finished.tokens[row, :kept].tolist(), *tokens[row, best].tolist()]
+    return [_until(eot, each) for each in every], [*sampled.finished.sums[row, :kept].tolist(), *sums[row, best].tolist()]
 
 
 def _until(end: int, tokens: list[int]) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
-
-
-def _penalty(length: int, length_penalty: float | None) -> float:
-    """What openai-whisper divides a sequence's sum by, to rank it."""
-    return max(1, length) if length_penalty is None else ((5 + length) / 6) ** length_penalty
 
 
 def _keep_compiled(folder: Path) -> None:

@@ -1,0 +1,31 @@
+"""What token times are made of: a text fed to the decoder, its attention to the sound, and how probable each token was."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .model import KeyValues, Params, decode, empty_cache, logits
+
+
+def follow(params: Params, audio: KeyValues, tokens: Array, heads: tuple[tuple[int, int], ...], eot: int) -> tuple[Array, Array]:
+    """Feed `tokens` (b, s), padded at their end.
+
+    Returns the float32 attention, before its softmax, of the (layer, head) pairs that follow the sound, (b, heads, s, a); and the
+    probability of each token but the first among the text tokens, given those before it, (b, s - 1).
+    """
+    b, s = tokens.shape
+    index = jnp.broadcast_to(jnp.arange(s), (b, 1, s))
+    mask = index <= index.transpose(0, 2, 1)
+    hidden, _, scores = decode(params, tokens[:, None], index, mask, 0, empty_cache(audio, 1, s), audio)
+    attention = jnp.stack([scores[layer][:, head] for layer, head in heads], axis=1)
+
+    def probs(window: tuple[Array, Array]) -> Array:
+        states, following = window
+        among = jax.nn.softmax(logits(params, states, eot))
+        return jnp.take_along_axis(among, following[:, None], 1)[:, 0]
+
+    # one window after the other: the logits of all would be gigabytes
+    each: Array = lax.map(probs, (hidden[:, 0, :-1], tokens[:, 1:]))
+    return attention, each
