@@ -25,6 +25,7 @@ from ..types import Decoded, Decoding, Window
 from .features import log_mels
 from .rules import (
     LAST_TIMESTAMP,
+    TEXT_CONTEXT,
     batch_key,
     decoded,
     equals,
@@ -175,8 +176,8 @@ class CTranslate2Engine:
             length_penalty=_length_penalty(decoding),
             repetition_penalty=decoding.repetition_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-            # CTranslate2 samples min(max_length / 2, max_length - start + 1) tokens
-            max_length=max(2 * length, length + len(starts[0]) - 1),
+            # CTranslate2 samples min(max_length / 2, max_length - start + 1) tokens; past the text context there is no position for more
+            max_length=min(max(2 * length, length + len(starts[0]) - 1), TEXT_CONTEXT),
             return_scores=True,
             return_no_speech_prob=True,
             max_initial_timestamp_index=LAST_TIMESTAMP if last_initial is None else min(last_initial, LAST_TIMESTAMP),
