@@ -1,4 +1,4 @@
-"""Checkpoints in OpenAI's .pt format: found, checked, loaded; made ready for the engine, or made up for benchmarks.
+"""Checkpoints, OpenAI's .pt files or Hugging Face's folders: found, checked, loaded; made ready for the engine, or made up for benchmarks.
 
 python -m whispercore.checkpoints prepare [--config config/model-config.yaml] [--model NAME|PATH]
 python -m whispercore.checkpoints random --size base --out PATH [--dtype float16]
@@ -24,6 +24,7 @@ import whisper
 import yaml
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
+from . import huggingface
 from .devices import choose_device, choose_engine
 from .errors import ConfigurationError
 from .settings import Settings
@@ -45,22 +46,28 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names."""
+    """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names.
+
+    `heads`: its own alignment heads, when it names some.
+    """
 
     path: Path
     dims: ModelDimensions
     state: dict[str, torch.Tensor]
+    heads: tuple[tuple[int, int], ...] | None = None
 
     @property
     def name(self) -> str:
-        """The file's name without .pt: nano, large-v3-turbo, …"""
-        return self.path.stem
+        """The file's name without .pt, or the folder's: nano, large-v3-turbo, …"""
+        return self.path.name.removesuffix(".pt")
 
     @property
     def alignment_heads(self) -> list[tuple[int, int]]:
-        """(layer, head) of the decoder's heads that follow the audio: OpenAI's list for its own models, else the upper half's."""
+        """(layer, head) of the decoder's heads that follow the audio: its own, OpenAI's list for its models, else the upper half's."""
         shape = (self.dims.n_text_layer, self.dims.n_text_head)
-        dump = whisper._ALIGNMENT_HEADS.get(self.name)
+        if self.heads and all(layer < shape[0] and head < shape[1] for layer, head in self.heads):
+            return list(self.heads)
+        dump = whisper._ALIGNMENT_HEADS.get(self.name.removeprefix("whisper-"))
         heads = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool) if dump else np.empty(0)
         if heads.size != shape[0] * shape[1]:
             heads = np.repeat(np.arange(shape[0]) >= shape[0] // 2, shape[1])
@@ -68,20 +75,22 @@ class Checkpoint:
 
 
 def locate(settings: Settings) -> Path:
-    """The checkpoint's path: `model` itself when it is a file or looks like a path, else NAME.pt in `models_dir`."""
+    """The checkpoint's path: `model` itself when it is a file or looks like a path, else NAME.pt or the folder NAME in `models_dir`."""
     given = Path(settings.model).expanduser()
     if given.suffix == ".pt" or len(given.parts) > 1:
         path = given
     else:
         path = settings.models_path / f"{FILES.get(settings.model, settings.model)}.pt"
-    if not path.is_file():
+        if not path.is_file() and huggingface.is_folder(path.with_suffix("")):
+            path = path.with_suffix("")
+    if not path.is_file() and not huggingface.is_folder(path):
         raise ConfigurationError(_missing(settings, path), param="model")
     return path
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, its tensors mapped from the file. Raises ConfigurationError when it is not one, or is cut short."""
-    content = _read(path)
+    content = _read_folder(path) if path.is_dir() else _read(path)
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
         raise ConfigurationError(f"{path} is not a Whisper checkpoint: it needs 'dims' and 'model_state_dict'", param="model")
     try:
@@ -95,7 +104,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ConfigurationError(
             f"{path} does not fit its own dimensions: {wrong[0]} and {len(wrong) - 1} other tensors differ", param="model"
         )
-    return Checkpoint(path, dims, state)
+    return Checkpoint(path, dims, state, huggingface.read_alignment_heads(path) if path.is_dir() else None)
 
 
 def empty_model(dims: ModelDimensions) -> Whisper:
@@ -235,16 +244,25 @@ def _section(config: Path) -> dict[str, Any]:
 
 def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
     """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
-    return settings.converted_path / f"{checkpoint.stem}-{sha256(checkpoint)[:12]}-{quantization}"
+    return settings.converted_path / f"{checkpoint.name.removesuffix('.pt')}-{sha256(checkpoint)[:12]}-{quantization}"
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
+    """The SHA-256 of the file, or of a folder's configuration and weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    files = [path]
+    if path.is_dir():
+        files = [*filter(Path.is_file, (path / "config.json", path / "generation_config.json")), *huggingface.weight_files(path)]
+    for each in files:
+        with each.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def _read_folder(folder: Path) -> dict[str, object]:
+    """A folder of Hugging Face's as the content of a .pt file."""
+    return {"dims": huggingface.read_dimensions(folder), "model_state_dict": huggingface.read_state(folder)}
 
 
 def _read(path: Path) -> object:
@@ -257,7 +275,8 @@ def _read(path: Path) -> object:
 
 
 def _missing(settings: Settings, path: Path) -> str:
-    there = ", ".join(sorted(file.stem for file in settings.models_path.glob("*.pt"))) or "none"
+    folders = [config.parent.name for config in settings.models_path.glob("*/config.json")]
+    there = ", ".join(sorted({*folders, *(file.stem for file in settings.models_path.glob("*.pt"))})) or "none"
     known = settings.model in whisper.available_models()
     download = f"; get it: clients/download_model.py {settings.model}" if known else ""
     return f"no checkpoint at {path}; in {settings.models_path}: {there}{download}"
