@@ -21,6 +21,8 @@ ENGINES = {
     "openai": {"engine": "openai", "dtype": "float32"},
     "ct2-float32": {"engine": "ct2", "dtype": "float32"},
     "ct2-int8": {"engine": "ct2", "dtype": "int8"},
+    "onnx-float32": {"engine": "onnx", "dtype": "float32"},
+    "onnx-int8": {"engine": "onnx", "dtype": "int8"},
     "fake": {"engine": "fake"},
 }
 WEIGHTED = [name for name in ENGINES if name != "fake"]
