@@ -156,7 +156,8 @@ class Mailbox:
             if request.route == "models":
                 return _letter(formats.render_models([self.transcriber.settings.model]), request_id, 200)
             wire.check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
-            self._open[post.id] = self._begin(post.id, request_id, request, arrived)
+            first = None if _wants_its_own(post.headers) else self._twin(request)
+            self._open[post.id] = self._begin(post.id, request_id, request, arrived, first)
         except WhisperError as error:
             logger.info("request %s refused with %d: %s", both_ids(post.id, request_id), error.status, error.message)
             return _refusal(error, request_id)
@@ -165,10 +166,10 @@ class Mailbox:
             return _refusal(EngineError(f"the request could not be read: {error}"), request_id)
         return None
 
-    def _begin(self, id: str, request_id: str, request: wire.Request, arrived: float) -> Open:
-        """An open request, with a job of its own or with that of an equal one."""
+    def _begin(self, id: str, request_id: str, request: wire.Request, arrived: float, first: Open | None) -> Open:
+        """An open request, with a job of its own or with that of an equal one that came `first`."""
         size = len(request.audio)
-        if first := self._twin(request):
+        if first:
             self.shared += 1
             request = replace(request, audio=first.request.audio)  # the copy's bytes are free to go
             opened = Open(id, request_id, request, first.job, arrived, size)
@@ -237,6 +238,11 @@ class Mailbox:
 def both_ids(id: str, request_id: str) -> str:
     """What logs call a request: the server's id, and the client's own, when it sent one, in brackets."""
     return id if request_id == id else f"{id} ({request_id})"
+
+
+def _wants_its_own(headers: Mapping[str, Any]) -> bool:
+    """Whether the client will have no work that was begun for another request: Cache-Control: no-cache, as load tests send."""
+    return any(name.lower() == "cache-control" and "no-cache" in str(value).lower() for name, value in headers.items())
 
 
 def _last(open: Open) -> bool | None:

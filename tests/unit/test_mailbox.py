@@ -266,6 +266,13 @@ def test_other_audio_or_options_are_a_job_of_their_own(mailbox: Mailbox, engine:
     engine.gate.set()
 
 
+def test_who_asks_for_work_of_its_own_gets_it(mailbox: Mailbox, engine: Recorder) -> None:
+    engine.gate.clear()
+    mailbox.exchange([post("first", wav(2)), post("second", wav(2), **{"Cache-Control": "no-cache"})])
+    assert (mailbox.shared, mailbox.transcriber.open_requests) == (0, 2)
+    engine.gate.set()
+
+
 def test_a_shared_job_is_cancelled_when_the_last_who_waits_for_it_goes_away(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     posts = [ask("first", wav(2)), ask("second", wav(2)), ask("third", wav(2))]
