@@ -62,16 +62,18 @@ def test_it_hears_what_is_said(transcripts: dict[str, list[Decoded]], heldout: l
     assert wer(*zip(*pairs, strict=True)) <= limit
 
 
-def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Decoded]]) -> None:
-    for reference, other in zip(transcripts["openai"], transcripts["ct2-float32"], strict=True):
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith("float32")])
+def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Decoded]], name: str) -> None:
+    for reference, other in zip(transcripts["openai"], transcripts[name], strict=True):
         assert other.tokens == reference.tokens
         assert other.avg_logprob == pytest.approx(reference.avg_logprob, abs=1e-3)
         assert other.no_speech_prob == pytest.approx(reference.no_speech_prob, abs=1e-3)
         assert other.compression_ratio == reference.compression_ratio
 
 
-def test_eight_bits_hear_the_same_words(transcripts: dict[str, list[Decoded]]) -> None:
-    reference, other = ([d.text for d in transcripts[name]] for name in ("openai", "ct2-int8"))
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith("int8")])
+def test_eight_bits_hear_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
+    reference, other = ([d.text for d in transcripts[each]] for each in ("openai", name))
     assert wer(reference, other) <= 0.02
 
 
