@@ -48,7 +48,7 @@ SIZES = {
 class Checkpoint:
     """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names.
 
-    `heads`: its own alignment heads, when it names some.
+    `heads`: its own alignment heads, when it names some: a .pt under `alignment_heads`, as (layer, head) pairs.
     """
 
     path: Path
@@ -104,7 +104,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ConfigurationError(
             f"{path} does not fit its own dimensions: {wrong[0]} and {len(wrong) - 1} other tensors differ", param="model"
         )
-    return Checkpoint(path, dims, state, huggingface.read_alignment_heads(path) if path.is_dir() else None)
+    heads = huggingface.read_alignment_heads(path) if path.is_dir() else content.get("alignment_heads")
+    return Checkpoint(path, dims, state, tuple((int(layer), int(head)) for layer, head in heads) if heads else None)
 
 
 def empty_model(dims: ModelDimensions) -> Whisper:

@@ -67,6 +67,12 @@ def test_a_checkpoint_loads_in_openai_whisper_and_here(small: Path) -> None:
     assert ours.alignment_heads == [tuple(pair) for pair in theirs.alignment_heads.indices().T.tolist()]
 
 
+def test_a_checkpoint_may_name_its_own_alignment_heads(small: Path, tmp_path: Path) -> None:
+    content = torch.load(small, weights_only=True)
+    torch.save({**content, "alignment_heads": [[0, 1], [0, 0]]}, tmp_path / "named.pt")
+    assert load_checkpoint(tmp_path / "named.pt").alignment_heads == [(0, 1), (0, 0)]
+
+
 def test_published_models_have_openais_alignment_heads() -> None:
     dims = dimensions("large-v3-turbo")
     checkpoint = Checkpoint(Path("large-v3-turbo.pt"), dims, {})
