@@ -158,7 +158,7 @@ def run(rows: Sequence[Row], setups: Sequence[Setup], sets: Sets, console: Conso
 
 def attempt(row: Row, setup: Setup, sets: Sets, tick: Tick) -> tuple[dict[str, Any], list[Heard]]:
     """A row's name and figures, or why it has none: what one cannot load must not take the others' rows."""
-    named = asdict(row) | {"row": str(row), "model": Path(setup.model).stem}
+    named = asdict(row) | {"row": str(row), "model": setup.name}
     try:
         figures, heard = measure(row, setup, sets, tick)
     except Exception as error:
@@ -232,11 +232,8 @@ def _keep(
 def _settings(sets: Sets, setups: Sequence[Setup]) -> dict[str, Any]:
     one = asdict(setups[0])
     del one["model"]
-    paths = {setup.model: checkpoints.locate(setup.located) for setup in setups}
-    return {
-        "dataset": sets.name,
-        "models": {Path(model).stem: checkpoints.sha256(path) for model, path in paths.items()},
-    } | one
+    models = {setup.name: checkpoints.sha256(checkpoints.locate(setup.located)) for setup in setups}
+    return {"dataset": sets.name, "models": models} | one
 
 
 def _setups(arguments: argparse.Namespace) -> list[Setup]:

@@ -79,6 +79,11 @@ class Setup:
     condition_on_previous_text: bool = True
 
     @property
+    def name(self) -> str:
+        """The checkpoint's name without its folder."""
+        return Path(self.model).name.removesuffix(".pt")
+
+    @property
     def located(self) -> Settings:
         """Our own settings of it, enough to find the checkpoint."""
         models, converted = str(ROOT / "whisper-models"), str(ROOT / "build" / "models")
@@ -116,12 +121,10 @@ def openai_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     import whisper
 
     settings = setup.settings("openai")
-    path, device = checkpoints.locate(settings), choose_device(settings)
+    device = choose_device(settings)
     _only_one_of(row, {"cpu": ("float32",), "cuda": ("float16", "float32")}[device])
     torch.set_num_threads(setup.threads)
-    model = whisper.load_model(str(path), device=device)
-    if heads := whisper._ALIGNMENT_HEADS.get(path.stem):  # it knows them by name only, and this is a path
-        model.set_alignment_heads(heads)
+    model = _openai_model(checkpoints.load_checkpoint(checkpoints.locate(settings))).to(device)
 
     def hear(path: Path, words: bool) -> Heard:
         result = whisper.transcribe(
@@ -166,6 +169,18 @@ def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
         return Heard("".join(segment.text for segment in segments).strip(), times)
 
     yield hear
+
+
+def _openai_model(checkpoint: checkpoints.Checkpoint) -> Any:
+    """As whisper.load_model makes it, which reads no folders of Hugging Face and knows alignment heads by OpenAI's names only."""
+    from whisper.model import Whisper
+
+    model = Whisper(checkpoint.dims)
+    model.load_state_dict(checkpoint.state)
+    heads = torch.zeros(checkpoint.dims.n_text_layer, checkpoint.dims.n_text_head, dtype=torch.bool)
+    heads[tuple(zip(*checkpoint.alignment_heads, strict=True))] = True
+    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
+    return model.eval()
 
 
 def _word(word: str, start: float, end: float, probability: float) -> Word:
