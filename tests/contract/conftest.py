@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,10 @@ ENGINES = {
     "onnx-int8": {"engine": "onnx", "dtype": "int8"},
     "fake": {"engine": "fake"},
 }
+if find_spec("transformers"):
+    ENGINES["hf-float32"] = {"engine": "hf", "dtype": "float32"}
+else:
+    warnings.warn("engine hf is left out: transformers is not installed: pip install -r requirements-hf.txt", stacklevel=1)
 WEIGHTED = [name for name in ENGINES if name != "fake"]
 """The engines that know words."""
 

@@ -13,13 +13,14 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 
-_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"', "onnx": "onnx onnxruntime"}
-ENGINES = ("openai", "torch", "ct2", "jax", "onnx", "fake")
+_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"', "onnx": "onnx onnxruntime", "hf": "transformers"}
+ENGINES = ("openai", "torch", "ct2", "hf", "jax", "onnx", "fake")
 UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "torch": frozenset[str](),
         "ct2": frozenset[str](),
+        "hf": frozenset({"patience"}),
         "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "onnx": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "fake": frozenset(
