@@ -18,6 +18,7 @@ KeyValues = tuple[tuple[Array, Array], ...]
 """Keys and values of each decoder layer: (b, h, a, d) each of the audio, (b, h, g, c, d) each of the tokens."""
 
 _UNSEEN = -1e30
+_PARTS = 5
 
 
 def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> KeyValues:
@@ -28,7 +29,7 @@ def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> Key
     x = _gelu(_convolve(x, encoder["conv2"], stride=2))
     x = (x + encoder["positional_embedding"]).astype(x.dtype)
     for block in encoder["blocks"]:
-        heard, _ = _attend(*_projections(_norm(x, block["attn_ln"]), block["attn"], audio_heads))
+        heard = _attend_in_parts(*_projections(_norm(x, block["attn_ln"]), block["attn"], audio_heads))
         x = x + _linear(heard, block["attn"]["out"])
         x = x + _feed_forward(x, block)
     x = _norm(x, encoder["ln_post"])
@@ -136,3 +137,11 @@ def _attend(query: Array, key: Array, value: Array, mask: Array | None = None) -
     seen = scores if mask is None else jnp.where(mask[:, None], scores, _UNSEEN)
     heard = jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(seen).astype(value.dtype), value)
     return heard.reshape(b, n, -1), scores
+
+
+def _attend_in_parts(query: Array, key: Array, value: Array) -> Array:
+    """`_attend` without a mask, a part of the queries at a time: all 1,500 x 1,500 scores of a head at once would be gigabytes."""
+    b, h, n, d = query.shape
+    parts = query.reshape(b, h, _PARTS, n // _PARTS, d).transpose(2, 0, 1, 3, 4)
+    heard: Array = lax.map(lambda part: _attend(part, key, value)[0], parts)
+    return heard.transpose(1, 0, 2, 3).reshape(b, n, -1)
