@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | throughput | memory | accuracy | table]: measure, keep the result, write the README's tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | table]: measure, keep the result, write the README's tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, memory, overhead, results, startup, table, throughput
+from . import accuracy, memory, overhead, results, serve, soak, startup, table
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .work import SCRATCH
@@ -21,18 +21,18 @@ from .work import SCRATCH
 MEASURE: dict[str, Callable[[Plan, Callable[[str], None]], tuple[dict[str, Any], dict[str, Any]]]] = {
     "startup": startup.measure,
     "overhead": overhead.measure,
-    "throughput": throughput.measure,
     "memory": memory.measure,
 }
 
-WHAT = "default: all four of the server, in under 20 minutes; accuracy has options of its own: accuracy --help"
+OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"accuracy": accuracy.main, "serve": serve.main, "soak": soak.main}
+WHAT = "default: startup, overhead, memory; serve, soak and accuracy have options of their own: serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 when a server failed or did other work than it was told to."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if given[:1] == ["accuracy"]:
-        return accuracy.main(given[1:])
+    if given and given[0] in OTHERS:
+        return OTHERS[given[0]](given[1:])
     arguments = _parser().parse_args(given)
     folder = arguments.results or (SCRATCH / "quick" if arguments.quick else results.RESULTS)
     console = Console(stderr=True, highlight=False)
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder == results.RESULTS:
         table.update()
         table.update_accuracy()
+        table.update_serve()
     print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else table.table(folder))
     return 0
 
@@ -61,7 +62,7 @@ def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the server, keep the result, write the README's table.")
-    parser.add_argument("what", nargs="?", default="all", choices=("all", *MEASURE, "accuracy", "table"), help=WHAT)
+    parser.add_argument("what", nargs="?", default="all", choices=("all", *MEASURE, *OTHERS, "table"), help=WHAT)
     parser.add_argument("--quick", action="store_true", help="a little of everything, to try the harness; kept out of the results")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help="where results are kept (default: bench/results; --quick: build/bench/quick)"

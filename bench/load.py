@@ -1,4 +1,4 @@
-"""A load generator: a closed loop of so many requests open at once, over connections that stay open."""
+"""A load generator: a closed loop of so many requests open at once, or an open one whose requests come when they come."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from types import TracebackType
 
 TIMEOUT_SECONDS = 900.0
@@ -24,6 +25,15 @@ class Reply:
 
     seconds: float
     body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a contender did: the seconds it took in all and for each recording, and how many windows it decoded."""
+
+    wall: float
+    seconds: tuple[float, ...]
+    windows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +75,9 @@ class Connection:
         self._connection.close()
 
 
-def closed_loop(
-    port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, concurrency: int, requests: int, seed: int = 0
-) -> Load:
-    """Send `requests` of the recordings in random order, `concurrency` of them open at any time. Raises LoadError."""
-    order = [recordings[number % len(recordings)] for number in range(requests)]
-    random.Random(seed).shuffle(order)
-    waiting, lock, start = iter(order), threading.Lock(), threading.Barrier(concurrency + 1)
+def closed_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, concurrency: int) -> Load:
+    """Send each recording once, in their order, `concurrency` of them open at any time. Raises LoadError."""
+    waiting, lock, start = iter(recordings), threading.Lock(), threading.Barrier(concurrency + 1)
 
     def client() -> list[Reply]:
         replies: list[Reply] = []
@@ -90,3 +96,23 @@ def closed_loop(
         began = time.perf_counter()
         replies = tuple(reply for future in futures for reply in future.result())
         return Load(concurrency, time.perf_counter() - began, replies)
+
+
+def open_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, rate: float, seed: int = 0) -> Load:
+    """Send each recording once, `rate` a second on average, as a Poisson process: whoever comes waits for nobody.
+
+    A reply's seconds count from when its request was due, so that a generator that falls behind hides nothing. Raises LoadError.
+    """
+    chance = random.Random(seed)
+    due = list(accumulate(chance.expovariate(rate) for _ in recordings))
+    began = time.perf_counter()
+
+    def client(recording: bytes, at: float) -> Reply:
+        time.sleep(max(0.0, began + at - time.perf_counter()))
+        with Connection(port, model) as connection:
+            reply = connection.post(recording, headers)
+        return Reply(time.perf_counter() - began - at, reply.body)
+
+    with ThreadPoolExecutor(len(recordings)) as clients:
+        replies = tuple(clients.map(client, recordings, due))
+    return Load(len(recordings), time.perf_counter() - began, replies)

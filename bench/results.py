@@ -21,6 +21,8 @@ from .work import ROOT
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av", "jiwer")
+OF_PEERS = ("transformers", "pywhispercpp")
+"""Packages that need not be there."""
 MEASURED = ("src", "handler", "config", "server", "serve.sh", "bench", ":!bench/results")
 """What a result depends on, as git paths: with changes among them that no commit holds, it is marked dirty."""
 
@@ -66,7 +68,7 @@ def provenance() -> dict[str, Any]:
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", *MEASURED)),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), "java": _java()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version(), "java": _java()} | {name: _version(name) for name in PACKAGES + OF_PEERS},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
@@ -86,6 +88,16 @@ def cpu_model() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+
+def _version(package: str) -> str:
+    """Its version; nothing for a peer's that is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        if package in OF_PEERS:
+            return ""
+        raise
 
 
 def _java() -> str:

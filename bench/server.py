@@ -76,6 +76,11 @@ class Server:
         peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
         return PeakMemory(peaks["worker"], peaks["jvm"])
 
+    def worker_memory(self) -> float:
+        """Megabytes that the worker holds resident now."""
+        worker = next(process for process in psutil.Process(self._process.pid).children(recursive=True) if _role(process) == "worker")
+        return round(float(worker.memory_info().rss) / MEGABYTE, 1)
+
     def stop(self) -> None:
         """SIGTERM to the command, then wait until everything it started is gone."""
         family = self._family()
@@ -130,10 +135,10 @@ def ours(settings: Mapping[str, str]) -> Server:
     return Server("whisper", ["bash", str(ROOT / "serve.sh")], {"WHISPER_VENV": sys.prefix, **settings})
 
 
-def plain(checkpoint: Path, tokens: int) -> Server:
-    """TorchServe's ordinary road with bench/plain/plain_handler.py; `tokens` 0: as many as the model says."""
+def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
+    """TorchServe's ordinary road with bench/plain/plain_handler.py; `tokens` 0: the model's own, `threads` 0: PyTorch's."""
     command = [_script("torchserve"), "--start", "--foreground", "--ncs", "--model-store", str(plain_archive())]
-    settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)}
+    settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     return Server("plain", [*command, "--ts-config", str(PLAIN / "config.properties")], settings | _java())
 
 

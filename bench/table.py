@@ -14,10 +14,12 @@ from .work import ROOT
 README = ROOT / "README.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy -->\n", "<!-- /accuracy -->"
-MEASUREMENTS = ("startup", "overhead", "throughput", "memory")
+SERVE_BEGIN, SERVE_END = "<!-- serve -->\n", "<!-- /serve -->"
+MEASUREMENTS = ("startup", "overhead", "memory")
 
 MAX_OVERHEAD_MS = 15.0
-MIN_THROUGHPUT_RATIO = 4.0
+MIN_PLAIN_RATIO, MIN_PEER_RATIO, MIN_LONG_RATIO, MIN_ROAD_SHARE = 4.0, 1.3, 1.0, 0.97
+"""Goals at 8 clips at once, of the long file beside faster-whisper's batches, and of the server beside its own core."""
 
 _SIZES = {"nano": "the bundled model", "base": "base-sized random weights"}
 _TITLES = {"": "---", "this server": "--:", "plain handler": "--:", " ": "---"}
@@ -96,6 +98,111 @@ def update(readme: Path = README, folder: Path = RESULTS) -> None:
 def update_accuracy(readme: Path = README, folder: Path = RESULTS) -> None:
     """Put the accuracy bench's tables between the README's markers."""
     _put(readme, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
+
+
+def update_serve(readme: Path = README, folder: Path = RESULTS) -> None:
+    """Put the tables of servers under load between the README's markers."""
+    _put(readme, serve(folder), SERVE_BEGIN, SERVE_END)
+
+
+def serve(folder: Path = RESULTS) -> str:
+    """The Markdown of every model that has been served under load, then the worker's memory; empty when none has."""
+    paths = sorted(folder.glob("serve-*.json"), key=lambda path: _SERVE_ORDER.index(path.stem) if path.stem in _SERVE_ORDER else 99)
+    known = [content for path in paths if (content := load(folder, path.stem)) and content["measured"] != "serve-memory"]
+    if not known:
+        return ""
+    parts = [serve_one(content) for content in known]
+    if not any(content["provenance"]["machine"]["gpu"] for content in known):
+        parts.append("On a GPU (large-v3-turbo, large-v3): not measured yet.\n")
+    if folder == RESULTS:
+        parts += [f"![Throughput and latency under load]({(folder / known[0]['measured']).relative_to(ROOT)}.svg)\n"]
+    memory = load(folder, "serve-memory")
+    return "\n".join([*parts, *([_serve_memory(memory)] if memory else [])])
+
+
+def serve_one(content: dict[str, Any]) -> str:
+    """The Markdown of one model: throughput of every contender, what of it was to be reached, latencies."""
+    settings, result, origin = content["settings"], content["result"], content["provenance"]
+    counts = [str(count) for count in settings["plan"]["concurrencies"]]
+    at = _goal_count(counts)
+    titles = {"seconds of audio a second": "---"} | {f"{count} at once": "--:" for count in counts}
+    titles |= {f"a file of {_duration(settings['plan']['long_seconds'])}": "--:", f"this server is faster, {at} at once": "--:"}
+    rows = [_serve_row(name, seen, counts, at) for name, seen in result["contenders"].items()]
+    rows += [(name, f"none: {reason}".replace("|", "\\|"), *[""] * (len(titles) - 2)) for name, reason in result["missing"].items()]
+    waits = [_wait_row(name, seen, result["arrivals"].get(name, {}), settings["plan"]["rates"]) for name, seen in result["mixed"].items()]
+    goals = "".join(f"- {goal}\n" for goal in _serve_goals(result["contenders"], at, counts[-1]))
+    rates = {f"{rate:g} a second": "--:" for rate in settings["plan"]["rates"]}
+    wait_titles = {"seconds a 10 s clip takes": "---", "idle": "--:", "beside the long file": "--:"} | rates
+    return "\n".join([_serve_origin(settings, origin), _markdown(titles, rows), goals, _markdown(wait_titles, waits)])
+
+
+_SERVE_ORDER = [f"serve-{size}" for size in ("base", "small", "large-v3-turbo", "large-v3")]
+
+
+def _goal_count(counts: list[str]) -> str:
+    """The number at once at which the goals are: 8, or the last one where it was not measured."""
+    return "8" if "8" in counts else counts[-1]
+
+
+def _serve_origin(settings: dict[str, Any], origin: dict[str, Any]) -> str:
+    machine, versions = origin["machine"], origin["versions"]
+    commit = f"`{origin['commit'][:7]}`" + (" with changes" if origin["dirty"] else "")
+    known = [f"{name} {versions[name]}" for name in _SERVE_PACKAGES if versions.get(name)]
+    return (
+        f"**{settings['model']}**, {settings['tokens']} tokens of every window, {settings['clip_seconds']} s clips, no two the same; "
+        f"{settings['threads']} threads for everybody.\nMeasured by `python -m bench serve` at {commit} on {machine['cores']} cores of an "
+        f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, load average {origin['load_average'][0]:.1f} before; {', '.join(known)}.\n"
+        "Medians; in brackets the least and the greatest round. `core`: what this server serves, without the server.\n"
+    )
+
+
+_SERVE_PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "transformers", "pywhispercpp")
+
+
+def _serve_row(name: str, seen: dict[str, Any], counts: list[str], at: str) -> tuple[str, ...]:
+    """A contender that takes one after the other has one figure, for 1 at once."""
+    clips = [seen["clips"].get(count) for count in counts]
+    rates = [_spread(one["audio_per_second"], 1) if one and "clips" in one else "" for one in clips]
+    long = _spread(seen["long"]["audio_per_second"], 1) if seen["long"] else ""
+    ratio = "" if name == "this server" or at not in seen["clips"] else _spread(seen["clips"][at]["ratio"], 2, " times")
+    return (f"**{name}**" if name == "this server" else name, *rates, long, ratio)
+
+
+def _serve_goals(contenders: dict[str, Any], at: str, most: str) -> Iterator[str]:
+    """What was to be reached, each with its figure."""
+    ratios = {name: seen["clips"][at]["ratio"] for name, seen in contenders.items() if at in seen["clips"]}
+    peers = {name: ratio for name, ratio in ratios.items() if name not in ("this server", "core", "plain handler")}
+    if peers:
+        best = min(peers, key=lambda name: peers[name]["median"])
+        yield _ratio_goal(f"{at} clips at once, beside the best peer, {best}", peers[best], MIN_PEER_RATIO)
+    if "plain handler" in ratios:
+        yield _ratio_goal(f"{at} clips at once, beside the plain handler", ratios["plain handler"], MIN_PLAIN_RATIO)
+    batched = contenders.get("faster-whisper batched", {}).get("long")
+    if batched:
+        yield _ratio_goal("the long file, beside faster-whisper batched", batched["ratio"], MIN_LONG_RATIO)
+    core = contenders.get("core", {"clips": {}})["clips"].get(most)
+    if core:
+        yield _ratio_goal(f"{most} clips at once, beside the core in process", core["ratio"], MIN_ROAD_SHARE)
+
+
+def _ratio_goal(what: str, ratio: dict[str, float], least: float) -> str:
+    return f"{what}: {_spread(ratio, 2, ' times')}; {_goal(ratio['median'] >= least, f'at least {least:g}')}"
+
+
+def _wait_row(name: str, seen: dict[str, Any], arrivals: dict[str, Any], rates: list[float]) -> tuple[str, ...]:
+    late = [arrivals.get(str(rate)) for rate in rates]
+    shares = [f"{one['p50']:.1f}, p95 {one['p95']:.1f}" if one else "" for one in late]
+    return (name, _spread(seen["idle_seconds"], 1), _spread(seen["during_seconds"], 1), *shares)
+
+
+def _serve_memory(content: dict[str, Any]) -> str:
+    result, settings = content["result"], content["settings"]
+    flat = _goal(result["drift"] <= settings["tolerance"], f"flat within {settings['tolerance']:.0%}")
+    return (
+        f"The worker's memory over {settings['requests']} requests, the bundled model: {result['after_warmup_mb']:.0f} MB "
+        f"after the first {settings['warmup']}, then {result['low_mb']:.0f} to {result['high_mb']:.0f} MB, "
+        f"{result['last_mb']:.0f} MB at the end; {flat}.\n"
+    )
 
 
 def _put(readme: Path, text: str, begin: str, end: str) -> None:
@@ -192,17 +299,6 @@ def _overhead(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield what, _spread(seen["overhead_ms"], 1, " ms"), "", f"the call in process: {seen['call_ms']['median']:.0f} ms; {goal}"
 
 
-def _throughput(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    settings = content["settings"]
-    name = _SIZES.get(settings["model"].partition(",")[0], settings["model"])
-    work = f"{settings['clip_seconds']} s clips, {name}, {settings['tokens']} tokens each"
-    for concurrency, seen in content["result"].items():
-        ratio, goal = seen["ratio"], f"at least {MIN_THROUGHPUT_RATIO:g} times"
-        remark = f"{_spread(ratio, 1, ' times')}; {_goal(ratio['median'] >= MIN_THROUGHPUT_RATIO, goal)}"
-        rates = (_spread(seen[server]["audio_per_second"], 1) for server in ("whisper", "plain"))
-        yield f"seconds of audio per second, {concurrency} at once; {work}", *rates, remark
-
-
 def _memory(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     ours, plain = content["result"]["whisper"], content["result"]["plain"]
     for seconds, seen in ours.items():
@@ -211,7 +307,7 @@ def _memory(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield f"peak memory, worker + Java, {_duration(float(seconds))} of audio", _megabytes(seen), _megabytes(other), remark
 
 
-_ROWS = {"startup": _startup, "overhead": _overhead, "throughput": _throughput, "memory": _memory}
+_ROWS = {"startup": _startup, "overhead": _overhead, "memory": _memory}
 
 
 def _spread(value: dict[str, float], digits: int, unit: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The handler one writes on the first day: whisper.transcribe, one request at a time. The contender of bench/throughput.py.
+"""The handler one writes on the first day: whisper.transcribe, one request at a time. A contender of bench/serve.py.
 
 PLAIN_MODEL is the checkpoint; PLAIN_TOKENS, when not 0, the tokens to decode from every window, for random weights.
 """
