@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -66,24 +66,33 @@ def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, ali
     `dtype`: float32, float16, or int8 and uint8, whose matrices are quantised by ONNX Runtime. Returns how far the logits are from
     PyTorch's. Raises ConfigurationError when that is too far, or when the folder cannot be written.
     """
+
+    def write(made: Path) -> None:
+        write_graph(encoder(dims, state, dtype), made / "encoder.onnx", dtype)
+        write_graph(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx", dtype)
+
+    return publish(folder, write, lambda made: difference(dims, state, partial(_logits, *sessions(made))), LIMITS[dtype])
+
+
+def publish(folder: Path, write: Callable[[Path], None], check: Callable[[Path], float], limit: float) -> float:
+    """Let `write` fill a folder, and move it into place when what `check` finds in it is within the limit; returns that."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
             made = Path(temporary) / "model"
             made.mkdir()
-            _write(encoder(dims, state, dtype), made / "encoder.onnx", dtype)
-            _write(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx", dtype)
-            difference = _difference(made, dims, state, dtype)
-            if not difference <= LIMITS[dtype]:
-                message = f"in {dtype} the logits are {difference:.2g} standard deviations off PyTorch's: choose another dtype"
+            write(made)
+            found = check(made)
+            if not found <= limit:
+                message = f"the exported logits are {found:.2g} standard deviations off PyTorch's: choose another dtype"
                 raise ConfigurationError(message, param="dtype")
-            publish(made, folder)
+            _move(made, folder)
     except OSError as error:
         raise ConfigurationError(f"the exported model cannot be written to {folder}: {error}", param="converted_dir") from error
-    return difference
+    return found
 
 
-def publish(made: Path, folder: Path) -> None:
+def _move(made: Path, folder: Path) -> None:
     """Move the finished folder into place; one that another process finished first is as good."""
     try:
         made.rename(folder)
@@ -274,18 +283,15 @@ class Graph:
         graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._weights.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="whispercore")
-        helper.set_model_props(model, metadata)
+        helper.set_model_props(model, metadata | (_PREPROCESSED if self._quantized else {}))
         return model
 
 
-def _write(model: onnx.ModelProto, path: Path, dtype: str) -> None:
-    """Graph and weights in files of their own: one file may hold 2 GB at most."""
-    quantized = dtype in QUANTIZED
-    written = path.with_suffix(".float") if quantized else path
-    if quantized:
-        onnx.helper.set_model_props(model, {prop.key: prop.value for prop in model.metadata_props} | _PREPROCESSED)
+def write_graph(model: onnx.ModelProto, path: Path, dtype: str) -> None:
+    """Graph and weights in files of their own, as one file may hold 2 GB at most; matrices quantised where `dtype` says so."""
+    written = path.with_suffix(".float") if dtype in QUANTIZED else path
     onnx.save_model(model, written, save_as_external_data=True, location=f"{written.name}.data", convert_attribute=False)
-    if not quantized:
+    if dtype not in QUANTIZED:
         return
     quantize_dynamic(
         written,
@@ -300,26 +306,35 @@ def _write(model: onnx.ModelProto, path: Path, dtype: str) -> None:
         file.unlink()
 
 
+def sessions(folder: Path) -> tuple[Any, Any]:
+    """The two graphs in ONNX Runtime on the CPU."""
+    paths = (str(folder / "encoder.onnx"), str(folder / "decoder.onnx"))
+    encoder, decoder = (onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths)
+    return encoder, decoder
+
+
 @torch.no_grad()
-def _difference(folder: Path, dims: ModelDimensions, state: State, dtype: str) -> float:
-    """How far the logits of two steps, the second by the cache of the first, are from PyTorch's, in their standard deviations."""
-    encoder, decoder = (
-        onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"]) for name in ("encoder", "decoder")
-    )
+def difference(dims: ModelDimensions, state: State, logits: Callable[[Array, Sequence[Array]], Array]) -> float:
+    """How far `logits`, of a spectrogram and of the tokens of two steps, are from PyTorch's at most, in standard deviations of these."""
     generator = torch.Generator().manual_seed(0)
     mel = torch.rand(1, dims.n_mels, 2 * dims.n_audio_ctx, generator=generator)
     tokens = torch.randint(dims.n_vocab, (1, 5), generator=generator)
     expected = _reference(dims, state, mel, tokens)
-    cross = dict(zip((each.name for each in encoder.get_outputs()), encoder.run(None, {"mel": mel.numpy()}), strict=True))
+    found = torch.from_numpy(logits(mel.numpy(), [tokens[:, :4].numpy(), tokens[:, 4:].numpy()]))
+    return float((found - expected).abs().max() / expected.std())
+
+
+def _logits(encoder: Any, decoder: Any, mel: Array, steps: Sequence[Array]) -> Array:
+    """The logits (1, all, V) of tokens that are fed in steps, each by the cache of the last."""
+    cross = dict(zip((each.name for each in encoder.get_outputs()), encoder.run(None, {"mel": mel}), strict=True))
     names = [each.name.removeprefix("past_") for each in decoder.get_inputs() if each.name.startswith("past_")]
-    past = [np.zeros((1, dims.n_text_head, 0, dims.n_text_state // dims.n_text_head), cross["cross_key.0"].dtype)] * len(names)
-    found = []
-    for new in (tokens[:, :4], tokens[:, 4:]):
-        fed = {"tokens": new.numpy(), "kept": np.arange(new.shape[1]), "attend": np.array(False), **cross}
+    past, found = [cross[f"cross_{name}"][:, :, :0] for name in names], []
+    for tokens in steps:
+        fed = {"tokens": tokens, "kept": np.arange(tokens.shape[1]), "attend": np.array(False), **cross}
         fed |= {f"past_{name}": each for name, each in zip(names, past, strict=True)}
         logits, *past = decoder.run(["logits", *(f"present_{name}" for name in names)], fed)
-        found.append(torch.from_numpy(logits))
-    return float((torch.cat(found, dim=1) - expected).abs().max() / expected.std())
+        found.append(logits)
+    return np.concatenate(found, axis=1)
 
 
 def _reference(dims: ModelDimensions, state: State, mel: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
