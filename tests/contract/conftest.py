@@ -31,6 +31,10 @@ if find_spec("transformers"):
     ENGINES["hf-float32"] = {"engine": "hf", "dtype": "float32"}
 else:
     warnings.warn("engine hf is left out: transformers is not installed: pip install -r requirements-hf.txt", stacklevel=1)
+if find_spec("jax"):
+    ENGINES["jax-float32"] = {"engine": "jax", "dtype": "float32"}
+else:
+    warnings.warn("engine jax is left out: jax is not installed: pip install -r requirements-jax.txt", stacklevel=1)
 WEIGHTED = [name for name in ENGINES if name != "fake"]
 """The engines that know words."""
 

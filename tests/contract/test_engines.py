@@ -28,7 +28,16 @@ EVERY = pytest.mark.parametrize("name", ENGINES)
 KNOWS_WORDS = pytest.mark.parametrize("name", WEIGHTED)
 ENGLISH = Decoding(language="en")
 # Weights of 8 bits shift log-probabilities; float32 differs from openai-whisper by the order of sums only.
-TOLERANCE = {"openai": 1e-4, "hf-float32": 1e-3, "ct2-float32": 1e-3, "ct2-int8": 0.15, "onnx-float32": 1e-3, "onnx-int8": 0.15, "fake": 0.0}
+TOLERANCE = {
+    "openai": 1e-4,
+    "hf-float32": 1e-3,
+    "jax-float32": 1e-3,
+    "ct2-float32": 1e-3,
+    "ct2-int8": 0.15,
+    "onnx-float32": 1e-3,
+    "onnx-int8": 0.15,
+    "fake": 0.0,
+}
 
 
 def windows(each: Sequence[Samples], decoding: Decoding = ENGLISH) -> list[Window]:

@@ -28,6 +28,7 @@ from whispercore.engines.features import log_mels
 from whispercore.engines.jax import JaxEngine
 from whispercore.engines.jax.decoding import Search, Sequences, Start, State, _choose_tokens
 from whispercore.engines.jax.sharding import RULES, make_mesh, spec_of
+from whispercore.engines.openai import OpenAIEngine
 from whispercore.errors import ConfigurationError, EngineError
 from whispercore.settings import Settings
 from whispercore.types import Decoding, Window
@@ -116,7 +117,7 @@ def reference() -> whisper.model.Whisper:
     [
         {},
         {"beam_size": 2, "patience": 2.0, "length_penalty": 0.6, "max_initial_timestamp": 0.2},
-        {"beam_size": 4, "timestamps": False, "suppress_blank": False, "suppress_tokens": (-1, 220, 440)},
+        {"beam_size": 4, "timestamps": False, "suppress_blank": False, "suppress_tokens": (-1, 220, 440), "length_penalty": 1.0},
         {"prompt": tuple(range(1000, 1009))},
         {"prompt": (220,) * 223, "max_tokens": 20},
         {"max_tokens": 5, "beam_size": 3},
@@ -143,6 +144,19 @@ def test_it_decodes_as_whisper_does(engine: JaxEngine, reference: whisper.model.
         assert ours.tokens == tuple(expected.tokens)
         assert ours.avg_logprob == pytest.approx(expected.avg_logprob, abs=1e-4)
         assert ours.no_speech_prob == pytest.approx(expected.no_speech_prob, abs=1e-4)
+
+
+def test_token_times_are_those_of_engine_openai(engine: JaxEngine) -> None:
+    each = [
+        replace(window, decoding=replace(ENGLISH, alignment=alignment))
+        for window, alignment in zip(windows(), ("all", "none", "complete"), strict=True)
+    ]
+    found = engine.decode(each)
+    assert [len(decoded.token_times) > 1 for decoded in found] == [True, False, True]
+    for ours, theirs in zip(found, OpenAIEngine(load_checkpoint(NANO)).decode(each), strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.token_times == pytest.approx(theirs.token_times, abs=0.02 + 1e-6)
+        assert ours.token_probs == pytest.approx(theirs.token_probs, abs=1e-3)
 
 
 def test_languages_are_detected_as_whisper_does(engine: JaxEngine, reference: whisper.model.Whisper) -> None:
