@@ -61,6 +61,8 @@ def load(settings: Settings, device: str) -> JaxEngine:
         raise ConfigurationError(f"engine 'jax' computes in {', '.join(_DTYPES)}; not in {dtype}", param="dtype")
     _keep_compiled(settings.converted_path / "jax")
     threads = decoding_threads(settings)
+    if device == "cpu":
+        torch.set_num_threads(threads)
     mesh = _mesh(settings.jax_mesh, device, threads)
     checkpoint = load_checkpoint(locate(settings))
     max_batch = settings.batch_size or _MAX_BATCH[device] * mesh.shape["data"]
