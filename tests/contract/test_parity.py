@@ -147,7 +147,8 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.parametrize("transcriber", ["nano", "tiny"], indirect=True)
 @pytest.mark.parametrize(("asked", "spelled"), ASKED, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
 def test_every_option_of_the_loop(transcriber: Transcriber, asked: dict[str, Any], spelled: dict[str, Any]) -> None:
-    samples = recording(37)
-    assert_same(ours(transcriber, samples, max_new_tokens=60, **asked), theirs(transcriber, samples, sample_len=60, **{**asked, **spelled}))
+    samples = recording(33)
+    assert_same(ours(transcriber, samples, max_new_tokens=40, **asked), theirs(transcriber, samples, sample_len=40, **{**asked, **spelled}))
