@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | table]: measure, keep the result, write the README's tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | table]: measure, keep results, write the tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, memory, overhead, results, serve, soak, startup, table
+from . import accuracy, engines, engines_table, memory, overhead, results, serve, soak, startup, table
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .work import SCRATCH
@@ -24,8 +24,13 @@ MEASURE: dict[str, Callable[[Plan, Callable[[str], None]], tuple[dict[str, Any],
     "memory": memory.measure,
 }
 
-OTHERS: dict[str, Callable[[Sequence[str]], int]] = {"accuracy": accuracy.main, "serve": serve.main, "soak": soak.main}
-WHAT = "default: startup, overhead, memory; serve, soak and accuracy have options of their own: serve --help"
+OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
+    "accuracy": accuracy.main,
+    "serve": serve.main,
+    "soak": soak.main,
+    "engines": engines.main,
+}
+WHAT = "default: startup, overhead, memory; serve, soak, accuracy and engines have options of their own: serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.update()
         table.update_accuracy()
         table.update_serve()
+        engines_table.update()
     print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else table.table(folder))
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,14 @@ from typing import Any, BinaryIO, Final
 
 from . import audio, windows
 from .backlog import Ticket
+from .checkpoints import prepare
 from .engines import UNSUPPORTED, Engine, load_engines
-from .errors import Cancelled, EngineError, InvalidRequest, Overloaded, WhisperError
+from .errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
 from .longform import Heard, Passage, Strand, Strands, chunked
 from .options import Options
 from .scheduler import Scheduler
 from .sequential import sequential
-from .settings import Settings
+from .settings import ENVIRONMENT_PREFIX, Settings
 from .types import Decoded, Dropped, Progress, Segment, Transcript
 
 logger = logging.getLogger(__name__)
@@ -309,23 +311,33 @@ class Job:
 
 
 class Transcriber:
-    """Whisper in process. `Transcriber(Settings(model="nano"))("speech.flac").text`
+    """Whisper in process. `Transcriber("nano", engine="ct2", dtype="int8", batch_size=8)("speech.flac").text`
 
     Thread-safe: any number of recordings may be under way, and their windows share the engine's batches.
     """
 
-    def __init__(self, settings: Settings | None = None, *, engine: Engine | None = None) -> None:
-        self.settings = settings or Settings.load()
-        self.engines = [engine] if engine else load_engines(self.settings)
+    def __init__(self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Any) -> None:
+        """A checkpoint by name or path, an engine by name, and other settings by theirs: what is not given is as `Settings.load` says.
+
+        Or `Settings`, whose checkpoint has been made ready for its engine; or an engine that is loaded. Raises ConfigurationError.
+        """
+        loaded = None if isinstance(engine, str) else engine
+        self.settings = _settings(model, engine if isinstance(engine, str) else None, settings)
+        if isinstance(model, str | Path) and loaded is None:
+            prepare(self.settings)
+        self.engines = [loaded] if loaded else load_engines(self.settings)
         self.engine = self.engines[0]
         self.scheduler = Scheduler(*self.engines)
         self._readers = ThreadPoolExecutor(self.settings.readers, thread_name_prefix="reader")
         self._open: set[Job] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, source: Source, **options: Any) -> Transcript:
-        """Transcribe one recording and wait for it. `options`: those of `Options`. Raises WhisperError."""
-        return self.submit(source, Options(**options)).result()
+    def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
+        """Transcribe one recording and wait for it. `options`: those of `Options`; `timestamps` False is its `without_timestamps`.
+
+        Raises WhisperError.
+        """
+        return self.submit(source, Options(**options if timestamps else {**options, "without_timestamps": True})).result()
 
     def submit(
         self,
@@ -379,6 +391,17 @@ class Transcriber:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _settings(model: Settings | str | Path | None, engine: str | None, others: dict[str, Any]) -> Settings:
+    """What a caller asks for, over the environment, over the defaults. Raises ConfigurationError."""
+    if isinstance(model, Settings):
+        if engine is not None or others:
+            raise ConfigurationError("give Settings or single settings, not both: dataclasses.replace changes Settings", param="model")
+        return model
+    given = others | {name: value for name, value in (("model", model and str(model)), ("engine", engine)) if value is not None}
+    mine = {ENVIRONMENT_PREFIX + name.upper() for name in given}
+    return Settings.load(given, {name: value for name, value in os.environ.items() if name not in mine})
 
 
 def _check_engine(engine: Engine, options: Options) -> None:

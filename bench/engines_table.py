@@ -1,0 +1,180 @@
+"""The engines' table and plot, for the README, from engines.json and nothing else."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from . import table as tables
+from .plot import MISSING
+from .results import RESULTS, load
+
+README = tables.README
+BEGIN, END = "<!-- engines -->\n", "<!-- /engines -->"
+BASELINE = ("openai", "float32")
+COLOURS = {"openai": "#8b949e", "torch": "#d1242f", "ct2": "#1f6feb", "hf": "#bf8700", "jax": "#8250df", "onnx": "#1a7f37"}
+
+Rows = list[dict[str, Any]]
+
+_TITLES = {
+    "engine": "---",
+    "precision": "---",
+    "batch": "--:",
+    "WER": "--:",
+    "time": "--:",
+    "latency ×": "--:",
+    "RTFx": "--:",
+    "processor": "--:",
+    "processor ×": "--:",
+    "cores": "--:",
+    "peak RSS": "--:",
+    "GPU memory": "--:",
+    "load": "--:",
+    "on disk": "--:",
+}
+
+
+def table(folder: Path = RESULTS) -> str:
+    """The Markdown: a table for each model and set on the CPU, then on the GPU; empty when nothing has been measured."""
+    content = load(folder, "engines")
+    if not content or not content["result"]["rows"]:
+        return ""
+    rows = content["result"]["rows"]
+    parts = [_origin(content)]
+    for on_gpu, name in ((False, "CPU"), (True, "GPU")):
+        of_device = [row for row in rows if (row["device"] == "cuda") == on_gpu]
+        parts += [part for _, some in groupby(of_device, key=_set) for part in _one(list(some), name)]
+        if not of_device:
+            parts.append(f"**On a {name}**: not measured.\n")
+    if folder == RESULTS:
+        parts.append("![Speed against word error rate of every engine](bench/results/engines.svg)\n")
+    return "\n".join(parts)
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in one line, as it is done."""
+    name = f"{row['model']} {row['data']}: {row['engine']} {row['precision']} batch {row['batch']}"
+    if "failure" in row:
+        return f"{name}: {row['failure']}"
+    words = f"WER {row['wer']:.1%}, " if row.get("wer") is not None else ""
+    return f"{name}: {words}{row['seconds']:.1f} s, RTFx {row['rtfx']:.1f}, {row['peak_rss_mb']:.0f} MB"
+
+
+def update(readme: Path = README, folder: Path = RESULTS) -> None:
+    """Put the tables between the README's markers. Raises ValueError when it has none."""
+    page = readme.read_text(encoding="utf-8")
+    if BEGIN not in page or END not in page:
+        raise ValueError(f"{readme.name} needs the lines {BEGIN.strip()} and {END}")
+    head, _, rest = page.partition(BEGIN)
+    readme.write_text(head + BEGIN + table(folder) + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:
+    """Its `seconds` or `cpu_seconds` over those of fp32 torch, openai-whisper's own model, on the same work; None where that is missing."""
+    alike = ("model", "data", "batch", "device", "threads", "limit", "windows")
+    base = [one for one in rows if (one["engine"], one["precision"]) == BASELINE and all(one[key] == row[key] for key in alike)]
+    return float(row[name] / base[0][name]) if base and "failure" not in base[0] else None
+
+
+def plot(folder: Path, rows: Rows) -> str:
+    """Write engines.svg, speed against word error rate; the file's path, or why there is none."""
+    heard = [row for row in rows if row.get("wer") is not None]
+    if not heard:
+        return "no plot: no row has a word error rate"
+    try:
+        import matplotlib
+    except ImportError:
+        return MISSING
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "whisper", "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        for row in heard:
+            x, y = row["rtfx"], 100 * row["wer"]
+            axes.scatter(x, y, color=COLOURS.get(row["engine"], "#000000"), s=30)
+            axes.annotate(_label(row, heard), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axes.set_xscale("log")
+        axes.set_xlabel("RTFx: seconds of audio a second")
+        axes.set_ylabel("word error rate, %")
+        axes.set_ylim(0, 1.25 * max(100 * row["wer"] for row in heard) or 1)
+        axes.margins(x=0.2)
+        figure.savefig(folder / "engines.svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return str(folder / "engines.svg")
+
+
+def _label(row: dict[str, Any], rows: Rows) -> str:
+    """As short as it can be told from the others."""
+    several = {name for name in ("model", "batch", "device") if len({one[name] for one in rows}) > 1}
+    return " ".join([row["engine"], row["precision"], *(str(row[name]) for name in ("model", "batch", "device") if name in several)])
+
+
+def _set(row: dict[str, Any]) -> tuple[str, str]:
+    return row["data"], row["model"]
+
+
+def _one(rows: Rows, device: str) -> list[str]:
+    """One table with what it is of, and what could not be measured."""
+    first = next((row for row in rows if "failure" not in row), rows[0])
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    if first["data"] == "random":
+        what = f"{first['model']}-sized random weights, {first.get('tokens')} tokens of every window of 30 s"
+    else:
+        amount = f" ({first['recordings']} recordings, {first['words']} words)" if "words" in first else ""
+        what = f"{first['model']} on {first['data']}{amount}"
+    titles = {name: way for name, way in _TITLES.items() if _shown(name, rows)}
+    measured = [row for row in rows if "failure" not in row]
+    failed = [row for row in rows if "failure" in row]
+    cells = [tuple(_cells(row, rows)[name] for name in titles) for row in sorted(measured, key=lambda row: (row["batch"], row["seconds"]))]
+    missing = "".join(f"- {row['engine']} {row['precision']}, batch {row['batch']}: {row['failure']}\n" for row in failed)
+    loads = [row["measured"]["load_average"][0] for row in rows]
+    note = f"load average {min(loads):.0f} to {max(loads):.0f} before the rows"
+    parts = [f"**On a {device}**, {threads}: {what}; {note}.\n", _markdown(titles, cells)]
+    return [*parts, *([f"Not measured:\n\n{missing}"] if missing else [])]
+
+
+def _shown(name: str, rows: Rows) -> bool:
+    """Columns that would be empty are left out."""
+    if name == "WER":
+        return any("wer" in row for row in rows)
+    return name != "GPU memory" or any(row.get("peak_gpu_mb") is not None for row in rows)
+
+
+def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
+    latency, processor = (relative(name, row, rows) for name in ("seconds", "cpu_seconds"))
+    wer = row.get("wer")
+    failed = f", {row['failed']} failed" if row.get("failed") else ""
+    return {
+        "engine": f"`{row['engine']}`",
+        "precision": row["precision"],
+        "batch": str(row["batch"]),
+        "WER": ("" if wer is None else f"{wer:.1%}") + failed,
+        "time": f"{row['seconds']:.1f} s",
+        "latency ×": "" if latency is None else f"{latency:.2f}",
+        "RTFx": f"{row['rtfx']:.1f}",
+        "processor": f"{row['cpu_seconds']:.1f} s",
+        "processor ×": "" if processor is None else f"{processor:.2f}",
+        "cores": f"{row['cores']:.2f}",
+        "peak RSS": f"{row['peak_rss_mb']:.0f} MB",
+        "GPU memory": "" if row["peak_gpu_mb"] is None else f"{row['peak_gpu_mb']:.0f} MB",
+        "load": f"{row['load_seconds']:.1f} s",
+        "on disk": f"{row['disk_mb']:.0f} MB",
+    }
+
+
+def _markdown(titles: dict[str, str], cells: list[tuple[str, ...]]) -> str:
+    return "".join("| " + " | ".join(one) + " |\n" for one in [tuple(titles), tuple(titles.values()), *cells])
+
+
+def _origin(content: dict[str, Any]) -> str:
+    rows, machine = content["result"]["rows"], content["provenance"]["machine"]
+    seen = dict.fromkeys(f"`{row['measured']['commit'][:7]}`" + " with changes" * row["measured"]["dirty"] for row in rows)
+    known = dict.fromkeys(row["package"] for row in rows if row.get("package"))
+    return (
+        f"Measured by `python -m bench engines` at {', '.join(seen)} on an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, "
+        f"{', '.join(known)}.\nEach row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
+        "latency × is that over engine `openai` in float32,\nprocessor × the same of the process's processor time, which a busy machine "
+        "hardly changes. Load: from the process's start to the weights in memory,\nimports and all. On disk: what the engine reads.\n"
+    )

