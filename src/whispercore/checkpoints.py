@@ -169,8 +169,8 @@ def prepare(settings: Settings) -> str:
     if engine == "fake":
         return "engine 'fake' needs no checkpoint"
     path = locate(settings)
-    if engine == "onnx":
-        return _export(settings, path, device)
+    if engine in ("onnx", "sherpa"):
+        return _export(settings, path, engine, device)
     if engine != "ct2":
         load_checkpoint(path)
         return f"{path} is ready for engine '{engine}'"
@@ -185,20 +185,23 @@ def prepare(settings: Settings) -> str:
     return f"converted {path} for engine 'ct2': {folder}"
 
 
-def _export(settings: Settings, path: Path, device: str) -> str:
-    """`prepare` for engine onnx."""
+def _export(settings: Settings, path: Path, engine: str, device: str) -> str:
+    """`prepare` for engines onnx and sherpa, which runs on the CPU only."""
     try:
-        from .onnx_export import export, precision  # here: the other engines work without the package onnx
+        from . import onnx_export, sherpa_export  # here: the other engines work without the package onnx
     except ImportError as error:
-        message = f"engine 'onnx' cannot export ({error}); run: pip install -r requirements-onnx.txt"
+        message = f"engine '{engine}' cannot export ({error}); run: pip install -r requirements-onnx.txt"
         raise ConfigurationError(message, param="engine") from error
-    dtype = precision(settings, device)
-    folder = converted_folder(settings, path, f"{dtype}-onnx")
+    dtype = onnx_export.precision(settings, device if engine == "onnx" else "cpu")
+    folder = converted_folder(settings, path, f"{dtype}-{engine}")
     if (folder / "decoder.onnx").is_file():
-        return f"{folder} is ready for engine 'onnx'"
+        return f"{folder} is ready for engine '{engine}'"
     checkpoint = load_checkpoint(path)
-    difference = export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
-    return f"exported {path} for engine 'onnx': {folder}; its logits are {difference:.1g} standard deviations off PyTorch's at most"
+    if engine == "sherpa":
+        difference = sherpa_export.export(checkpoint.dims, checkpoint.state, folder, dtype)
+    else:
+        difference = onnx_export.export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
+    return f"exported {path} for engine '{engine}': {folder}; its logits are {difference:.1g} standard deviations off PyTorch's at most"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

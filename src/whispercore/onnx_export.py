@@ -105,17 +105,7 @@ def _move(made: Path, folder: Path) -> None:
 def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
     """The encoder, and what the decoder's layers make of its output once and for all."""
     graph = Graph(state, dtype)
-    x = graph.add("Cast", "mel", to=graph.element)
-    for name, stride in (("conv1", 1), ("conv2", 2)):
-        weights = graph.weight(f"encoder.{name}.weight"), graph.weight(f"encoder.{name}.bias")
-        x = graph.add("Gelu", graph.add("Conv", x, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]))
-    x = graph.add("Add", graph.add("Transpose", x, perm=[0, 2, 1]), graph.weight("encoder.positional_embedding"))
-    for i in range(dims.n_audio_layer):
-        block = f"encoder.blocks.{i}"
-        query, key, value = graph.query_key_value(graph.norm(x, f"{block}.attn_ln"), f"{block}.attn")
-        heard = graph.add("MultiHeadAttention", query, key, value, domain=MICROSOFT, num_heads=dims.n_audio_head)
-        x = graph.feed_forward(graph.add("Add", x, graph.linear(heard, f"{block}.attn.out")), block)
-    x = graph.norm(x, "encoder.ln_post")
+    x = graph.encoded("mel", dims.n_audio_layer, dims.n_audio_head)
     outputs = []
     for i in range(dims.n_text_layer):
         for part in ("key", "value"):
@@ -128,13 +118,14 @@ def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
 def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: Sequence[tuple[int, int]]) -> onnx.ModelProto:
     """The decoder, for any number of new tokens after any number of tokens before them."""
     graph = Graph(state, dtype)
-    x, queries, presents = graph.embedded(), list[str](), list[tuple[str, str]]()
+    past = graph.add("Shape", "past_key.0", start=2, end=3)
+    end = graph.add("Add", past, graph.add("Shape", "tokens", start=1, end=2))
+    x, queries, presents = graph.embedded(past, end), list[str](), list[tuple[str, str]]()
     for i in range(dims.n_text_layer):
         block = f"decoder.blocks.{i}"
         parts = graph.query_key_value(graph.norm(x, f"{block}.attn_ln"), f"{block}.attn")
-        past = "", "", "", f"past_key.{i}", f"past_value.{i}"
         attention = partial(graph.add, "MultiHeadAttention", domain=MICROSOFT, num_heads=dims.n_text_head)
-        said, *present = attention(*parts, *past, outputs=3, unidirectional=1)
+        said, *present = attention(*parts, "", "", "", f"past_key.{i}", f"past_value.{i}", outputs=3, unidirectional=1)
         x = graph.add("Add", x, graph.linear(said, f"{block}.attn.out"))
         queries.append(graph.linear(graph.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query"))
         heard = attention(queries[-1], f"cross_key.{i}", f"cross_value.{i}")
@@ -183,7 +174,7 @@ class Graph:
 
     def constant(self, name: str, array: Array) -> str:
         """A weight, or a shape; `name` is its own."""
-        self._weights.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._weights.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def weight(self, name: str, *, transposed: bool = False) -> str:
@@ -227,18 +218,42 @@ class Graph:
         turned: str = self.add("Transpose", shaped, perm=[0, 2, 1, 3])
         return turned
 
-    def embedded(self) -> str:
-        """`tokens` at their positions, which follow those of the past, as vectors (r, n, h d)."""
+    def slice(self, x: str, start: str, end: str, axis: int) -> str:
+        """From `start` (1,) to before `end` (1,) along an axis."""
+        sliced: str = self.add("Slice", x, start, end, self.constant(f"axis {axis}", np.array([axis])))
+        return sliced
+
+    def stack(self, layers: Sequence[str]) -> str:
+        """Layers (…) → (l, …)."""
+        front = self.constant("axis 0", np.array([0]))
+        stacked: str = self.add("Concat", *(self.add("Unsqueeze", layer, front) for layer in layers), axis=0)
+        return stacked
+
+    def encoded(self, mel: str, layers: int, heads: int) -> str:
+        """A spectrogram (b, n_mels, 2 t) → the encoder's output (b, t, h d)."""
+        x = self.add("Cast", mel, to=self.element)
+        for name, stride in (("conv1", 1), ("conv2", 2)):
+            weights = self.weight(f"encoder.{name}.weight"), self.weight(f"encoder.{name}.bias")
+            x = self.add("Gelu", self.add("Conv", x, *weights, kernel_shape=[3], pads=[1, 1], strides=[stride]))
+        x = self.add("Transpose", x, perm=[0, 2, 1])
+        begin, length = self.constant("axis 0", np.array([0])), self.add("Shape", x, start=1, end=2)
+        x = self.add("Add", x, self.slice(self.weight("encoder.positional_embedding"), begin, length, 0))
+        for i in range(layers):
+            block = f"encoder.blocks.{i}"
+            parts = self.query_key_value(self.norm(x, f"{block}.attn_ln"), f"{block}.attn")
+            heard = self.add("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=heads)
+            x = self.feed_forward(self.add("Add", x, self.linear(heard, f"{block}.attn.out")), block)
+        return self.norm(x, "encoder.ln_post")
+
+    def embedded(self, begin: str, end: str) -> str:
+        """`tokens` at the positions from `begin` (1,) to before `end` (1,) as vectors (r, n, h d)."""
         embedding = "decoder.token_embedding.weight"
         if self._quantized:  # a table in 16 bits beside the quantised matrix
             table = self.constant(f"{embedding}.16", self._array(embedding).astype(np.float16))
             vectors = self.add("Cast", self.add("Gather", table, "tokens"), to=self.element)
         else:
             vectors = self.add("Gather", self.weight(embedding), "tokens")
-        past = self.add("Shape", "past_key.0", start=2, end=3)
-        end = self.add("Add", past, self.add("Shape", "tokens", start=1, end=2))
-        positions = self.add("Slice", self.weight("decoder.positional_embedding"), past, end)
-        placed: str = self.add("Add", vectors, positions)
+        placed: str = self.add("Add", vectors, self.slice(self.weight("decoder.positional_embedding"), begin, end, 0))
         return placed
 
     def logits(self, x: str) -> str:

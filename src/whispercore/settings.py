@@ -27,9 +27,9 @@ class Settings:
 
     model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
     models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
-    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2 and onnx")
+    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2, onnx and sherpa")
     engine: str = _setting(
-        "auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", "openai", "torch", "ct2", "hf", "jax", "onnx", "fake")
+        "auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", "openai", "torch", "ct2", "hf", "jax", "onnx", "sherpa", "fake")
     )
     device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(

@@ -14,7 +14,7 @@ LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
     ("values", "wire", "audio", "silero", "vad", "windows", "devices"),
-    ("conversion", "huggingface", "onnx_export"),
+    ("conversion", "huggingface", "onnx_export", "sherpa_export"),
     ("checkpoints",),
     ("engines",),
     ("backlog", "scheduler", "reference"),

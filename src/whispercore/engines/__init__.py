@@ -13,8 +13,15 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 
-_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2", "jax": '"jax[cpu]"', "onnx": "onnx onnxruntime", "hf": "transformers"}
-ENGINES = ("openai", "torch", "ct2", "hf", "jax", "onnx", "fake")
+_PACKAGES = {
+    "openai": "openai-whisper",
+    "ct2": "ctranslate2",
+    "jax": '"jax[cpu]"',
+    "onnx": "onnx onnxruntime",
+    "sherpa": "onnx sherpa-onnx",
+    "hf": "transformers",
+}
+ENGINES = ("openai", "torch", "ct2", "hf", "jax", "onnx", "sherpa", "fake")
 UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
@@ -23,6 +30,11 @@ UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
         "hf": frozenset({"patience"}),
         "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
         "onnx": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
+        "sherpa": frozenset(
+            {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
+            | {"languages", "initial_prompt", "carry_initial_prompt", "hotwords", "temperature", "suppress_blank", "max_initial_timestamp"}
+            | {"max_new_tokens", "word_timestamps", "token_logprobs"}
+        ),
         "fake": frozenset(
             {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
         ),

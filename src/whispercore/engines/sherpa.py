@@ -1,0 +1,128 @@
+"""sherpa-onnx's own Whisper on its own exported form (see `whispercore.sherpa_export`): greedy, one window after the other, on the CPU.
+
+It tells no scores: nothing falls back to a higher temperature for improbable words, and nothing is taken for silence. Of a window it
+hears 29.5 s at most. Prompts are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import sherpa_onnx
+
+from ..checkpoints import converted_folder, load_checkpoint, locate
+from ..devices import decoding_threads
+from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..onnx_export import precision
+from ..settings import Settings
+from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
+from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window
+from .rules import batch_key, decoded
+
+
+def load(settings: Settings, device: str) -> SherpaEngine:
+    """The engine with the settings' checkpoint, exported beforehand. Raises ConfigurationError."""
+    if settings.device == "cuda":
+        raise ConfigurationError("engine 'sherpa' runs on the CPU only: set device: cpu", param="device")
+    if settings.fixed_tokens:
+        raise ConfigurationError("engine 'sherpa' cannot decode a fixed number of tokens: set fixed_tokens: 0", param="fixed_tokens")
+    dtype, path = precision(settings, "cpu"), locate(settings)
+    folder, threads = converted_folder(settings, path, f"{dtype}-sherpa"), decoding_threads(settings)
+    if not (folder / "decoder.onnx").is_file():
+        message = f"{path} is not exported for engine 'sherpa' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
+        raise ConfigurationError(message, param="model")
+    files = {name: str(folder / file) for name, file in _FILES.items()}
+    try:
+        recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(
+            **files, num_threads=threads, tail_paddings=WINDOW_FRAMES, enable_segment_timestamps=True
+        )
+    except RuntimeError as error:
+        message = f"{folder} cannot be loaded ({error}); delete it and run: python -m whispercore.checkpoints prepare"
+        raise ConfigurationError(message, param="model") from error
+    dims = load_checkpoint(path).dims
+    described: dict[str, str | int] = {
+        "model": path.stem,
+        "device": "cpu",
+        "precision": dtype,
+        "threads": threads,
+        "batch": settings.batch_size or 1,
+    }
+    return SherpaEngine(recognizer, Tokenizer(dims.n_vocab), n_mels=dims.n_mels, max_batch=settings.batch_size or 1, described=described)
+
+
+_LEAST_SAMPLES = SAMPLE_RATE // 10
+"""sherpa-onnx 2.0 crashes, and the process with it, on sound that is too short for a single frame."""
+_FILES = {"encoder": "encoder.onnx", "decoder": "decoder.onnx", "tokens": "tokens.txt"}
+
+
+class SherpaEngine:
+    """sherpa-onnx's recognizer. Not thread-safe. `max_batch` is 1 unless asked otherwise: it gains nothing by more."""
+
+    name = "sherpa"
+
+    def __init__(self, recognizer: Any, tokenizer: Tokenizer, *, n_mels: int, max_batch: int, described: dict[str, str | int]) -> None:
+        self.max_batch, self.n_mels, self.tokenizer = max_batch, n_mels, tokenizer
+        self._recognizer, self._described = recognizer, described
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        """Languages are each window's own."""
+        return batch_key(decoding)
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode one window after the other."""
+        if windows and self._recognizer is None:
+            raise EngineError("the engine is closed")
+        try:
+            return [self._decode(window) for window in windows]
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, EngineError):
+                raise
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            kind = OutOfMemory if isinstance(error, MemoryError) or "bad_alloc" in reason else EngineError
+            raise kind(f"sherpa-onnx failed on a batch of {len(windows)} windows: {reason}") from error
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        """Engine, model, device, precision, threads, batch."""
+        return {"engine": self.name, **self._described}
+
+    def free_memory(self) -> None:
+        """Nothing: sherpa-onnx keeps what it has."""
+
+    def close(self) -> None:
+        """Free the weights."""
+        self._recognizer = None
+
+    def _decode(self, window: Window) -> Decoded:
+        before, after = window.margin
+        samples = window.samples[before : len(window.samples) - after]
+        result = self._heard(samples, window.decoding)
+        tokens = self._tokens(result, timestamps=window.decoding.timestamps)
+        language = result.lang or window.decoding.language or "en"
+        return decoded(self.tokenizer, tokens, language=language, temperature=0.0, avg_logprob=0.0, no_speech_prob=0.0)
+
+    def _heard(self, samples: Samples, decoding: Decoding) -> Any:
+        """sherpa-onnx's result; language and task are the whole recognizer's, so they are set for every window."""
+        config = self._recognizer.config
+        whisper = config.model_config.whisper
+        whisper.language, whisper.task = (decoding.language or "" if self.tokenizer.multilingual else "en"), decoding.task
+        self._recognizer.recognizer.set_config(config)
+        stream = self._recognizer.create_stream()
+        stream.accept_waveform(SAMPLE_RATE, np.pad(samples, (0, max(0, _LEAST_SAMPLES - len(samples)))))
+        self._recognizer.decode_stream(stream)
+        return stream.result
+
+    def _tokens(self, result: Any, *, timestamps: bool) -> list[int]:
+        """The segments as Whisper's tokens: a timestamp, the text's, a timestamp."""
+        begin = self.tokenizer.timestamp_begin
+        texts = [self.tokenizer.encode(text) for text in result.segment_texts or filter(None, [result.text])]
+        if not timestamps or not result.segment_texts:
+            return list(chain.from_iterable(texts))
+        spans = zip(result.segment_timestamps, texts, result.segment_durations, strict=True)
+        return [token for start, text, duration in spans for token in (begin + _step(start), *text, begin + _step(start + duration))]
+
+
+def _step(seconds: float) -> int:
+    return round(seconds / SECONDS_PER_TIMESTAMP)
