@@ -1,0 +1,198 @@
+"""The engines bench: a process for each row, what is kept and tried again, the table and the plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import engines, engines_table, results
+from bench.engines import Row
+from whispercore.engines import ENGINES
+from whispercore.engines.fake import FakeEngine
+from whispercore.errors import ConfigurationError
+from whispercore.types import WINDOW_SAMPLES, Decoded, Window
+
+ROW = Row(model="nano", data="heldout", engine="openai", precision="float32", batch=2, device="cpu", threads=1, limit=2)
+FIGURES: dict[str, Any] = {
+    "recordings": 38,
+    "words": 211,
+    "wer": 0.03,
+    "failed": 0,
+    "failures": [],
+    "audio_seconds": 120.0,
+    "seconds": 20.0,
+    "cpu_seconds": 18.0,
+    "rtfx": 6.0,
+    "cores": 0.9,
+    "load_seconds": 3.0,
+    "peak_rss_mb": 700.0,
+    "peak_gpu_mb": None,
+    "disk_mb": 26.0,
+    "described": {},
+    "package": "torch 2",
+}
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Row]:
+    """Rows as they are measured, by a stand-in that breaks on int8 the first time."""
+    seen: list[Row] = []
+
+    def apart(row: Row, timeout: float) -> dict[str, Any]:
+        seen.append(row)
+        if row.precision == "int8" and sum(one.precision == "int8" for one in seen) == 1:
+            return {"failure": "it broke"}
+        return FIGURES | {"seconds": 20.0 if row.engine == "openai" else 5.0}
+
+    monkeypatch.setattr(engines, "apart", apart)
+    monkeypatch.setattr(engines, "SCRATCH", tmp_path)
+    return seen
+
+
+def run(tmp_path: Path, *more: str) -> int:
+    given = ["--engines", "openai", "ct2", "--precisions", "float32", "int8", "--batch", "2", "--sizes", "--limit", "2", "--device", "cpu"]
+    return engines.main([*given, "--results", str(tmp_path), *more])
+
+
+def test_it_goes_on_with_what_is_missing_or_failed(measured: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path) == 1, "a row failed"
+    assert [(row.engine, row.precision) for row in measured] == [
+        ("openai", "float32"),
+        ("openai", "int8"),
+        ("ct2", "float32"),
+        ("ct2", "int8"),
+    ]
+    assert "- openai int8, batch 2: it broke" in capsys.readouterr().out
+    assert run(tmp_path) == 0
+    assert [(row.engine, row.precision) for row in measured[4:]] == [("openai", "int8")], "what is there is not measured again"
+    assert run(tmp_path, "--again") == 0
+    assert len(measured) == 9
+    content = results.load(tmp_path, "engines")
+    assert content and len(content["result"]["rows"]) == 4
+    assert (tmp_path / "engines.svg").read_text().startswith("<?xml")
+
+
+def test_a_stop_keeps_the_rows_that_are_done(measured: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = engines.apart
+
+    def stopped(row: Row, timeout: float) -> dict[str, Any]:
+        if row.engine == "ct2":
+            raise KeyboardInterrupt
+        return first(row, timeout)
+
+    monkeypatch.setattr(engines, "apart", stopped)
+    assert run(tmp_path) == 1
+    content = results.load(tmp_path, "engines")
+    assert content and [row["engine"] for row in content["result"]["rows"]] == ["openai", "openai"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--engines", "caffe"], "unknown engine"),
+        (["--data", "nowhere"], "is not a folder"),
+        (["--sizes", "gigantic"], "unknown size"),
+        (["--model", "nowhere.pt"], "no checkpoint"),
+    ],
+)
+def test_what_is_not_there_ends_it_before_it_begins(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert engines.main(arguments) == 2
+    assert reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_recordings_are_librispeechs_a_folders_or_a_manifests(tmp_path: Path) -> None:
+    (tmp_path / "61-70968.trans.txt").write_text("61-70968-0000 HE BEGAN\n")
+    assert [one.text for one in engines.recordings_of(str(tmp_path))] == ["HE BEGAN"]
+    (tmp_path / "61-70968.trans.txt").unlink()
+    with pytest.raises(ConfigurationError):
+        engines.recordings_of(str(tmp_path))
+    (tmp_path / "one.wav").touch()
+    (tmp_path / "one.txt").write_text("one")
+    assert [one.text for one in engines.recordings_of(str(tmp_path))] == ["one"]
+
+
+def test_a_row_is_measured_in_a_process_of_its_own() -> None:
+    found = engines.apart(ROW, timeout=300)
+    assert "failure" not in found
+    assert found["recordings"] == 2 and found["failed"] == 0 and found["wer"] <= 0.2
+    assert found["rtfx"] > 0 and found["peak_rss_mb"] > 100 and found["disk_mb"] > 10 and found["peak_gpu_mb"] is None
+    assert found["described"]["precision"] == "float32" and found["package"].startswith("openai-whisper ")
+
+
+def test_a_row_that_cannot_be_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "not in float16" in engines.apart(replace(ROW, engine="onnx", precision="float16"), timeout=300)["failure"]
+    monkeypatch.setattr(engines.sys, "executable", "/bin/false")
+    assert engines.apart(ROW, timeout=300)["failure"].startswith("its process ended with status 1")
+
+
+class _Counting(FakeEngine):
+    """Decodes as many tokens as it was made with, whatever it is told."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        assert all(len(window.samples) == WINDOW_SAMPLES for window in windows)
+        return [replace(one, tokens=(1,) * self._tokens) for one in super().decode(windows)]
+
+
+def test_fixed_work_is_checked() -> None:
+    found = engines._speed(_Counting(engines.TOKENS), replace(ROW, data="random", windows=4))
+    assert (found["windows"], found["tokens"], found["audio_seconds"]) == (4, engines.TOKENS, 120.0)
+    with pytest.raises(RuntimeError, match="tokens were to be decoded"):
+        engines._speed(_Counting(5), replace(ROW, data="random"))
+
+
+def test_gpu_memory_is_the_most_that_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter([2_000_000_000, 3_000_000_000])
+    monkeypatch.setattr(engines, "_gpu_taken", lambda: next(taken, 2_500_000_000))
+    with engines.gpu_memory("cuda") as peak:
+        while not peak():
+            pass
+        assert peak() == 1000.0
+    with engines.gpu_memory("cpu") as none:
+        assert none() is None
+
+
+def test_rows_are_compared_with_fp32_torch_on_the_same_work() -> None:
+    base, fast = (replace(ROW, engine=name).named | FIGURES | {"seconds": seconds} for name, seconds in (("openai", 20.0), ("ct2", 5.0)))
+    assert engines_table.relative("seconds", fast, [base, fast]) == 0.25
+    assert engines_table.relative("seconds", fast | {"batch": 8}, [base, fast]) is None
+    assert engines_table.relative("seconds", fast, [base | {"failure": "x"}, fast]) is None
+
+
+def test_the_default_rows_are_every_engine_that_knows_words() -> None:
+    assert set(engines.MEASURED) <= set(ENGINES) - {"fake"} and len(engines.MEASURED) >= 6
+
+
+def test_without_results_there_is_no_table(tmp_path: Path) -> None:
+    assert engines_table.table(tmp_path) == ""
+    assert engines_table.plot(tmp_path, []).startswith("no plot")
+
+
+def test_update_changes_the_block_and_nothing_else(measured: list[Row], tmp_path: Path) -> None:
+    run(tmp_path)
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{engines_table.BEGIN}old\n{engines_table.END}\nafter\n")
+    engines_table.update(page, tmp_path)
+    assert page.read_text() == f"before\n{engines_table.BEGIN}{engines_table.table(tmp_path)}{engines_table.END}\nafter\n"
+    assert "**On a GPU**: not measured." in page.read_text()
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    page = engines_table.README.read_text(encoding="utf-8")
+    assert page.partition(engines_table.BEGIN)[2].partition(engines_table.END)[0] == engines_table.table()
+
+
+def test_committed_results_name_no_folder_of_that_machine() -> None:
+    path = results.RESULTS / "engines.json"
+    assert str(engines.ROOT) not in path.read_text() and str(Path.home()) not in path.read_text()
+    rows = json.loads(path.read_text())["result"]["rows"]
+    assert {row["engine"] for row in rows} >= set(engines.MEASURED)
+    assert all("failure" in row or row["cpu_seconds"] > 0 for row in rows)
