@@ -21,6 +21,8 @@ from whispercore.types import Samples
 ROOT = Path(__file__).resolve().parents[2]
 ENGINES = {
     "openai": {"engine": "openai", "dtype": "float32"},
+    "torch-float32": {"engine": "torch", "dtype": "float32"},
+    "torch-bfloat16": {"engine": "torch", "dtype": "bfloat16"},
     "ct2-float32": {"engine": "ct2", "dtype": "float32"},
     "ct2-int8": {"engine": "ct2", "dtype": "int8"},
     "onnx-float32": {"engine": "onnx", "dtype": "float32"},

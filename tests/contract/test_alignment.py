@@ -95,9 +95,10 @@ def test_random_weights_are_aligned_as_openai_whisper_does(tiny: Checkpoint) -> 
         check_against_whisper(engine, model, window, decoded)
 
 
-def test_float32_engines_align_alike(engines: dict[str, Engine], speech: list[Samples]) -> None:
+@pytest.mark.parametrize("name", ["torch-float32", "ct2-float32"])
+def test_float32_engines_align_alike(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     each = [Window(samples, 0.0, replace(ALIGNED, prompt=(220,) * (index % 2))) for index, samples in enumerate(speech)]
-    reference, others = (engines[name].decode(each) for name in ("openai", "ct2-float32"))
+    reference, others = (engines[each_name].decode(each) for each_name in ("openai", name))
     times, other_times = (np.concatenate([d.token_times for d in found]) for found in (reference, others))
     assert np.mean(np.abs(times - other_times) <= 0.04 + 1e-6) >= 0.95
     probs, other_probs = (np.concatenate([d.token_probs for d in found]) for found in (reference, others))

@@ -30,6 +30,8 @@ ENGLISH = Decoding(language="en")
 # Weights of 8 bits shift log-probabilities; float32 differs from openai-whisper by the order of sums only.
 TOLERANCE = {
     "openai": 1e-4,
+    "torch-float32": 1e-4,
+    "torch-bfloat16": 0.05,
     "hf-float32": 1e-3,
     "jax-float32": 1e-3,
     "ct2-float32": 1e-3,
@@ -80,7 +82,7 @@ def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Deco
         assert other.compression_ratio == reference.compression_ratio
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith("int8")])
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith(("int8", "bfloat16"))])
 def test_eight_bits_hear_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
     reference, other = ([d.text for d in transcripts[each]] for each in ("openai", name))
     assert wer(reference, other) <= 0.02
@@ -264,7 +266,7 @@ def test_a_window_may_end_at_once(engines: dict[str, Engine], name: str) -> None
         assert math.isfinite(beams.avg_logprob)
 
 
-@pytest.mark.parametrize("name", ["ct2-float32", "ct2-int8"])
+@pytest.mark.parametrize("name", ["torch-float32", "ct2-float32", "ct2-int8"])
 @pytest.mark.parametrize(
     "penalties", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 2}], ids=lambda penalties: next(iter(penalties))
 )
@@ -273,6 +275,13 @@ def test_repetition_is_penalised(engines: dict[str, Engine], speech: list[Sample
     plain, penalised = (engines[name].decode(windows(speech[:1], decoding))[0] for decoding in (long, replace(long, **penalties)))
     distinct = [len(set(pairwise(decoded.tokens))) for decoded in (plain, penalised)]
     assert distinct[1] > distinct[0]
+
+
+def test_penalties_are_ctranslate2s(engines: dict[str, Engine], speech: list[Samples]) -> None:
+    forced = replace(ENGLISH, ignore_eot=True, max_tokens=40, repetition_penalty=1.3)
+    for decoding in (forced, replace(ENGLISH, beam_size=3, no_repeat_ngram_size=2, prompt=(220, 13))):
+        ours, theirs = (engines[name].decode(windows(speech[:3], decoding)) for name in ("torch-float32", "ct2-float32"))
+        assert [d.tokens for d in ours] == [d.tokens for d in theirs]
 
 
 @KNOWS_WORDS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, wri
 from whispercore.engines import RefillingEngine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.torch import TorchEngine
+from whispercore.engines.torch.device import Cuda, Host, Snapshot
 from whispercore.engines.torch.logits import penalise
 from whispercore.engines.torch.slots import Slots
 from whispercore.engines.torch.state import make_rows
@@ -338,6 +340,73 @@ def test_a_step_asks_the_device_nothing(ours: TorchEngine, recordings: list[Samp
     monkeypatch.setattr(module, "step", watched)
     for decoding in (ENGLISH, replace(ENGLISH, temperature=0.5), replace(ENGLISH, no_repeat_ngram_size=2), replace(ENGLISH, beam_size=2)):
         assert ours.decode(windows(recordings[:2], replace(decoding, max_tokens=4)))
+
+
+class Delayed(Host):
+    """The CPU in a GPU's manner: several steps between two looks, which arrive a round late, steps for more slots than are in use."""
+
+    lag, every = 1, 4
+    bucket, reach = Cuda.bucket, Cuda.reach
+
+    def snapshot(self, tensors: Iterable[torch.Tensor]) -> Snapshot:
+        return super().snapshot([tensor.clone() for tensor in tensors])
+
+
+def test_looks_that_arrive_late(
+    nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: Delayed())
+    engine = TorchEngine(nano, max_batch=5)
+    prompt = engine.tokenizer.encode(WORDS)
+    for decoding in (ENGLISH, replace(ENGLISH, beam_size=3), replace(ENGLISH, alignment="all", prompt=prompt)):
+        limits = (200, 3, 17, 200, 6, 200)
+        asked = [Window(samples, 0.0, replace(decoding, max_tokens=most)) for samples, most in zip(recordings, limits, strict=False)]
+        feed = Listed(asked, at_most=2)
+        engine.decode_feed(feed)
+        check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
+
+
+class Recorded:
+    """A CUDA graph that replays what was called while it was captured."""
+
+    def __init__(self) -> None:
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+
+
+def test_a_step_is_warmed_up_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the calls is one step: run, captured and replayed, replayed. What cannot be captured is run each time."""
+    calls: list[str] = []
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    device = Cuda.__new__(Cuda)
+    vars(device).update(_graphs={}, _refused=set(), _pool=None, _stream=None)
+    for _ in range(4):
+        device.run("a", lambda: calls.append("a"))
+    assert calls == ["a", "a"]
+    assert device._graphs["a"].replays == 3
+    device.run(None, lambda: calls.append("rare"))
+    assert calls[2:] == ["rare"] and set(device._graphs) == {"a"}
+
+    def refuse() -> None:
+        calls.append("b")
+        if len(calls) == 5:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    for _ in range(3):
+        device.run("b", refuse)
+    assert calls[3:] == ["b", "b", "b", "b"]  # the second one, that was to be captured, was run after all
+    device.forget()
+    assert not device._graphs
+
+
+def test_sizes_of_steps() -> None:
+    device = Cuda.__new__(Cuda)
+    assert [device.bucket(n, 96) for n in (1, 2, 3, 5, 8, 9, 17, 64, 65, 90)] == [1, 2, 4, 8, 8, 16, 24, 64, 80, 96]
+    assert all(device.bucket(n, 100) >= n for n in range(1, 101))
+    assert [device.reach(n, 448) for n in (1, 64, 65, 440, 449)] == [64, 64, 128, 448, 448]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs and half precision on one are not tested here")

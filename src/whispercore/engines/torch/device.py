@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 512
+"""Beyond them all are dropped, and made again as they are used."""
 
 
 class Snapshot(Protocol):
@@ -33,8 +39,8 @@ class Device(Protocol):
         """For how many tokens a step for `length` is made."""
         ...
 
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Run a step whose tensors are always the same ones for equal keys."""
+    def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
+        """Run a step that does the same with the same tensors for equal keys; None: one that does not come again."""
         ...
 
     def send(self, tensor: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ class Host:
         """In steps of 32: fewer shapes for the libraries to keep kernels for."""
         return min(-(-length // 32) * 32, most)
 
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+    def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
         """Call it."""
         step()
 
@@ -106,6 +112,10 @@ class Cuda:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._refused: set[Hashable] = set()
+        # its plans for one query a row are made anew for every shape, and not while a graph is captured
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: the two convolutions cost next to nothing
 
     def bucket(self, windows: int, most: int) -> int:
         """1, 2, 4, 8, then multiples of 8, of 16 from 64 on."""
@@ -118,20 +128,36 @@ class Cuda:
         """In steps of 64."""
         return min(-(-length // 64) * 64, most)
 
-    def run(self, key: Hashable, step: Callable[[], None]) -> None:
+    def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
         """Replay the key's graph; at its first use run the step, at its second capture it."""
-        if key not in self._graphs:
-            self._graphs[key] = None
+        if key is None or key not in self._graphs:
+            if key is not None:
+                self._graphs[key] = None
             step()
-            return
-        graph = self._graphs[key]
-        if graph is None:
-            graph = torch.cuda.CUDAGraph()
+        elif graph := self._graphs[key] or self._captured(key, step):
+            graph.replay()
+        else:
+            step()
+
+    def _captured(self, key: Hashable, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
+        """A new graph of the step; None where it cannot be captured, which then is not tried again."""
+        if key in self._refused:
+            return None
+        if sum(graph is not None for graph in self._graphs.values()) >= _MOST_GRAPHS:
+            self.forget()
+        graph = torch.cuda.CUDAGraph()
+        try:
             # thread_local: another GPU's engine in another thread may allocate meanwhile
             with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 step()
-            self._graphs[key] = graph
-        graph.replay()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            logger.warning("steps of %s run without a CUDA graph: %s", key, str(error).splitlines()[0])
+            self._refused.add(key)
+            return None
+        self._graphs[key] = graph
+        return graph
 
     def send(self, tensor: Tensor) -> Tensor:
         """From pinned memory, so that the host does not wait; PyTorch keeps that memory until it is read."""

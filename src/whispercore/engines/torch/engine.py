@@ -130,11 +130,12 @@ class TorchEngine:
         """On the device, with its errors as ours; whatever happens, the slots are empty afterwards."""
         try:
             with torch.no_grad(), self._device.working():
-                yield
+                try:
+                    yield
+                finally:
+                    slots.begin(Search(1))
         except (RuntimeError, ValueError, MemoryError) as error:
             raise error if isinstance(error, WhisperError) else _ours(error) from error
-        finally:
-            slots.begin(Search(1))
 
     def _refill(self, slots: Slots, feed: Feed, waiting: deque[Window]) -> bool:
         """Fill free slots from the feed; whether there is anything to decode."""

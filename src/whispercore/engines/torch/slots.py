@@ -20,6 +20,9 @@ from .logits import vocabulary
 from .model import Model
 from .state import Bank, make_bank, make_heard, make_rows
 
+_MOST_BANKS = 16
+"""Kinds of beam search whose tensors are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -75,6 +78,9 @@ class Slots:
         self._rows.done.fill_(True)
         self._search = search
         if search.places and search not in self._banks:
+            if len(self._banks) >= _MOST_BANKS:
+                self._banks.clear()
+                self._device.forget()  # its graphs write into them
             self._banks[search] = make_bank(self.capacity, search.places, self._device.torch)
 
     def admit(self, windows: Sequence[Window]) -> None:
@@ -96,7 +102,11 @@ class Slots:
         for _ in range(self._device.every):
             longest = max(each.length for each in flights)
             shape = self._shape(windows, self._device.reach(longest, self._cache.own.shape[4]))
-            self._device.run(shape, partial(step, self._model, self._cache, self._rows, self._bank, self._vocabulary, shape))
+            # penalties are rare and of a hundred kinds: a graph for each would never be seen again
+            self._device.run(
+                shape if shape.ngram is None else None,
+                partial(step, self._model, self._cache, self._rows, self._bank, self._vocabulary, shape),
+            )
             for each in flights:
                 each.length = min(each.length + 1, each.limit)
         self._looks.append(_Look(self._device.snapshot(self._seen(windows)), dict(self.flights)))
