@@ -37,6 +37,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 _PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float32", "float16")}
 _AUTO = {"cpu": "float32", "cuda": "float16"}
+"""Not 8 bits, fast as they are: they round the activations of a whole batch by its largest, so that what a window gives hangs on others."""
 OPSET, IR_VERSION = 20, 10
 MICROSOFT = "com.microsoft"
 QUANTIZED = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}

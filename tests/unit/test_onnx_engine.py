@@ -20,6 +20,7 @@ from whispercore.audio import read_samples
 from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, prepare, write_random
 from whispercore.engines import load_engine
 from whispercore.engines.onnx import OnnxEngine
+from whispercore.engines.onnx.model import Model
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
 from whispercore.settings import Settings
@@ -145,6 +146,12 @@ def test_a_precision_the_processor_lacks(settings: Settings, dtype: str) -> None
 def test_a_gpu_that_onnx_runtime_does_not_know(settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match="onnxruntime-gpu"):
         onnx_export.precision(settings, "cuda")
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_whose_libraries_are_missing_is_not_the_cpu(settings: Settings, engine: OnnxEngine) -> None:
+    with pytest.raises(RuntimeError, match="CUDAExecutionProvider"):
+        Model(converted_folder(settings, NANO, "float32-onnx"), device="cuda", threads=1)
 
 
 def test_not_exported_and_broken(tmp_path: Path, settings: Settings, engine: OnnxEngine) -> None:

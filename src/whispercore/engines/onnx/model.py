@@ -24,6 +24,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 ERRORS = (RuntimeError, _state.Fail, _state.RuntimeException, _state.InvalidArgument, _state.NoSuchFile, _state.InvalidProtobuf)
 """What ONNX Runtime raises; some of it is plain RuntimeError."""
+_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+"""float32 is what it says; and no search for the fastest convolution at every new size of a batch."""
 Named = Mapping[str, Tensor]
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
 
@@ -49,10 +51,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
-        provider = "CUDAExecutionProvider" if device == "cuda" else "CPUExecutionProvider"
-        self._encoder, self._decoder = (
-            onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=[provider]) for name in ("encoder", "decoder")
-        )
+        self._encoder, self._decoder = (_session(folder / f"{name}.onnx", options, device) for name in ("encoder", "decoder"))
         told = self._encoder.get_modelmeta().custom_metadata_map
         self.dims = ModelDimensions(**json.loads(told["dims"]))
         self.device = torch.device(device)
@@ -113,6 +112,15 @@ class Model:
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # ONNX Runtime computes on a stream of its own, and waits for it itself
         session.run_with_iobinding(binding)
+
+
+def _session(path: Path, options: Any, device: str) -> Any:
+    """A graph on the device, where ONNX Runtime would run on the CPU without a word when it lacks a library."""
+    provider = ("CUDAExecutionProvider", _CUDA_OPTIONS) if device == "cuda" else ("CPUExecutionProvider", {})
+    session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    if session.get_providers()[0] != provider[0]:
+        raise RuntimeError(f"ONNX Runtime cannot load {provider[0]}: its log says which library of CUDA is missing")
+    return session
 
 
 def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
