@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | table]: measure, keep results, write the tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, keep, write tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, engines_table, memory, overhead, results, serve, soak, startup, table
+from . import accuracy, engines, engines_table, loss, memory, overhead, results, serve, soak, startup, table
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .work import SCRATCH
@@ -29,8 +29,9 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve.main,
     "soak": soak.main,
     "engines": engines.main,
+    "loss": loss.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy and engines have options of their own: serve --help"
+WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have options of their own: serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

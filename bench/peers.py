@@ -124,7 +124,7 @@ def openai_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     device = choose_device(settings)
     _only_one_of(row, {"cpu": ("float32",), "cuda": ("float16", "float32")}[device])
     torch.set_num_threads(setup.threads)
-    model = _openai_model(checkpoints.load_checkpoint(checkpoints.locate(settings))).to(device)
+    model = openai_model(checkpoints.load_checkpoint(checkpoints.locate(settings))).to(device)
 
     def hear(path: Path, words: bool) -> Heard:
         result = whisper.transcribe(
@@ -171,7 +171,7 @@ def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     yield hear
 
 
-def _openai_model(checkpoint: checkpoints.Checkpoint) -> Any:
+def openai_model(checkpoint: checkpoints.Checkpoint) -> Any:
     """As whisper.load_model makes it, which reads no folders of Hugging Face and knows alignment heads by OpenAI's names only."""
     from whisper.model import Whisper
 

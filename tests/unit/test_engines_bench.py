@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import engines, engines_table, results
+from bench import datasets, engines, engines_table, loss, results
 from bench.engines import Row
 from whispercore.engines import ENGINES
 from whispercore.engines.fake import FakeEngine
@@ -196,3 +196,23 @@ def test_committed_results_name_no_folder_of_that_machine() -> None:
     rows = json.loads(path.read_text())["result"]["rows"]
     assert {row["engine"] for row in rows} >= set(engines.MEASURED)
     assert all("failure" in row or row["cpu_seconds"] > 0 for row in rows)
+
+
+def test_faster_whispers_plain_mode_loses_nothing_but_what_is_not_read() -> None:
+    """The committed measurement, and what docs/engines.md tells of it."""
+    content = results.load(results.RESULTS, "loss")
+    assert content
+    alone, four = (content["result"][count] for count in ("1", "4"))
+    every, first = "faster-whisper, every segment", "faster-whisper, first segment"
+    assert alone[every]["wer"] == alone[first]["wer"] == pytest.approx(alone["openai-whisper"]["wer"], abs=0.01)
+    assert four[every]["wer"] == pytest.approx(four["openai-whisper"]["wer"], abs=0.01)
+    page = (engines.ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert f"**{four[first]['wer']:.1%}** with four" in page and f": {four[every]['wer']:.1%} for faster-whisper" in page
+
+
+def test_joined_recordings_hold_all_their_sentences(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(loss, "SCRATCH", tmp_path)
+    spoken = datasets.manifest(datasets.HELDOUT)[:3]
+    pair, last = loss.joined(spoken, 2)
+    assert pair.text == f"{spoken[0].text} {spoken[1].text}" and last.text == spoken[2].text
+    assert pair.seconds == pytest.approx(spoken[0].seconds + spoken[1].seconds + 2 * loss.GAP_SECONDS, abs=1e-3)
