@@ -46,7 +46,15 @@ from .datasets import Recording
 from .peers import Heard
 from .work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 
-PACKAGES = {"openai": "openai-whisper", "torch": "torch", "ct2": "ctranslate2", "hf": "transformers", "jax": "jax", "onnx": "onnxruntime"}
+PACKAGES = {
+    "openai": "openai-whisper",
+    "torch": "torch",
+    "ct2": "ctranslate2",
+    "hf": "transformers",
+    "jax": "jax",
+    "onnx": "onnxruntime",
+    "sherpa": "sherpa-onnx",
+}
 """What each engine's figures are of."""
 MEASURED = tuple(PACKAGES)
 PRECISIONS = ("float32", "int8")
@@ -57,10 +65,8 @@ WINDOWS = 8
 SAMPLE_EVERY_SECONDS = 0.02
 """How often the GPU is asked how much of its memory is taken."""
 
-GREEDY = Options(
-    language="en", temperature=(0.0,), vad_filter=False, compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None
-)
-"""Each window once: what is compared is engines, not what is done about a bad answer."""
+GREEDY = Options(language="en", vad_filter=False, compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None)
+"""Each window once, greedily: no threshold asks for another temperature. Engines are compared, not what is done about bad answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +95,7 @@ class Row:
             dtype=self.precision,
             threads=self.threads,
             batch_size=self.batch,
+            fixed_tokens=TOKENS if self.data == "random" else 0,
         )
 
     @property
@@ -113,7 +120,7 @@ def measure(row: Row) -> dict[str, Any]:
         "load_seconds": round(load_seconds, 2),
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu(),
-        "disk_mb": round(sum(file.stat().st_size for file in _files(artifact(settings))) / 1e6, 1),
+        "disk_mb": disk_mb(settings, described),
         "described": {name: value for name, value in described.items() if name != "model"},
         "package": f"{PACKAGES[row.engine]} {metadata.version(PACKAGES[row.engine])}" if row.engine in PACKAGES else None,
     }
@@ -171,17 +178,24 @@ def recordings_of(data: str) -> list[Recording]:
     return datasets.folder(path)
 
 
+def disk_mb(settings: Settings, described: dict[str, Any]) -> float:
+    """The size of what the engine reads, MB: the checkpoint too where PyTorch encodes for CTranslate2."""
+    read = {artifact(settings)} | ({checkpoints.locate(settings)} if str(described.get("encoder")).startswith("torch") else set())
+    return round(sum(file.stat().st_size for path in read for file in _files(path)) / 1e6, 1)
+
+
 def artifact(settings: Settings) -> Path:
-    """What the engine reads: the checkpoint, or the folder made from it."""
+    """The checkpoint, or the folder made from it for the engine."""
     path, device = checkpoints.locate(settings), choose_device(settings)
     if settings.engine == "ct2":
         from whispercore.conversion import precision
 
         return checkpoints.converted_folder(settings, path, precision(settings, device))
-    if settings.engine == "onnx":
+    if settings.engine in ("onnx", "sherpa"):
         from whispercore.onnx_export import precision as exported
 
-        return checkpoints.converted_folder(settings, path, f"{exported(settings, device)}-onnx")
+        dtype = exported(settings, device if settings.engine == "onnx" else "cpu")
+        return checkpoints.converted_folder(settings, path, f"{dtype}-{settings.engine}")
     return path
 
 

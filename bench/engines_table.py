@@ -13,7 +13,15 @@ from .results import RESULTS, load
 README = tables.README
 BEGIN, END = "<!-- engines -->\n", "<!-- /engines -->"
 BASELINE = ("openai", "float32")
-COLOURS = {"openai": "#8b949e", "torch": "#d1242f", "ct2": "#1f6feb", "hf": "#bf8700", "jax": "#8250df", "onnx": "#1a7f37"}
+COLOURS = {
+    "openai": "#8b949e",
+    "torch": "#d1242f",
+    "ct2": "#1f6feb",
+    "hf": "#bf8700",
+    "jax": "#8250df",
+    "onnx": "#1a7f37",
+    "sherpa": "#57ab5a",
+}
 
 Rows = list[dict[str, Any]]
 
