@@ -192,34 +192,30 @@ def _choose_tokens(state: State, logprobs: Array, start: Start, search: Search) 
 
 def _choose_beams(state: State, logprobs: Array, start: Start, search: Search) -> State:
     """openai-whisper's beam search: of each beam's likeliest tokens the best ones go on, and ends seen on the way are kept."""
-    g = search.group
+    candidates, source, ends = _candidates(state, logprobs, search)
+    # openai-whisper looks no further than the last beam that goes on
+    seen = jnp.cumsum(~ends, -1) - ~ends < search.group
+    finished, kept = _kept(state, candidates, ends & seen, start.enough)
+    chosen = jnp.argsort(ends, axis=-1, stable=True)[:, : search.group]
+    tokens = jnp.where(state.ended[..., None], state.live.tokens, _taken(candidates.tokens, chosen))
+    sums = jnp.where(state.ended, state.live.sums, jnp.take_along_axis(candidates.sums, chosen, -1))
+    written = jnp.arange(state.owners.shape[-1]) < start.tokens.shape[1] + state.at
+    owners = jnp.where(written, _taken(state.owners, jnp.take_along_axis(source, chosen, -1)), state.owners)
+    ended = state.ended | (kept >= start.enough)[:, None] | (state.at + 1 >= start.limit[:, None])
+    return state._replace(at=state.at + 1, live=Sequences(tokens, sums), ended=ended, finished=finished, kept=kept, owners=owners)
+
+
+def _candidates(state: State, logprobs: Array, search: Search) -> tuple[Sequences, Array, Array]:
+    """Every beam with each of its g + 1 likeliest tokens, the best first; their beams, and which of them end: (b, g x (g + 1))."""
+    b, g = state.ended.shape
     best, token = lax.top_k(logprobs, g + 1)
     # at first all beams are the same: only one of them counts
     twin = (state.at == 0) & (jnp.arange(g) > 0)[:, None]
-    sums = jnp.where(twin, -jnp.inf, state.live.sums[..., None] + best)
-    order, source, token = _ranked(sums, token)
-    ends = token == search.eot
-    goes_on = ~ends & (jnp.cumsum(~ends, -1) <= g)
-    seen = jnp.cumsum(~ends, -1) - ~ends < g  # openai-whisper looks no further than the last beam that goes on
-    whole = _taken(state.live.tokens, source)  # (b, candidates, n)
-    whole = lax.dynamic_update_slice(whole, token[..., None], (0, 0, state.at))
-    finished, kept = _kept(state, Sequences(whole, order), ends & seen, start.enough)
-    chosen = jnp.argsort(~goes_on, axis=-1, stable=True)[:, :g]
-    live = Sequences(_taken(whole, chosen), jnp.take_along_axis(order, chosen, -1))
-    moved = _taken(state.owners, jnp.take_along_axis(source, chosen, -1))
-    written = jnp.arange(state.owners.shape[-1]) < start.tokens.shape[1] + state.at
-    owners = jnp.where(written, moved, state.owners)
-    going = ~state.ended
-    live = Sequences(jnp.where(going[..., None], live.tokens, state.live.tokens), jnp.where(going, live.sums, state.live.sums))
-    ended = state.ended | (kept >= start.enough)[:, None] | (state.at + 1 >= start.limit[:, None])
-    return state._replace(at=state.at + 1, live=live, ended=ended, finished=finished, kept=kept, owners=owners)
-
-
-def _ranked(sums: Array, token: Array) -> tuple[Array, Array, Array]:
-    """Candidates (b, g, k) → the best first: their sums, beams and tokens, (b, g x k) each."""
-    b, g, k = sums.shape
-    order, index = lax.top_k(sums.reshape(b, -1), g * k)
-    return order, index // k, jnp.take_along_axis(token.reshape(b, -1), index, -1)
+    sums = jnp.where(twin, -jnp.inf, state.live.sums[..., None] + best).reshape(b, -1)
+    sums, index = lax.top_k(sums, sums.shape[-1])
+    source, token = index // (g + 1), jnp.take_along_axis(token.reshape(b, -1), index, -1)
+    tokens = lax.dynamic_update_slice(_taken(state.live.tokens, source), token[..., None], (0, 0, state.at))
+    return Sequences(tokens, sums), source, token == search.eot
 
 
 def _kept(state: State, candidates: Sequences, new: Array, enough: Array) -> tuple[Sequences, Array]:
