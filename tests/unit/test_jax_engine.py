@@ -29,7 +29,7 @@ from whispercore.engines.jax import JaxEngine
 from whispercore.engines.jax.decoding import Search, Sequences, Start, State, _choose_tokens
 from whispercore.engines.jax.sharding import RULES, make_mesh, spec_of
 from whispercore.engines.openai import OpenAIEngine
-from whispercore.errors import ConfigurationError, EngineError
+from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
 from whispercore.settings import Settings
 from whispercore.types import Decoding, Window
 
@@ -271,6 +271,21 @@ def test_a_platform_that_is_missing() -> None:
     with pytest.raises(ConfigurationError, match="pip install") as caught:
         make_mesh("auto", "rocm")
     assert caught.value.param == "device"
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"), [("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes", OutOfMemory), ("INTERNAL: no", EngineError)]
+)
+def test_what_jax_raises_is_one_of_ours(
+    engine: JaxEngine, monkeypatch: pytest.MonkeyPatch, reason: str, expected: type[EngineError]
+) -> None:
+    def fails(*_: Any) -> None:
+        raise jax.errors.JaxRuntimeError(reason)
+
+    monkeypatch.setattr("whispercore.engines.jax._encode", fails)
+    with pytest.raises(EngineError, match="2 windows") as caught:
+        engine.decode(windows(count=2))
+    assert type(caught.value) is expected
 
 
 def test_closed(settings: Settings) -> None:

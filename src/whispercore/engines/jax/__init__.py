@@ -82,6 +82,7 @@ class JaxEngine:
         self._alignment_heads = tuple(checkpoint.alignment_heads)
         self._params: Params | None = place(checkpoint, mesh, jnp.dtype(dtype))
         self._mesh, self._sharding = mesh, batch_sharding(mesh)
+        self._mel_device = "cuda" if mesh.devices.flat[0].platform == "gpu" and torch.cuda.is_available() else "cpu"
         self._key = jax.random.key(0)
         self._model_name, self._dtype, self._threads = checkpoint.name, dtype, threads
 
@@ -125,7 +126,7 @@ class JaxEngine:
         decodings = [window.decoding for window in windows]
         rows = self._rows(len(windows))
         mel = np.zeros((rows, self.n_mels, 2 * self._dims.n_audio_ctx), np.float32)
-        mel[: len(windows)] = log_mels(windows, self.n_mels).numpy()
+        mel[: len(windows)] = log_mels(windows, self.n_mels, self._mel_device).cpu().numpy()
         audio = _encode(params, self._put(mel), self._dims.n_audio_head, self._dims.n_text_head)
         languages = self._languages(params, audio, decodings)
         starts = [start_tokens(self.tokenizer, each, language) for each, (language, _) in zip(decodings, languages, strict=True)]
