@@ -110,11 +110,11 @@ def measure(row: Row) -> dict[str, Any]:
     settings = row.settings
     with gpu_memory(choose_device(settings)) as peak_gpu:
         engine = load_engine(settings)
+        described = engine.describe()
         load_seconds = time.time() - psutil.Process().create_time()
         figures = _speed(engine, row) if row.data == "random" else _words(engine, settings, row)
         figures["rtfx"] = round(figures["audio_seconds"] / figures["seconds"], 2)
         figures["cores"] = round(figures["cpu_seconds"] / figures["seconds"], 2)
-        described = engine.describe()
         engine.close()
     return figures | {
         "load_seconds": round(load_seconds, 2),
