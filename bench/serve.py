@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -151,7 +151,7 @@ def _reason(error: Exception) -> str:
 class Loads:
     """Loads sent to every contender in turn. The order of turns changes with the round."""
 
-    contenders: dict[str, Contender]
+    contenders: Mapping[str, Contender]
     seen: dict[str, Seen]
     missing: dict[str, str]
     tell: Tell

@@ -92,17 +92,17 @@ def block(page: str, begin: str = BEGIN, end: str = END) -> str:
 
 def update(readme: Path = README, folder: Path = RESULTS) -> None:
     """Put the table between the README's markers."""
-    _put(readme, table(folder), BEGIN, END)
+    put(readme, table(folder), BEGIN, END)
 
 
 def update_accuracy(readme: Path = README, folder: Path = RESULTS) -> None:
     """Put the accuracy bench's tables between the README's markers."""
-    _put(readme, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
+    put(readme, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
 
 
 def update_serve(readme: Path = README, folder: Path = RESULTS) -> None:
     """Put the tables of servers under load between the README's markers."""
-    _put(readme, serve(folder), SERVE_BEGIN, SERVE_END)
+    put(readme, serve(folder), SERVE_BEGIN, SERVE_END)
 
 
 def serve(folder: Path = RESULTS) -> str:
@@ -205,7 +205,8 @@ def _serve_memory(content: dict[str, Any]) -> str:
     )
 
 
-def _put(readme: Path, text: str, begin: str, end: str) -> None:
+def put(readme: Path, text: str, begin: str, end: str) -> None:
+    """Put a text between a page's markers. Raises ValueError when it has none."""
     page = readme.read_text(encoding="utf-8")
     if begin not in page or end not in page:
         raise ValueError(f"{readme.name} needs the lines {begin.strip()} and {end}")

@@ -25,7 +25,9 @@ from bench import contenders, ggml, huggingface, overhead, results, serve, serve
 from bench.load import Connection, LoadError, Reply, Work, closed_loop, open_loop
 from bench.plain.plain_handler import PlainHandler, options
 from bench.plan import QUICK
+from whispercore.audio import read_samples
 from whispercore.checkpoints import write_random
+from whispercore.types import SAMPLE_RATE
 
 TINY = ModelDimensions(80, 1500, 32, 2, 1, 51_865, 448, 32, 2, 1)
 
@@ -90,7 +92,7 @@ def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(st
     served = stub(together=6)  # answers when all six have come
     clips = [b"%d" % number for number in range(6)]
     load = open_loop(served.server_port, "any", clips, {}, rate=50.0, seed=1)
-    due, chance = [], random.Random(1)
+    due, chance = list[float](), random.Random(1)
     for _ in clips:
         due.append((due[-1] if due else 0.0) + chance.expovariate(50.0))
     assert sorted(served.seen) == clips
@@ -113,13 +115,13 @@ def test_a_refused_request_is_no_measurement(stub: Any) -> None:
 def test_clips_are_different_and_last_ten_seconds() -> None:
     clips = work.clips()
     assert len(set(clips)) == work.CLIPS
-    assert {len(work.read_samples(clip)) for clip in clips} == {work.CLIP_SECONDS * work.SAMPLE_RATE}
+    assert {len(read_samples(clip)) for clip in clips} == {work.CLIP_SECONDS * SAMPLE_RATE}
 
 
 def test_a_long_recording_lasts_as_long_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "SCRATCH", tmp_path)
     path = work.long_recording(100)  # more than twice the sample
-    assert len(work.read_samples(path)) / work.SAMPLE_RATE == pytest.approx(100, abs=0.2)
+    assert len(read_samples(path)) / SAMPLE_RATE == pytest.approx(100, abs=0.2)
     assert work.long_recording(100) == path and list(tmp_path.iterdir()) == [path]
 
 
@@ -189,7 +191,7 @@ def test_a_reply_with_other_work_in_it_stops_the_measurement(model: str, content
 
 def test_no_two_recordings_of_a_load_are_the_same() -> None:
     clips = [*speech.clips(3, 10, seed=1), *speech.clips(3, 10, seed=2)]
-    assert len(set(clips)) == 6 and {len(work.read_samples(clip)) for clip in clips} == {160_000}
+    assert len(set(clips)) == 6 and {len(read_samples(clip)) for clip in clips} == {160_000}
     assert speech.clips(1, 10, seed=1)[0] == clips[0]
 
 

@@ -1,0 +1,237 @@
+"""Where the time of a window goes, beside what arithmetic and memory allow: `python -m bench.profile`, which writes profile.md's table.
+
+Processor seconds on one thread, the least of several repetitions: what neighbours on the machine take away shows least there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: its folder is on the path, and the package is not
+    sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
+if "torch" not in sys.modules:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from ctranslate2 import StorageView
+from whisper.model import ModelDimensions
+
+from bench import results, speech
+from bench.contenders import Setup
+from bench.results import RESULTS, cpu_model
+from bench.table import put
+from bench.work import CLIP_SECONDS, HEADERS, TOKENS, options
+from whispercore import checkpoints, formats, windows, wire
+from whispercore.audio import open_recording
+from whispercore.engines.ct2 import CTranslate2Engine
+from whispercore.engines.ct2 import load as load_ct2
+from whispercore.engines.features import log_mels
+from whispercore.options import Options
+from whispercore.settings import Settings
+from whispercore.transcriber import Transcriber
+from whispercore.types import Decoded, Decoding, Segment, Transcript, Window
+
+PAGE = Path(__file__).resolve().parent / "profile.md"
+BEGIN, END = "<!-- profile -->\n", "<!-- /profile -->"
+REPEAT, TOGETHER = 2, 4
+"""Repetitions, and the windows a core decodes together: half a batch of 8 on two cores."""
+POSITIONS, PROMPT = 1500, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a window's road: processor seconds, and the least that arithmetic or memory allow, where that is known."""
+
+    name: str
+    seconds: float
+    limit: float | None = None
+    remark: str = ""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0. Measures, keeps results/profile-SIZE.json, writes the page's table."""
+    parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
+    parser.add_argument("--model", default="base", help="size, with random weights (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="decoded from every window (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    origin, machine = results.provenance(), measure_machine()
+    stages = measure(Setup(size=arguments.model, device="cpu", threads=1, tokens=arguments.tokens), machine)
+    settings = {"model": f"{arguments.model}, random weights", "tokens": arguments.tokens, "together": TOGETHER}
+    results.save(RESULTS, f"profile-{arguments.model}", origin, settings, {"machine": machine, "stages": stages})
+    text = page(arguments.model, arguments.tokens, stages, machine, origin)
+    put(PAGE, text, BEGIN, END)
+    print(text)
+    return 0
+
+
+def least(run: Callable[[], object], repeat: int = REPEAT) -> float:
+    """Processor seconds of this process for a run, the least of several after one that does not count."""
+    run()
+    seen = []
+    for _ in range(repeat):
+        began = time.process_time()
+        run()
+        seen.append(time.process_time() - began)
+    return min(seen)
+
+
+def measure_machine() -> dict[str, float]:
+    """What one core does at best: GFLOP/s of products as large as the encoder's, GB/s of reading memory."""
+    found = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        a, b = torch.randn(POSITIONS, 512).to(dtype), torch.randn(512, 2048).to(dtype)
+        with torch.inference_mode():
+            seconds = least(lambda a=a, b=b: [a @ b for _ in range(4)])  # type: ignore[misc]
+        found[f"{name}_gflops"] = round(4 * 2 * POSITIONS * 512 * 2048 / seconds / 1e9, 1)
+    large = np.ones(64_000_000, np.float32)
+    found["read_gbs"] = round(large.nbytes / least(large.sum) / 1e9, 1)
+    return found
+
+
+def measure(setup: Setup, machine: dict[str, float]) -> list[Stage]:
+    """The stages of one clip, in the order of its road."""
+    clip = speech.clips(1, CLIP_SECONDS, seed=1)[0]
+    settings = Settings.load(environ=setup.variables | {"WHISPER_ENGINE": "ct2"})
+    checkpoints.prepare(settings)
+    engine = load_ct2(settings, "cpu")
+    try:
+        stages = [*_before(clip), *_engine(engine, setup, machine)]
+        decoded = engine.decode(_windows(setup.tokens))[0]
+    finally:
+        engine.close()
+    return [*stages, *_after(decoded, clip)]
+
+
+def _before(clip: bytes) -> list[Stage]:
+    """What happens to a clip before its window is decoded."""
+
+    def blocks() -> list[Any]:
+        return list(open_recording(clip, max_seconds=60).blocks())
+
+    samples = blocks()
+    return [
+        Stage("request read, options parsed", least(lambda: wire.parse({wire.RAW_FIELD: clip}, HEADERS))),
+        Stage("audio decoded (FLAC)", least(blocks)),
+        Stage(
+            "voices detected, window cut", least(lambda: list(windows.cut(samples, Options()))), remark="left out when a request says so"
+        ),
+    ]
+
+
+def _windows(tokens: int) -> list[Window]:
+    decoding = Decoding(language="en", max_tokens=tokens, ignore_eot=True)
+    return [Window(speech.recording(CLIP_SECONDS, number), 0.0, decoding) for number in range(TOGETHER)]
+
+
+def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) -> list[Stage]:
+    """Spectrogram, encoder, decoder of a window, as one of `TOGETHER`."""
+    dims = checkpoints.load_checkpoint(setup.checkpoint).dims
+    many = _windows(setup.tokens)
+    mels = log_mels(many, engine.n_mels)
+    spectrogram = least(lambda: log_mels(many, engine.n_mels)) / TOGETHER
+    own = least(lambda: engine._model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
+    fused = engine._encoder
+    encoder = least(lambda: fused(mels)) / TOGETHER if fused else own
+    whole = least(lambda: engine.decode(many)) / TOGETHER
+    first = least(lambda: engine.decode([replace(one, decoding=replace(one.decoding, max_tokens=1)) for one in many])) / TOGETHER
+    one = least(lambda: engine.decode(many[:1]))
+    fast = machine["bfloat16_gflops" if engine._encoder else "float32_gflops"]
+    lone = f"a lone window in all: {1000 * one:.0f} ms"
+    began = max(first - encoder - spectrogram, 0.0)
+    return [
+        Stage("log-mel spectrogram", spectrogram),
+        Stage("encoder", encoder, encoder_flops(dims) / fast / 1e9, f"CTranslate2's own in int8: {1000 * own:.0f} ms"),
+        Stage("decoder: keys and values of the sound, first token", began, cross_flops(dims) / machine["float32_gflops"] / 1e9),
+        Stage(
+            f"decoder: {setup.tokens - 1} more tokens",
+            whole - first,
+            _step_limit(dims, setup.tokens, machine),
+            lone,
+        ),
+    ]
+
+
+def encoder_flops(dims: ModelDimensions) -> float:
+    """Floating-point operations of the encoder for a window: convolutions, projections, attention, two layers of 4 widths."""
+    width, n = dims.n_audio_state, POSITIONS
+    convolutions = 2 * 3 * (2 * n * dims.n_mels * width + n * width * width)
+    layer = 2 * n * 12 * width * width + 2 * 2 * n * n * width
+    return float(convolutions + dims.n_audio_layer * layer)
+
+
+def cross_flops(dims: ModelDimensions) -> float:
+    """Of the cross-attention's keys and values, which are made once for a window."""
+    return float(dims.n_text_layer * 2 * 2 * POSITIONS * dims.n_audio_state * dims.n_text_state)
+
+
+def _step_limit(dims: ModelDimensions, tokens: int, machine: dict[str, float]) -> float:
+    """Seconds a window's tokens take by reading alone: its float32 keys and values, and its share of the int8 weights."""
+    cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * 4
+    weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
+    return float((tokens - 1) * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)
+
+
+class _Known:
+    """An engine that knows the answer: what is left is everything else."""
+
+    def __init__(self, engine: Any, answer: Decoded) -> None:
+        self.name, self.max_batch, self.n_mels, self.tokenizer = "ct2", 8, engine.n_mels, engine.tokenizer
+        self._answer = answer
+
+    def batch_key(self, decoding: Decoding) -> object:
+        return None
+
+    def decode(self, given: Sequence[Window]) -> list[Decoded]:
+        return [self._answer] * len(given)
+
+    def close(self) -> None:
+        pass
+
+
+def _after(decoded: Decoded, clip: bytes) -> list[Stage]:
+    """The way through the core without the engine, and the reply's making."""
+    from whispercore.tokenizer import Tokenizer
+
+    engine = _Known(type("Engine", (), {"n_mels": 80, "tokenizer": Tokenizer(51_865)})(), decoded)
+    with Transcriber(Settings(), engine=engine) as transcriber:  # type: ignore[arg-type]
+        transcript: Transcript = transcriber.submit(clip, options()).result()
+        core = least(lambda: transcriber.submit(clip, options()).result())
+    reply = wire.parse({wire.RAW_FIELD: b"-"}, HEADERS | {"X-Whisper-Response-Format": "verbose_json"}).reply
+    made = least(lambda: formats.render(transcript, reply, "native", tokenizer=engine.tokenizer))
+    assert all(isinstance(segment, Segment) for segment in transcript.segments)
+    return [
+        Stage("scheduler, segments, text (audio decoded once more in it)", core),
+        Stage("reply made", made),
+    ]
+
+
+def page(model: str, tokens: int, stages: Sequence[Stage], machine: dict[str, float], origin: dict[str, Any]) -> str:
+    """The table of stages, with each one's share and how near to its limit it is."""
+    total = sum(stage.seconds for stage in stages)
+    lines = [
+        f"`{model}`, random weights, {tokens} tokens of every window, {TOGETHER} windows together on one core of an {cpu_model()}, which",
+        "multiplies "
+        f"{machine['float32_gflops']:.0f} GFLOP/s in float32 and {machine['bfloat16_gflops']:.0f} in bfloat16, and reads "
+        f"{machine['read_gbs']:.0f} GB/s, at `{origin['commit'][:7]}`, load average {origin['load_average'][0]:.1f}.",
+        "",
+        "| a window's | processor time | share | the limit | |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for stage in stages:
+        limit = f"{1000 * stage.limit:.0f} ms" if stage.limit else ""
+        lines.append(f"| {stage.name} | {1000 * stage.seconds:.1f} ms | {stage.seconds / total:.0%} | {limit} | {stage.remark} |")
+    return "\n".join([*lines, f"| **together** | **{1000 * total:.0f} ms** | | | |", ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
