@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whispercore.audio import read_samples
-from whispercore.engines.features import log_mel, log_mels, loudest
+from whispercore.engines.features import log_mel, log_mels, log_mels_together, loudest
 from whispercore.types import WINDOW_SAMPLES, Decoding, Samples, Window
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,3 +105,12 @@ def test_the_loudest_of_the_pieces_is_the_recordings(length: int) -> None:
 def test_a_batch_is_its_windows() -> None:
     windows = [cut(noise(16_000, seed), 10, 50) for seed in range(3)]
     assert torch.equal(log_mels(windows, 80), torch.stack([log_mel(window, 80) for window in windows]))
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_windows_together_have_the_same_frames(n_mels: int) -> None:
+    """What a GPU computes at once: windows of other lengths beside it, their silences and maxima, change nothing in a window."""
+    recording = noise(40 * 16_000 + 77)
+    cuts = [cut(recording, seek, frames) for seek, frames in ((0, 3000), (0, 700), (1234, 3000), (3999, 3000))]
+    each = [*cuts, cut(recording, 1000, 500, 1.5), *(Window(recording[:length], 0.0, Decoding()) for length in (1, 159, 160, 16_001))]
+    assert torch.allclose(log_mels_together(each, n_mels, "cpu"), log_mels(each, n_mels), atol=1e-5)
