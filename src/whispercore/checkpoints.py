@@ -168,9 +168,9 @@ def prepare(settings: Settings) -> str:
     engine = choose_engine(settings, device)
     if engine == "fake":
         return "engine 'fake' needs no checkpoint"
-    path = locate(settings)
     if engine in ("onnx", "sherpa"):
-        return _export(settings, path, engine, device)
+        return _export(settings, engine, device)
+    path = locate(settings)
     if engine != "ct2":
         load_checkpoint(path)
         return f"{path} is ready for engine '{engine}'"
@@ -185,7 +185,7 @@ def prepare(settings: Settings) -> str:
     return f"converted {path} for engine 'ct2': {folder}"
 
 
-def _export(settings: Settings, path: Path, engine: str, device: str) -> str:
+def _export(settings: Settings, engine: str, device: str) -> str:
     """`prepare` for engines onnx and sherpa, which runs on the CPU only."""
     try:
         from . import onnx_export, sherpa_export  # here: the other engines work without the package onnx
@@ -193,9 +193,10 @@ def _export(settings: Settings, path: Path, engine: str, device: str) -> str:
         message = f"engine '{engine}' cannot export ({error}); run: pip install -r requirements-onnx.txt"
         raise ConfigurationError(message, param="engine") from error
     dtype = onnx_export.precision(settings, device if engine == "onnx" else "cpu")
-    folder = converted_folder(settings, path, f"{dtype}-{engine}")
+    folder = exported_folder(settings, engine, dtype)
     if (folder / "decoder.onnx").is_file():
         return f"{folder} is ready for engine '{engine}'"
+    path = locate(settings)
     checkpoint = load_checkpoint(path)
     if engine == "sherpa":
         difference = sherpa_export.export(checkpoint.dims, checkpoint.state, folder, dtype)
@@ -249,6 +250,14 @@ def _section(config: Path) -> dict[str, Any]:
 def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
     """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
     return settings.converted_path / f"{checkpoint.name.removesuffix('.pt')}-{sha256(checkpoint)[:12]}-{quantization}"
+
+
+def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
+    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds some."""
+    for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
+        if (given / "decoder.onnx").is_file():
+            return given
+    return converted_folder(settings, locate(settings), f"{dtype}-{engine}")
 
 
 def sha256(path: Path) -> str:

@@ -47,7 +47,7 @@ def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
         layers = [graph.linear(x, f"decoder.blocks.{i}.cross_attn.{part}") for i in range(dims.n_text_layer)]
         outputs.append(graph.output(graph.stack(layers), f"n_layer_cross_{name}", _cross(dims)))
     mel = helper.make_tensor_value_info("mel", TensorProto.FLOAT, ["windows", dims.n_mels, "frames"])
-    return graph.model("encoder", [mel], outputs, _metadata(dims))
+    return graph.model("encoder", [mel], outputs, _metadata(dims) | {"dtype": dtype})
 
 
 def decoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:

@@ -148,6 +148,23 @@ def test_a_gpu_that_onnx_runtime_does_not_know(settings: Settings) -> None:
         onnx_export.precision(settings, "cuda")
 
 
+def test_an_export_is_served_without_its_checkpoint(settings: Settings, engine: OnnxEngine, tiny: Checkpoint, tmp_path: Path) -> None:
+    folder = converted_folder(settings, NANO, "float32-onnx")
+    for named in ({"model": str(folder)}, {"model": folder.name, "models_dir": str(folder.parent)}):
+        alone = replace(settings, dtype="auto", converted_dir=str(tmp_path), **named)
+        assert prepare(alone) == f"{folder} is ready for engine 'onnx'"
+        loaded = load_engine(alone)
+        assert loaded.describe()["precision"] == "float32" and loaded.describe()["model"] == folder.name
+        assert loaded.decode(windows()) == engine.decode(windows())
+    with pytest.raises(ConfigurationError, match="is exported in float32; not in int8") as caught:
+        load_engine(replace(settings, model=str(folder), dtype="int8"))
+    assert caught.value.param == "dtype"
+    half = tmp_path / "half"
+    onnx_export.export(tiny.dims, tiny.state, half, "float16", alignment_heads=tiny.alignment_heads)
+    with pytest.raises(ConfigurationError, match="computes in float32, int8, uint8; not in float16"):
+        load_engine(replace(settings, model=str(half), dtype="auto"))
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_gpu_whose_libraries_are_missing_is_not_the_cpu(settings: Settings, engine: OnnxEngine) -> None:
     with pytest.raises(RuntimeError, match="CUDAExecutionProvider"):

@@ -106,6 +106,16 @@ def test_through_the_transcriber(settings: Settings, engine: SherpaEngine) -> No
                 transcriber.submit(file.getvalue(), options)
 
 
+def test_an_export_is_served_without_its_checkpoint(settings: Settings, engine: SherpaEngine, tmp_path: Path) -> None:
+    folder = converted_folder(settings, NANO, "float32-sherpa")
+    alone = replace(settings, model=str(folder), converted_dir=str(tmp_path))
+    assert prepare(alone) == f"{folder} is ready for engine 'sherpa'"
+    assert load_engine(alone).decode(windows()) == engine.decode(windows())
+    with pytest.raises(ConfigurationError, match="another form") as caught:
+        load_engine(replace(alone, engine="onnx"))
+    assert caught.value.param == "model"
+
+
 def test_the_tokens_file_holds_every_text_token(settings: Settings, engine: SherpaEngine) -> None:
     lines = (converted_folder(settings, NANO, "float32-sherpa") / "tokens.txt").read_text().splitlines()
     assert len(lines) == engine.tokenizer.eot

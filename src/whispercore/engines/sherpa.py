@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sherpa_onnx
 
-from ..checkpoints import converted_folder, load_checkpoint, locate
+from ..checkpoints import exported_folder
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
-from ..onnx_export import precision
+from ..onnx_export import precision, told
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window
@@ -29,11 +30,14 @@ def load(settings: Settings, device: str) -> SherpaEngine:
         raise ConfigurationError("engine 'sherpa' runs on the CPU only: set device: cpu", param="device")
     if settings.fixed_tokens:
         raise ConfigurationError("engine 'sherpa' cannot decode a fixed number of tokens: set fixed_tokens: 0", param="fixed_tokens")
-    dtype, path = precision(settings, "cpu"), locate(settings)
-    folder, threads = converted_folder(settings, path, f"{dtype}-sherpa"), decoding_threads(settings)
-    if not (folder / "decoder.onnx").is_file():
-        message = f"{path} is not exported for engine 'sherpa' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
+    folder, threads = exported_folder(settings, "sherpa", precision(settings, "cpu")), decoding_threads(settings)
+    if not (folder / "tokens.txt").is_file():
+        command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
+        message = f"'{settings.model}' is not exported for engine 'sherpa' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
+    metadata = told(folder)
+    if "sot_sequence" not in metadata:
+        raise ConfigurationError(f"{folder} is not exported in sherpa-onnx's form: name the checkpoint it was made from", param="model")
     files = {name: str(folder / file) for name, file in _FILES.items()}
     try:
         recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(
@@ -42,15 +46,11 @@ def load(settings: Settings, device: str) -> SherpaEngine:
     except RuntimeError as error:
         message = f"{folder} cannot be loaded ({error}); delete it and run: python -m whispercore.checkpoints prepare"
         raise ConfigurationError(message, param="model") from error
-    dims = load_checkpoint(path).dims
-    described: dict[str, str | int] = {
-        "model": path.stem,
-        "device": "cpu",
-        "precision": dtype,
-        "threads": threads,
-        "batch": settings.batch_size or 1,
-    }
-    return SherpaEngine(recognizer, Tokenizer(dims.n_vocab), n_mels=dims.n_mels, max_batch=settings.batch_size or 1, described=described)
+    model, max_batch = Path(settings.model).name.removesuffix(".pt"), settings.batch_size or 1
+    described = {"model": model, "device": "cpu", "precision": metadata.get("dtype", "as exported")}
+    numbers = {"threads": threads, "batch": max_batch}
+    tokenizer = Tokenizer(int(metadata["n_vocab"]))
+    return SherpaEngine(recognizer, tokenizer, n_mels=int(metadata["n_mels"]), max_batch=max_batch, described={**described, **numbers})
 
 
 _LEAST_SAMPLES = SAMPLE_RATE // 10

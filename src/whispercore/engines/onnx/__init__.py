@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
-from ...checkpoints import converted_folder, empty_model, locate
+from ...checkpoints import empty_model, exported_folder
 from ...devices import decoding_threads
 from ...errors import ConfigurationError, EngineError, OutOfMemory
-from ...onnx_export import precision
+from ...onnx_export import precision, told
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -26,15 +28,19 @@ _MAX_BATCH = {"cpu": 8, "cuda": 32}
 
 
 def load(settings: Settings, device: str) -> OnnxEngine:
-    """The engine on `device` with the settings' checkpoint, exported beforehand. Raises ConfigurationError."""
-    dtype = precision(settings, device)
-    checkpoint = locate(settings)
-    folder = converted_folder(settings, checkpoint, f"{dtype}-onnx")
+    """The engine on `device` with the settings' checkpoint, exported beforehand, or an export itself. Raises ConfigurationError."""
+    folder = exported_folder(settings, "onnx", precision(settings, device))
     if not (folder / "decoder.onnx").is_file():
-        message = (
-            f"{checkpoint} is not exported for engine 'onnx' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
-        )
+        command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
+        message = f"'{settings.model}' is not exported for engine 'onnx' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
+    metadata = told(folder)
+    if "dims" not in metadata:
+        message = f"{folder} is exported in another form, such as sherpa-onnx's: name the checkpoint it was made from"
+        raise ConfigurationError(message, param="model")
+    dtype = metadata["dtype"]
+    if precision(replace(settings, dtype=dtype) if settings.dtype == "auto" else settings, device) != dtype:
+        raise ConfigurationError(f"{folder} is exported in {dtype}; not in {settings.dtype}", param="dtype")
     threads = decoding_threads(settings)
     try:
         model = Model(folder, device=device, threads=threads)
@@ -45,7 +51,7 @@ def load(settings: Settings, device: str) -> OnnxEngine:
         # PyTorch makes the spectrograms and applies the rules: with threads of its own it would spin against ONNX Runtime's.
         torch.set_num_threads(1)
     max_batch = settings.batch_size or _MAX_BATCH[device]
-    return OnnxEngine(model, name=checkpoint.stem, precision=dtype, threads=threads, max_batch=max_batch)
+    return OnnxEngine(model, name=Path(settings.model).name.removesuffix(".pt"), precision=dtype, threads=threads, max_batch=max_batch)
 
 
 class OnnxEngine:
