@@ -43,7 +43,7 @@ class Tokenizer:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The ISO codes the vocabulary has tokens for, in token order; ("en",) when English only."""
+        """The ISO codes the vocabulary has tokens for, in the order of `openai.all_language_tokens`; ("en",) when English only."""
         return tuple(self.openai.all_language_codes) if self.multilingual else ("en",)
 
     @property
