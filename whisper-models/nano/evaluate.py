@@ -34,7 +34,7 @@ Words = list[str]
 
 def words(text: str) -> Words:
     """Lower case, no punctuation."""
-    return re.sub(r"[^a-z0-9' ]", " ", text.lower()).split()
+    return re.sub(r"[^\w' ]", " ", text.lower()).split()
 
 
 def edits(reference: Words, heard: Words) -> int:
@@ -47,9 +47,8 @@ def edits(reference: Words, heard: Words) -> int:
     return row[-1]
 
 
-def transcribe(model: Whisper, recording: Recording, greedy: bool = True) -> dict[str, Any]:
-    """openai-whisper's transcribe: greedy, or with all its defaults."""
-    options: dict[str, Any] = {"temperature": 0.0, "language": "en"} if greedy else {}
+def transcribe(model: Whisper, recording: Recording, **options: Any) -> dict[str, Any]:
+    """openai-whisper's transcribe."""
     torch.manual_seed(0)
     return whisper.transcribe(model, recording.samples, fp16=False, verbose=None, **options)
 
@@ -71,11 +70,11 @@ def in_time(truth: list[Span], heard: list[dict[str, Any]]) -> int:
     return sum(any(close(span, segment) for segment in heard) for span in truth)
 
 
-def spoken_set(model: Whisper, recordings: list[Recording], show: int = 0, greedy: bool = True) -> dict[str, float]:
-    """WER and timestamps over recordings of speech."""
+def spoken_set(model: Whisper, recordings: list[Recording], show: int = 0, **options: Any) -> dict[str, float]:
+    """WER and timestamps over recordings of speech, greedy."""
     errors = total = on_time = segments = right = 0
     for recording in recordings:
-        result = transcribe(model, recording, greedy)
+        result = transcribe(model, recording, **{"temperature": 0.0, "language": "en", **options})
         wrong = edits(words(recording.text), words(result["text"]))
         if wrong and show:
             show -= 1
@@ -103,7 +102,7 @@ def no_speech_probability(model: Whisper, recording: Recording) -> float:
 
 def quiet_set(model: Whisper, recordings: list[Recording]) -> dict[str, float]:
     """Words made up where there are none, with transcribe's defaults."""
-    made_up = [len(words(transcribe(model, recording, greedy=False)["text"])) for recording in recordings]
+    made_up = [len(words(transcribe(model, recording)["text"])) for recording in recordings]
     probabilities = sorted(no_speech_probability(model, recording) for recording in recordings)
     return {
         "recordings": len(recordings),
@@ -132,26 +131,34 @@ def provenance() -> dict[str, Any]:
 def measure(path: Path, archive: Path, seed: int, limit: int | None, show: int) -> dict[str, Any]:
     """Every figure of the card."""
     model, results = whisper.load_model(str(path), device="cpu"), {}
-    for name, recordings in sets(archive, seed, limit).items():
+    recorded = sets(archive, seed, limit)
+    for name in (*ROWS, "quiet"):
         began = time.time()
-        results[name] = quiet_set(model, recordings) if name == "quiet" else spoken_set(model, recordings, show)
+        if name == "quiet":
+            results[name] = quiet_set(model, recorded[name])
+        else:
+            _, recordings, options = ROWS[name]
+            results[name] = spoken_set(model, recorded[recordings], show, **options)
         print(f"{name}: {json.dumps(results[name])} {time.time() - began:.0f} s", flush=True)
     return {"model_bytes": path.stat().st_size, "seed": seed, "provenance": provenance(), "results": results}
 
 
-ROWS = {
-    "sentences": "Held-out sentences, training voices, one a recording",
-    "packed": "Held-out sentences, training voices, several in 28 s",
-    "voices": "Held-out sentences, held-out voices, one a recording",
-    "digits": "FSDD's held-out speaker, single digits",
-    "strings": "FSDD's held-out speaker, strings of 2 to 8 digits",
+ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sentences": ("Held-out sentences, training voices, one a recording", "sentences", {}),
+    "packed": ("Held-out sentences, training voices, several in 28 s", "packed", {}),
+    "long": ("The same in 80 s, each window after the text before it", "long", {"condition_on_previous_text": True}),
+    "long_unconditioned": ("The same in 80 s, each window by itself", "long", {"condition_on_previous_text": False}),
+    "voices": ("Held-out sentences, held-out voices, one a recording", "voices", {}),
+    "digits": ("FSDD's held-out speaker, single digits", "digits", {}),
+    "strings": ("FSDD's held-out speaker, strings of 2 to 8 digits", "strings", {}),
 }
+"""Each row of the table: its title, its recordings, and the options that `transcribe` gets."""
 
 
 def table(measured: dict[str, Any]) -> str:
     """The card's results in Markdown."""
     lines = ["| Set | Recordings | Words | WER | Segments within 0.3 s |", "|---|---:|---:|---:|---:|"]
-    for name, title in ROWS.items():
+    for name, (title, _, _) in ROWS.items():
         row = measured["results"][name]
         figures = f"{row['recordings']} | {row['words']} | {row['wer']:.1%} | {row['segments_in_time']:.1%}"
         lines.append(f"| {title} | {figures} |")

@@ -136,6 +136,7 @@ def sets(archive: Path, seed: int, limit: int | None = None) -> dict[str, list[R
         "digits": [one_digit(rng, alone[i]) for i in take(100)],
         "strings": [digit_string(rng, clips, rng.randint(2, 8)) for _ in take(40)],
         "quiet": quiet(seed)[:: 1 if limit is None else 4],
+        "long": [packed(rng, familiar_voice(rng), 80.0) for _ in take(6)],
     }
 
 

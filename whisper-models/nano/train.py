@@ -10,7 +10,7 @@ import argparse
 import math
 import random
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import grammar
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from whisper.model import ModelDimensions, MultiHeadAttention, Whisper, sinusoids
 from whisper.tokenizer import get_tokenizer
-from windows import Composer, Pool, Style, Window
+from windows import Composer, Pool, Style, Window, mels
 
 DIMS = ModelDimensions(
     n_mels=80,
@@ -55,7 +55,7 @@ class Vocabulary:
         self.words = len(words)
         self.unused = len(self.rows)
         self.timestamps = self.unused - (DIMS.n_vocab - t.timestamp_begin)
-        self.eot = t.eot
+        self.eot, self.transcribe, self.translate = t.eot, t.transcribe, t.translate
         self.index = np.full(DIMS.n_vocab, self.unused)
         self.index[self.rows] = np.arange(len(self.rows))
 
@@ -70,8 +70,9 @@ def build(vocabulary: Vocabulary) -> Whisper:
     model = Whisper(DIMS)
     embedding = nn.Embedding(vocabulary.unused + 1, DIMS.n_text_state)
     nn.init.normal_(embedding.weight, std=0.05)
-    nn.init.normal_(model.decoder.positional_embedding, std=0.01)
+    model.decoder.positional_embedding.requires_grad_(False)
     with torch.no_grad():
+        model.decoder.positional_embedding.copy_(position_rows())
         embedding.weight[vocabulary.unused] = 0
         embedding.weight[vocabulary.timestamps : vocabulary.unused] = timestamp_rows()
     model.decoder.token_embedding = embedding
@@ -81,6 +82,13 @@ def build(vocabulary: Vocabulary) -> Whisper:
 def timestamp_rows() -> Tensor:
     """Timestamps begin as what the encoder adds at their moment, so that the decoder need only copy: (1501, width)."""
     return 0.1 * sinusoids(DIMS.n_audio_ctx + 1, DIMS.n_text_state)
+
+
+def position_rows() -> Tensor:
+    """The decoder's positions are sinusoids and not trained, so that what is learnt of a sentence holds wherever earlier text
+    puts it; turned by a random rotation, so as not to be mistaken for timestamps: (448, width)."""
+    rotation = torch.linalg.qr(torch.randn(DIMS.n_text_state, DIMS.n_text_state, generator=torch.Generator().manual_seed(0)))[0]
+    return 0.12 * sinusoids(DIMS.n_text_ctx, DIMS.n_text_state, max_timescale=DIMS.n_text_ctx) @ rotation
 
 
 def freeze_unused(model: Whisper) -> None:
@@ -134,8 +142,20 @@ def encode(model: Whisper, mel: Tensor, offset: int) -> Tensor:
     return encoder.ln_post(x)
 
 
-def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """→ mel (batch, 80, frames), inputs and targets (batch, length), and each window's CTC labels."""
+@dataclass
+class Batch:
+    """Some windows' mel (windows, 80, frames) and CTC labels, and what the decoder reads and should say: one pair of
+    (windows, length) without earlier text, and one for each kind of it."""
+
+    mel: Tensor
+    labels: list[Tensor]
+    texts: list[tuple[Tensor, Tensor]]
+    offset: int
+    name: str
+
+
+def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """→ the decoder's inputs and targets (batch, length)."""
     length = max(len(window.tokens) for window in windows) - 1
     inputs = np.full((len(windows), length), vocabulary.eot)
     targets = np.full((len(windows), length), IGNORE)
@@ -146,24 +166,17 @@ def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tens
         target[: w.fixed] = IGNORE
         target[w.loss_from] = vocabulary.index[w.first_target]
         targets[i, : len(target)] = target
-    labels = [torch.from_numpy(vocabulary.index[w.text_tokens] + 1) for w in windows]
-    mel = torch.from_numpy(np.stack([w.mel for w in windows]))
-    return mel, torch.from_numpy(vocabulary.index[inputs]), torch.from_numpy(targets), labels
+    return torch.from_numpy(vocabulary.index[inputs]), torch.from_numpy(targets)
 
 
-def losses(
-    model: Whisper, ctc: nn.Linear, batch: tuple[Tensor, Tensor, Tensor, list[Tensor]], offset: int, unused_logit: float
-) -> tuple[Tensor, Tensor]:
-    """The decoder's cross entropy and the encoder's CTC loss per label."""
-    mel, inputs, targets, labels = batch
-    device = ctc.weight.device
+def losses(model: Whisper, ctc: nn.Linear, batch: Batch, unused_logit: float) -> tuple[Tensor, Tensor]:
+    """The decoder's cross entropy, each kind of earlier text alike, and the encoder's CTC loss per label."""
+    device, labels = ctc.weight.device, batch.labels
     with torch.autocast(device.type, torch.bfloat16):
-        hidden = encode(model, mel.to(device), offset)
-        logits = model.decoder(inputs.to(device), hidden)
+        hidden = encode(model, batch.mel.to(device), batch.offset)
+        outputs = [model.decoder(inputs.to(device), hidden) for inputs, _ in batch.texts]
         frames = ctc(hidden)
-    logits = logits.float()
-    logits = torch.cat([logits[..., :-1], torch.full_like(logits[..., -1:], unused_logit)], dim=-1)
-    decoder = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=IGNORE)
+    decoder = torch.stack([cross_entropy(*pair, unused_logit) for pair in zip(outputs, (t for _, t in batch.texts), strict=True)])
     counts = torch.tensor([len(label) for label in labels])
     alignment = F.ctc_loss(
         frames.float().log_softmax(-1).transpose(0, 1),
@@ -172,7 +185,15 @@ def losses(
         counts,
         zero_infinity=True,
     )
-    return decoder, alignment
+    return decoder.mean(), alignment
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, unused_logit: float) -> Tensor:
+    """Over the positions with a target only: (batch, length, rows + 1) against (batch, length)."""
+    targets = targets.to(logits.device)
+    logits = logits[targets != IGNORE].float()
+    logits = torch.cat([logits[:, :-1], torch.full_like(logits[:, -1:], unused_logit)], dim=-1)
+    return F.cross_entropy(logits, targets[targets != IGNORE])
 
 
 def optimizers(model: Whisper, ctc: nn.Linear, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
@@ -193,14 +214,22 @@ def rate(step: int, part_done: float, args: argparse.Namespace) -> float:
     return warm * max(0.01, 1 - part_done) if args.decay else warm
 
 
-def draw_batch(composer: Composer, rng: random.Random, mix: list[float], prompts: float) -> tuple[list[Window], int, int]:
-    """→ windows, their offset in encoder positions, and the index of their shape."""
+def draw_batch(composer: Composer, rng: random.Random, vocabulary: Vocabulary, mix: list[float], prompts: float) -> Batch:
+    """Windows of a random shape at a random offset; `prompts` of the batches are also read after earlier text, of any length
+    and as long as ever: the encoder being most of the work, that costs little."""
     shape = rng.choices(range(len(SHAPES)), mix)[0]
     frames, count = SHAPES[shape]
     offset = rng.randrange(0, (3000 - frames) // 2 + 1) if rng.random() < 0.8 else 0
-    prompted = rng.random() < prompts
-    windows = [composer.window(frames, 2 * offset, prompted and rng.random() < 0.8) for _ in range(count)]
-    return windows, offset, shape
+    windows = [composer.window(frames, 2 * offset) for _ in range(count)]
+    lengths = (False, True) if rng.random() < prompts else ()
+    texts = [windows, *([composer.prompted(window, full) for window in windows] for full in lengths)]
+    return Batch(
+        mel=mels(windows),
+        labels=[torch.from_numpy(vocabulary.index[w.text_tokens] + 1) for w in windows],
+        texts=[collate(text, vocabulary) for text in texts],
+        offset=offset,
+        name=f"{frames // 100}s",
+    )
 
 
 def export(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
@@ -208,6 +237,7 @@ def export(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
     state = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
     table = torch.zeros(DIMS.n_vocab, DIMS.n_text_state, dtype=torch.float16)
     table[vocabulary.rows] = state["decoder.token_embedding.weight"][:-1]
+    table[vocabulary.translate] = table[vocabulary.transcribe]  # English to English
     state["decoder.token_embedding.weight"] = table
     temporary = path.with_suffix(".tmp")
     torch.save({"dims": asdict(DIMS), "model_state_dict": state}, temporary)
@@ -232,9 +262,9 @@ def save(
         export(model, vocabulary, args.export)
 
 
-def report(step: int, means: dict[int, list[float]], elapsed: float, composing: float) -> None:
+def report(step: int, means: dict[str, list[float]], elapsed: float, composing: float) -> None:
     """One line of the log: the running losses and seconds a step of each shape."""
-    parts = [f"{SHAPES[s][0] // 100}s dec {d:.3f} ctc {c:.3f} {t:.2f}s" for s, (d, c, t) in sorted(means.items())]
+    parts = [f"{name} dec {d:.3f} ctc {c:.3f} {t:.2f}s" for name, (d, c, t) in sorted(means.items())]
     print(step, " | ".join(parts), f"{elapsed:.0f}s, composing {composing / elapsed:.0%}", flush=True)
 
 
@@ -300,19 +330,18 @@ def main() -> None:
     composer = Composer(Pool(args.pool), args.seed * 1000 + first, Style(human=args.human, synthetic_digits=args.digits))
     mix = [float(part) for part in args.mix.split(",")]
     started, composing = time.time(), 0.0
-    means: dict[int, list[float]] = {}
+    means: dict[str, list[float]] = {}
     for step in range(args.steps):
         began = time.time()
         part_done = max(step / args.steps, (began - started) / (60 * args.minutes))
         if part_done >= 1:
             break
-        windows, offset, shape = draw_batch(composer, rng, mix, args.prompts)
-        batch = collate(windows, vocabulary)
+        batch = draw_batch(composer, rng, vocabulary, mix, args.prompts)
         composing += time.time() - began
         for optim, lrs in zip(optims, base_rates, strict=True):
             for group, lr in zip(optim.param_groups, lrs, strict=True):
                 group["lr"] = lr * rate(step, part_done, args)
-        decoder, alignment = losses(model, ctc, batch, offset, vocabulary.unused_logit)
+        decoder, alignment = losses(model, ctc, batch, vocabulary.unused_logit)
         for optim in optims:
             optim.zero_grad()
         (decoder + args.ctc * alignment).backward()
@@ -320,8 +349,8 @@ def main() -> None:
         for optim in optims:
             optim.step()
         now = [decoder.item(), alignment.item(), time.time() - began]
-        past = means.setdefault(shape, now)
-        means[shape] = [0.9 * a + 0.1 * b for a, b in zip(past, now, strict=True)]
+        past = means.setdefault(batch.name, now)
+        means[batch.name] = [0.9 * a + 0.1 * b for a, b in zip(past, now, strict=True)]
         if step % 20 == 19:
             report(first + step + 1, means, time.time() - started, composing)
         if step % args.save_every == args.save_every - 1:

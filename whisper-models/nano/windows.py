@@ -6,11 +6,12 @@ Everything happens in mel power at 10 ms hops, where adding sounds is adding num
 import json
 import random
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grammar
 import numpy as np
+import torch
 from generate import PAD_FRAMES
 from whisper.tokenizer import Tokenizer, get_tokenizer
 
@@ -23,8 +24,14 @@ TELEPHONE_BIN = 62
 STAMP_GRID = 5
 """Timestamps are multiples of 5 x 20 ms = 0.1 s: five times fewer to tell apart."""
 
+MAX_ECHO = 15
+"""Frames of a sentence's end that a window may begin with, its timestamp having come too early."""
+
 MAX_INITIAL_SECONDS = 1.0
 """Whisper's decoding never lets the first timestamp be later."""
+
+PROMPT_TOKENS = 223
+"""The most earlier text that Whisper's decoding takes: half of the decoder's positions, less one."""
 
 STRING_PAUSE = 1.3
 """Silence around a digit string, so that its end can be told from a gap between two of its digits."""
@@ -77,6 +84,12 @@ class Window:
     first_target: int
     fixed: int
     text_tokens: list[int] = field(default_factory=list)
+    stamped: bool = False
+
+    def after(self, prompt: list[int]) -> "Window":
+        """The same window with `prompt` before <|startoftranscript|>."""
+        head = len(prompt)
+        return replace(self, tokens=[*prompt, *self.tokens], loss_from=self.loss_from + head, fixed=self.fixed + head)
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ class Style:
 
     human: float = 0.2
     synthetic_digits: float = 0.1
-    timestamps: float = 0.6
+    timestamps: float = 0.7
     nothing: float = 0.08
 
 
@@ -146,24 +159,26 @@ class Composer:
         level = 2 * self.rng.uniform(low, high)
         return np.exp2((bank[start : start + frames].astype(np.float32) + level) * np.float32(np.log2(10)))
 
-    def window(self, frames: int, offset: int = 0, prompt: bool = False) -> Window:
+    def window(self, frames: int, offset: int = 0) -> Window:
         """A window of `frames` x 10 ms whose first frame is at `offset` x 10 ms of the positions the encoder knows."""
         if self.rng.random() < self.style.nothing:
-            return self.silence(frames, prompt)
+            return self.silence(frames)
         power = np.zeros((frames, N_MELS), dtype=np.float32)
         stamped = self.rng.random() < self.style.timestamps
         tokens, text_tokens = [], []
-        wanted = self.rng.choice((1, 1, 2, 3, 5, 8, 12, 20))
+        wanted = self.rng.choice((1, 2, 3, 5, 12, 20, 20, 20))
         longest = 1.2 if self.rng.random() < 0.7 else 4.0
         at = int(100 * self.rng.uniform(0, 1.0 if self.rng.random() < 0.9 else 3.0))
         gain = self.rng.uniform(-0.8, 0.1)
+        if self.rng.random() < 0.25:
+            self.echo(power, min(at, MAX_ECHO), gain)
         heard = at
         for count in range(wanted):
             segment = self.segment()
             if segment.is_string and count:
                 at += int(100 * STRING_PAUSE)
             if at + segment.frames > frames - 2:
-                cut = count > 0 and stamped and at < frames - 30 and self.rng.random() < 0.5
+                cut = count > 0 and stamped and at < frames - 5 and self.rng.random() < 0.8
                 if cut:
                     self.place(power, segment, at, gain)
                     heard = frames
@@ -179,8 +194,14 @@ class Composer:
             text_tokens += said
             at += int(100 * self.rng.uniform(0.15, longest)) + (int(100 * STRING_PAUSE) if segment.is_string else 0)
         if not text_tokens:
-            return self.window(frames, offset, prompt)
-        return self.finish(power, heard, tokens, text_tokens, stamped, prompt)
+            return self.window(frames, offset)
+        return self.finish(power, heard, tokens, text_tokens, stamped)
+
+    def echo(self, power: np.ndarray, frames: int, gain: float) -> None:
+        """The last moment of a sentence that the window before has said: timestamps are that coarse."""
+        clip = self.pool.clip(self.rng.choice(self.pool.sentences))
+        if frames > PAD_FRAMES:
+            self.place(power, Segment("", [self.coloured(clip[-frames:])], [0]), 0, gain)
 
     def place(self, power: np.ndarray, segment: Segment, at: int, gain: float) -> None:
         """Add a segment's power from frame `at` on, cut at the window's end; gain is log10 of the amplitude."""
@@ -190,7 +211,7 @@ class Composer:
             power[at : at + len(part)] += np.exp2((part + 2 * gain) * np.float32(np.log2(10)))
             at += len(clip)
 
-    def silence(self, frames: int, prompt: bool) -> Window:
+    def silence(self, frames: int) -> Window:
         """A window in which nobody speaks."""
         power = np.zeros((frames, N_MELS), dtype=np.float32)
         heard = self.rng.randrange(20, frames + 1)
@@ -202,7 +223,7 @@ class Composer:
         # Whisper's decoding forbids an empty first token, so without timestamps a full stop is the next best nothing.
         dot = [] if self.rng.random() < 0.9 else self.tokenizer.encode(".")
         tokens = [self.stamp(0)] if stamped else dot
-        return self.finish(power, heard, tokens, [], stamped, prompt, quiet=True)
+        return self.finish(power, heard, tokens, [], stamped, quiet=True)
 
     def finish(
         self,
@@ -211,7 +232,6 @@ class Composer:
         tokens: list[int],
         text_tokens: list[int],
         stamped: bool,
-        prompt: bool,
         quiet: bool = False,
     ) -> Window:
         """Add noise and masks, scale as Whisper does, and put the special tokens around the text."""
@@ -228,17 +248,17 @@ class Composer:
         if self.rng.random() < 0.6:
             # whisper.transcribe pads the last window's spectrogram with zeros rather than its audio with silence
             mel[min(len(mel), heard + self.rng.choice((0, 0, 2, 5, 10, 30, 60, 100))) :] = 0.0
-        head = self.prompt() if prompt else []
         english = t.to_language_token("en")
         sot = [t.sot, english, t.transcribe, *([] if stamped else [t.no_timestamps])]
         return Window(
             mel=np.ascontiguousarray(mel.T),
-            tokens=[*head, *sot, *tokens, t.eot],
-            loss_from=len(head),
-            fixed=len(head) + len(sot) - 1,
+            tokens=[*sot, *tokens, t.eot],
+            loss_from=0,
+            fixed=len(sot) - 1,
             # one quiet window in ten says English, lest language detection fall on an untrained row in silence
             first_target=t.no_speech if quiet and self.rng.random() < 0.9 else english,
             text_tokens=text_tokens,
+            stamped=stamped,
         )
 
     def mask(self, mel: np.ndarray) -> None:
@@ -251,12 +271,30 @@ class Composer:
                 start = self.rng.randrange(len(mel) - 10)
                 mel[start : start + self.rng.randint(1, 7)] = SILENT
 
-    def prompt(self) -> list[int]:
-        """`<|startofprev|>` and one to twelve earlier sentences, with or without their timestamps."""
-        stamped, tokens, at = self.rng.random() < 0.6, [], 0
-        for _ in range(self.rng.choice((1, 1, 2, 3, 5, 8, 12))):
-            said = self.encode(self.pool.index[self.rng.choice(self.pool.sentences)]["text"])
-            end = at + self.rng.randint(100, 300)
+    def text(self) -> str:
+        """What somebody might have said before: a sentence, or now and then digits."""
+        if self.rng.random() < self.style.human + self.style.synthetic_digits:
+            return grammar.digit_string([self.rng.randrange(10) for _ in range(self.rng.randint(1, 8))])
+        return self.pool.index[self.rng.choice(self.pool.sentences)]["text"]
+
+    def prompt(self, stamped: bool, length: int) -> list[int]:
+        """`<|startofprev|>` and the last `length` tokens of earlier windows, as `whisper.transcribe` gives them: with their
+        timestamps, which begin anew with each window, and from the middle of a sentence on; sometimes without timestamps."""
+        tokens: list[int] = []
+        at = self.rng.randint(0, 3000)
+        while len(tokens) < length:
+            said = self.encode(self.text())
+            end = at + self.rng.randint(90, 350)
             tokens += [self.stamp(at), *said, self.stamp(end)] if stamped else said
-            at = 0 if end > 2500 else end + self.rng.randint(10, 100)
-        return [self.tokenizer.sot_prev, *tokens[-223:]]
+            at = self.rng.randint(0, 100) if end > 2650 else end + self.rng.randint(15, 120)
+        return [self.tokenizer.sot_prev, *(tokens[-length:] if self.rng.random() < 0.8 else tokens[:length])]
+
+    def prompted(self, window: Window, full: bool) -> Window:
+        """The window after earlier text: as much as ever fits, or of any length."""
+        stamped = self.rng.random() < (0.9 if window.stamped else 0.25)
+        return window.after(self.prompt(stamped, PROMPT_TOKENS if full else self.rng.randint(1, PROMPT_TOKENS)))
+
+
+def mels(windows: list[Window]) -> torch.Tensor:
+    """(windows, 80, frames)."""
+    return torch.from_numpy(np.stack([window.mel for window in windows]))
