@@ -302,6 +302,22 @@ def test_it_is_closed(nano: Checkpoint, recordings: list[Samples]) -> None:
         engine.decode(windows(recordings[:1]))
 
 
+def test_without_packed_weights(
+    nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A processor that oneDNN has no kernels for, and what a GPU computes."""
+
+    def refused(*_: object) -> None:
+        raise RuntimeError("could not create a primitive")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refused)
+        engine = TorchEngine(nano, max_batch=2)
+    assert not engine._model.unembed.packed
+    asked = windows(recordings[:2], replace(ENGLISH, alignment="all"))
+    check_equal(engine.decode(asked), reference.decode(asked))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_hears_the_same_words(
     nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], dtype: torch.dtype

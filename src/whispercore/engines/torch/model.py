@@ -253,12 +253,15 @@ class _Loader:
 
     def packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
         """Packed for oneDNN where PyTorch has it: its own compiler calls the same, under names that it does not document."""
+        plain = Linear(weight, bias)
         if self.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            return Linear(weight, bias)
+            return plain
         try:
-            return Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias, packed=True)
+            packed = Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias, packed=True)
+            packed.gelu(weight.new_zeros(1, weight.shape[1]))
         except RuntimeError:  # a processor that oneDNN has no such kernel for
-            return Linear(weight, bias)
+            return plain
+        return packed
 
     def block(self, name: str, heads: int) -> Block:
         return Block(
