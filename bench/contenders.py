@@ -370,6 +370,8 @@ OURS, PLAIN = "this server", "plain handler"
 NAMES = (OURS, "core", PLAIN, *(name for name in LIBRARIES if name != "core"))
 BATCHING = (OURS, "core", "faster-whisper, a worker a core", "faster-whisper batched", "transformers")
 """Whose throughput depends on how many recordings there are at once."""
+SEVERAL_ONLY = ("faster-whisper, a worker a core",)
+"""Who has one core only for a recording."""
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 
 from bench import results, serve_plot, speech, table
-from bench.contenders import BATCHING, LIBRARIES, NAMES, OURS, PLAIN, Alone, Contender, Served, Setup, served
+from bench.contenders import BATCHING, LIBRARIES, NAMES, OURS, PLAIN, SEVERAL_ONLY, Alone, Contender, Served, Setup, served
 from bench.load import LoadError, Work, open_loop
 from bench.results import spread
 from bench.work import CLIP_SECONDS, HEADERS
@@ -160,10 +160,8 @@ class Loads:
         """A round of clips: every contender gets clips of the round, in the same order; the slow ones fewer."""
         supply: list[bytes] = []
         for name in self._turns(number):
-            if together > plan.concurrencies[0] and name not in BATCHING and name != PLAIN:
-                continue  # it takes one after the other: as fast as one at once
-            if together > 8 and name == PLAIN:
-                continue  # one after the other as well, and 32 take it a minute
+            if not self._worthwhile(name, together, plan):
+                continue
             count = self._count(name, together, plan)
             while len(supply) < count:
                 supply.extend(speech.clips(1, CLIP_SECONDS, seed=10_000 * together + 100 * number + len(supply)))
@@ -176,6 +174,8 @@ class Loads:
         """A round of one long file."""
         recording = speech.long_recording(plan.long_seconds, seed=number)
         for name in self._turns(number):
+            if name in SEVERAL_ONLY:
+                continue
             if work := self._attempt(name, [recording], 1):
                 self.seen[name].long.append(work)
                 self._report(name, f"{plan.long_seconds / 60:g} min, round {number + 1}", plan.long_seconds, work)
@@ -184,11 +184,20 @@ class Loads:
         names = [name for name in self.contenders if name not in self.missing]
         return names[number % len(names) :] + names[: number % len(names)]
 
+    def _worthwhile(self, name: str, together: int, plan: Plan) -> bool:
+        """Not more at once for who takes one after the other, nor more than it does in a few times `patience`."""
+        rate = self._rate(name)
+        alone = together > plan.concurrencies[0] and name not in (*BATCHING, PLAIN)
+        return not alone and (rate is None or together <= 5 * plan.patience * rate)
+
+    def _rate(self, name: str) -> float | None:
+        """Clips a second, the most of any load so far."""
+        works = [work for works in self.seen[name].clips.values() for work in works]
+        return max((len(work.seconds) / work.wall for work in works), default=None)
+
     def _count(self, name: str, together: int, plan: Plan) -> int:
         """Enough clips for `patience` seconds, by what is known of the contender, and a whole number of batches."""
-        known = self.seen[name].clips
-        latest = max((works[-1] for works in known.values()), key=lambda work: len(work.seconds) / work.wall, default=None)
-        wanted = plan.patience * len(latest.seconds) / latest.wall if latest else 4
+        wanted = plan.patience * (self._rate(name) or 0.3)
         return max(1, round(wanted / together)) * together
 
     def _attempt(self, name: str, recordings: Sequence[bytes], together: int) -> Work | None:
