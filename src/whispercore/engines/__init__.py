@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib import import_module
 from types import MappingProxyType
 from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
 
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
-from ..types import Decoded, Decoding, Window
+from ..types import SAMPLE_RATE, Decoded, Decoding, Window
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = {
     "openai": "openai-whisper",
@@ -123,12 +129,40 @@ def load_engines(settings: Settings) -> list[Engine]:
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine that `settings` asks for: auto is torch on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do."""
+    """The engine that `settings` asks for: auto is torch on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do.
+
+    What auto has chosen for a GPU is tried first; where it fails, openai-whisper's own code serves, which runs wherever PyTorch does.
+    """
     device = choose_device(settings)
     name = choose_engine(settings, device)
+    if settings.engine != "auto" or device != "cuda":
+        return _load(name, settings, device)
+    with ExitStack() as failed:
+        try:
+            engine = _load(name, settings, device)
+            failed.callback(engine.close)
+            _try(engine)
+            failed.pop_all()
+            return engine
+        except ConfigurationError:
+            raise
+        except Exception:
+            logger.exception("engine '%s' does not work on this GPU: engine 'openai' serves instead", name)
+    return _load("openai", settings, device)
+
+
+def _load(name: str, settings: Settings, device: str) -> Engine:
     try:
         module = import_module(f".{name}", __package__)
     except ImportError as error:
         package = _PACKAGES.get(name, name)
         raise ConfigurationError(f"engine '{name}' cannot be imported ({error}); run: pip install {package}", param="engine") from error
     return cast(Engine, module.load(settings, device))
+
+
+def _try(engine: Engine) -> None:
+    """Decode a second of faint noise, alone and in company, with the times of its words."""
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=SAMPLE_RATE).astype(np.float32)
+    window = Window(noise, 0.0, Decoding(max_tokens=16, alignment="all"))
+    for count in (1, min(4, engine.max_batch)):
+        engine.decode([window] * count)
