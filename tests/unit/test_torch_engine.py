@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from whisper.model import ModelDimensions
 
 from whispercore.audio import read_samples
 from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, write_random
@@ -138,6 +139,18 @@ def test_random_weights_of_real_shapes(tmp_path: Path, recordings: list[Samples]
     found, expected = TorchEngine(checkpoint, max_batch=3), OpenAIEngine(checkpoint)
     for decoding in (Decoding(max_tokens=12), Decoding(language="en", max_tokens=5, prompt=(400, 500, 600), beam_size=2)):
         asked = windows(recordings[3:5], decoding)
+        check_equal(found.decode(asked), expected.decode(asked))
+
+
+@pytest.mark.parametrize(("mels", "vocabulary"), [(80, 51_864), (128, 51_866)], ids=["english-only", "large-v3"])
+def test_other_vocabularies(tmp_path: Path, recordings: list[Samples], mels: int, vocabulary: int) -> None:
+    path = tmp_path / "narrow.pt"
+    write_random(ModelDimensions(mels, 1500, 64, 2, 2, vocabulary, 448, 64, 2, 2), path, dtype=torch.float32)
+    checkpoint = load_checkpoint(path)
+    found, expected = TorchEngine(checkpoint, max_batch=2), OpenAIEngine(checkpoint)
+    whole = replace(ENGLISH, prompt=(7,) * 223, ignore_eot=True)
+    for decoding in (Decoding(max_tokens=9), Decoding(max_tokens=9, timestamps=False, prompt=(5, 6), alignment="all"), whole):
+        asked = windows(recordings[:2], decoding)
         check_equal(found.decode(asked), expected.decode(asked))
 
 
