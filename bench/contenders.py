@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import psutil
 import soundfile
 
 from whispercore import checkpoints, wire
@@ -79,6 +80,10 @@ class Contender(Protocol):
         """Transcribe them all."""
         ...
 
+    def processor_seconds(self) -> float:
+        """What its processes have used so far."""
+        ...
+
 
 class Served:
     """A TorchServe with a model: ours or the plain handler's."""
@@ -90,6 +95,10 @@ class Served:
         """A closed loop over HTTP, the replies checked."""
         load = closed_loop(self.server.port, self.server.model, recordings, self.headers(recordings[0]), concurrency=together)
         return Work(load.wall, tuple(reply.seconds for reply in load.replies), self.windows(load.replies))
+
+    def processor_seconds(self) -> float:
+        """TorchServe's and its worker's."""
+        return self.server.processor_seconds()
 
     def headers(self, recording: bytes) -> dict[str, str]:
         """What a clip or a long recording is sent with."""
@@ -139,6 +148,11 @@ class Alone:
         self._pipe.send((recordings, together))
         work: Work = self._answer()
         return work
+
+    def processor_seconds(self) -> float:
+        """The process's."""
+        used = psutil.Process(self._process.pid).cpu_times()
+        return float(used.user + used.system)
 
     def stop(self) -> None:
         """End the process."""

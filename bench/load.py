@@ -29,11 +29,12 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a contender did: the seconds it took in all and for each recording, and how many windows it decoded."""
+    """What a contender did: the seconds it took in all and for each recording, how many windows it decoded, and its processor seconds."""
 
     wall: float
     seconds: tuple[float, ...]
     windows: int
+    processor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from threading import Thread
 from typing import Any
@@ -201,8 +201,11 @@ class Loads:
         return max(1, round(wanted / together)) * together
 
     def _attempt(self, name: str, recordings: Sequence[bytes], together: int) -> Work | None:
+        one = self.contenders[name]
         try:
-            return self.contenders[name].load(recordings, together)
+            before = one.processor_seconds()
+            work = one.load(recordings, together)
+            return replace(work, processor=one.processor_seconds() - before)
         except (LoadError, RuntimeError) as error:
             if name == OURS:
                 raise
@@ -229,6 +232,7 @@ def summary(seen: dict[str, Seen], plan: Plan) -> dict[str, Any]:
             entry: dict[str, Any] = {"ratio": spread(ratios), "audio_per_second": spread(CLIP_SECONDS * rate for rate in rates or alone)}
             if rates:
                 entry["latency_median_seconds"] = spread(statistics.median(work.seconds) for work in one.clips[together])
+                entry["processor_seconds"] = spread(work.processor / len(work.seconds) for work in one.clips[together])
                 entry["clips"] = sum(len(work.seconds) for work in one.clips[together])
             found[name]["clips"][str(together)] = entry
     return found

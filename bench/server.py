@@ -81,6 +81,12 @@ class Server:
         worker = next(process for process in psutil.Process(self._process.pid).children(recursive=True) if _role(process) == "worker")
         return round(float(worker.memory_info().rss) / MEGABYTE, 1)
 
+    def processor_seconds(self) -> float:
+        """What the server's processes have used so far."""
+        used = [process.cpu_times() for process in psutil.Process(self._process.pid).children(recursive=True)]
+        used.append(psutil.Process(self._process.pid).cpu_times())
+        return float(sum(times.user + times.system for times in used))
+
     def stop(self) -> None:
         """SIGTERM to the command, then wait until everything it started is gone."""
         family = self._family()

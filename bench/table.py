@@ -126,7 +126,8 @@ def serve_one(content: dict[str, Any]) -> str:
     counts = [str(count) for count in settings["plan"]["concurrencies"]]
     at = _goal_count(counts)
     titles = {"seconds of audio a second": "---"} | {f"{count} at once": "--:" for count in counts}
-    titles |= {f"a file of {_duration(settings['plan']['long_seconds'])}": "--:", f"this server is faster, {at} at once": "--:"}
+    titles |= {f"a file of {_duration(settings['plan']['long_seconds'])}": "--:", "processor time a clip": "--:"}
+    titles |= {f"this server is faster, {at} at once": "--:"}
     rows = [_serve_row(name, seen, counts, at) for name, seen in result["contenders"].items()]
     rows += [(name, f"none: {reason}".replace("|", "\\|"), *[""] * (len(titles) - 2)) for name, reason in result["missing"].items()]
     waits = [_wait_row(name, seen, result["arrivals"].get(name, {}), settings["plan"]["rates"]) for name, seen in result["mixed"].items()]
@@ -164,8 +165,9 @@ def _serve_row(name: str, seen: dict[str, Any], counts: list[str], at: str) -> t
     clips = [seen["clips"].get(count) for count in counts]
     rates = [_spread(one["audio_per_second"], 1) if one and "clips" in one else "" for one in clips]
     long = _spread(seen["long"]["audio_per_second"], 1) if seen["long"] else ""
+    used = next((one["processor_seconds"] for one in (seen["clips"].get(at), *clips) if one and "clips" in one), None)
     ratio = "" if name == "this server" or at not in seen["clips"] else _spread(seen["clips"][at]["ratio"], 2, " times")
-    return (f"**{name}**" if name == "this server" else name, *rates, long, ratio)
+    return (f"**{name}**" if name == "this server" else name, *rates, long, f"{used['median']:.2f} s" if used else "", ratio)
 
 
 def _serve_goals(contenders: dict[str, Any], at: str, most: str) -> Iterator[str]:

@@ -248,10 +248,14 @@ class _Steady:
     """A contender that takes so long for a clip."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.seen = name, seconds, list[bytes]()
+        self.name, self.seconds, self.seen, self.used = name, seconds, list[bytes](), 0.0
+
+    def processor_seconds(self) -> float:
+        return self.used
 
     def load(self, recordings: Sequence[bytes], together: int) -> Work:
         self.seen += recordings
+        self.used += 2 * self.seconds * len(recordings)
         return Work(self.seconds * len(recordings), (self.seconds,) * len(recordings), len(recordings))
 
 
@@ -270,6 +274,7 @@ def test_contenders_take_turns_and_get_the_same_clips(monkeypatch: pytest.Monkey
     found = serve.summary(seen, plan)
     assert found["openai-whisper"]["clips"]["8"]["ratio"].median == pytest.approx(4.0)
     assert found["core"]["clips"]["8"]["ratio"].median == pytest.approx(0.9)
+    assert found["core"]["clips"]["8"]["processor_seconds"].median == pytest.approx(1.8), "of two cores"
     loads.clips(64, 0, plan)
     assert 64 not in seen["core"].clips, "it takes more than a few times eight seconds for so many"
 
