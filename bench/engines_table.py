@@ -98,16 +98,17 @@ def plot(folder: Path, rows: Rows) -> str:
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "whisper", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         for row in heard:
-            x, y = row["rtfx"], 100 * row["wer"]
-            axes.scatter(x, y, color=COLOURS.get(row["engine"], "#000000"), s=30)
-            axes.annotate(_label(row, heard), (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axes.set_xscale("log")
+            x, y, colour = row["rtfx"], 100 * row["wer"], COLOURS.get(row["engine"], "#000000")
+            slower = sum(one["wer"] == row["wer"] and one["rtfx"] < x for one in heard)
+            above = 5 + 9 * (slower % 4)  # equal error rates are usual: their names stand on steps
+            axes.scatter(x, y, color=colour, s=30)
+            axes.annotate(_label(row, heard), (x, y), xytext=(3, above), textcoords="offset points", fontsize=7, color=colour)
         axes.set_xlabel("RTFx: seconds of audio a second")
         axes.set_ylabel("word error rate, %")
         axes.set_ylim(0, 1.25 * max(100 * row["wer"] for row in heard) or 1)
-        axes.margins(x=0.2)
+        axes.set_xlim(0, 1.25 * max(row["rtfx"] for row in heard))
         figure.savefig(folder / "engines.svg", metadata={"Date": None})
         pyplot.close(figure)
     return str(folder / "engines.svg")
@@ -178,10 +179,12 @@ def _markdown(titles: dict[str, str], cells: list[tuple[str, ...]]) -> str:
 
 def _origin(content: dict[str, Any]) -> str:
     rows, machine = content["result"]["rows"], content["provenance"]["machine"]
-    seen = dict.fromkeys(f"`{row['measured']['commit'][:7]}`" + " with changes" * row["measured"]["dirty"] for row in rows)
+    by_date = sorted((row["measured"] for row in rows), key=lambda measured: measured["date"])
+    commits = dict.fromkeys(f"`{one['commit'][:7]}`" for one in (by_date[0], by_date[-1]))
+    seen = " to ".join(commits) + " with changes" * any(one["dirty"] for one in by_date)
     known = dict.fromkeys(row["package"] for row in rows if row.get("package"))
     return (
-        f"Measured by `python -m bench engines` at {', '.join(seen)} on an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, "
+        f"Measured by `python -m bench engines` at {seen} on an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, "
         f"{', '.join(known)}.\nEach row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
         "latency × is that over engine `openai` in float32,\nprocessor × the same of the process's processor time, which a busy machine "
         "hardly changes. Load: from the process's start to the weights in memory,\nimports and all. On disk: what the engine reads.\n"
