@@ -35,6 +35,7 @@ from .load import LoadError, Reply, Work, closed_loop
 from .server import Server, ours, plain
 from .work import HEADERS, checkpoint, environment, in_process
 
+OURS, CORE, PLAIN = "this server", "core", "plain handler"
 WINDOW_SECONDS = 30
 BATCH = 16
 """Recordings or windows that a library's batch holds at most, as transformers' users set it."""
@@ -372,7 +373,7 @@ def whisper_cpp(setup: Setup) -> Iterator[Run]:
 
 
 LIBRARIES: dict[str, Callable[[Setup], AbstractContextManager[Run]]] = {
-    "core": core,
+    CORE: core,
     "openai-whisper": openai_whisper,
     "faster-whisper": faster_whisper,
     "faster-whisper, a worker a core": faster_whisper_workers,
@@ -380,9 +381,8 @@ LIBRARIES: dict[str, Callable[[Setup], AbstractContextManager[Run]]] = {
     "transformers": transformers,
     "whisper.cpp": whisper_cpp,
 }
-OURS, PLAIN = "this server", "plain handler"
-NAMES = (OURS, "core", PLAIN, *(name for name in LIBRARIES if name != "core"))
-BATCHING = (OURS, "core", "faster-whisper, a worker a core", "faster-whisper batched", "transformers")
+NAMES = (OURS, CORE, PLAIN, *(name for name in LIBRARIES if name != CORE))
+BATCHING = (OURS, CORE, "faster-whisper, a worker a core", "faster-whisper batched", "transformers")
 """Whose throughput depends on how many recordings there are at once."""
 SEVERAL_ONLY = ("faster-whisper, a worker a core",)
 """Who has one core only for a recording."""

@@ -38,6 +38,7 @@ def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, token
     `tokenizer`: a folder with tokenizer.json. Exactly `tokens` of every window, greedily, without timestamps.
     """
     torch.set_num_threads(threads)
+    transformers().logging.set_verbosity_error()
     model, counts = _model(checkpoint, tokens).to(device), list[int]()
     if device != "cpu":
         model = model.half()

@@ -189,7 +189,7 @@ class _Known:
         self._answer = answer
 
     def batch_key(self, decoding: Decoding) -> object:
-        return None
+        return 0  # all alike
 
     def decode(self, given: Sequence[Window]) -> list[Decoded]:
         return [self._answer] * len(given)

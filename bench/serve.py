@@ -14,6 +14,7 @@ if not __package__:  # started as a file: its folder is on the path, and the pac
 
 import argparse
 import json
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -27,7 +28,7 @@ import torch
 from rich.console import Console
 
 from bench import results, serve_plot, speech, table
-from bench.contenders import BATCHING, LIBRARIES, NAMES, OURS, PLAIN, SEVERAL_ONLY, Alone, Contender, Served, Setup, served
+from bench.contenders import BATCHING, CORE, LIBRARIES, NAMES, OURS, PLAIN, SEVERAL_ONLY, Alone, Contender, Served, Setup, served
 from bench.load import LoadError, Work, open_loop
 from bench.results import spread
 from bench.work import CLIP_SECONDS, HEADERS
@@ -66,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, or 1 when ours failed or did other work than it was told to."""
     arguments = _parser().parse_args(argv)
     console = Console(stderr=True, highlight=False)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that what it started ends with it
     folder = arguments.results or results.RESULTS
     for size in arguments.model:
         tell = partial(_tell, console, size)
@@ -185,8 +187,8 @@ class Loads:
         return names[number % len(names) :] + names[: number % len(names)]
 
     def _worthwhile(self, name: str, together: int, plan: Plan) -> bool:
-        """Not more at once for who takes one after the other, nor more than it does in a few times `patience`."""
-        rate = self._rate(name)
+        """Ours always; no more at once for who takes one after the other, nor than it does in a few times `patience`."""
+        rate = None if name in (OURS, CORE) else self._rate(name)
         alone = together > plan.concurrencies[0] and name not in (*BATCHING, PLAIN)
         return not alone and (rate is None or together <= 5 * plan.patience * rate)
 

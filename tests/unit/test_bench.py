@@ -262,7 +262,8 @@ class _Steady:
 def test_contenders_take_turns_and_get_the_same_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "clips", lambda count, seconds, seed: [b"%d" % seed])
     ours, core, alone = _Steady(contenders.OURS, 1.0), _Steady("core", 0.9), _Steady("openai-whisper", 4.0)
-    both = {one.name: one for one in (ours, core, alone)}
+    batched = _Steady("transformers", 2.0)
+    both = {one.name: one for one in (ours, core, alone, batched)}
     seen, plan, told = {name: serve.Seen() for name in both}, serve.Plan(patience=8.0), list[str]()
     loads = serve.Loads(both, seen, {}, told.append)
     for number in range(2):
@@ -276,7 +277,8 @@ def test_contenders_take_turns_and_get_the_same_clips(monkeypatch: pytest.Monkey
     assert found["core"]["clips"]["8"]["ratio"].median == pytest.approx(0.9)
     assert found["core"]["clips"]["8"]["processor_seconds"].median == pytest.approx(1.8), "of two cores"
     loads.clips(64, 0, plan)
-    assert 64 not in seen["core"].clips, "it takes more than a few times eight seconds for so many"
+    assert 64 in seen["core"].clips and 8 in seen["transformers"].clips
+    assert 64 not in seen["transformers"].clips, "it takes more than a few times eight seconds for so many"
 
 
 def test_a_peer_that_breaks_is_left_out_and_ours_is_not() -> None:
