@@ -301,7 +301,7 @@ def test_who_joins_a_stream_late_gets_what_was_told_already_at_once() -> None:
 
 
 def test_a_request_without_an_id_is_called_by_the_servers(mailbox: Mailbox, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="whispercore")
     posts = [post("uuid-1", wav(1)), post("uuid-2", wav(2), **{"x-request-id": "mine"}), post("uuid-3", b"", **{"x-request-id": "bad"})]
     letters = drive(mailbox, posts)
     assert [letters[one.id][0].request_id for one in posts] == ["uuid-1", "mine", "bad"]
