@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from . import results, serve_plot, speech, table
-from .load import Connection
+from .load import closed_loop
 from .server import Server, ours
 from .work import environment
 
 REQUESTS, WARMUP, TOLERANCE = 2000, 200, 0.02
 """Requests in all, those after which the memory must be flat, and what flat is."""
-SAMPLE_EVERY = 10
+SAMPLE_EVERY, TOGETHER = 20, 4
 SECONDS = (1.0, 2.0, 3.0, 5.0, 8.0)
 """Of the clips: of different lengths, no two the same."""
 HEADERS = {"Content-Type": "audio/flac"}
@@ -41,12 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def soak(server: Server, requests: int) -> list[tuple[int, float]]:
     """(requests answered, megabytes resident) of the worker, every few requests."""
     measured = [(0, server.worker_memory())]
-    with Connection(server.port, server.model) as connection:
-        for number in range(1, requests + 1):
-            clip = speech.clips(1, SECONDS[number % len(SECONDS)], seed=number)[0]
-            connection.post(clip, HEADERS)
-            if number % SAMPLE_EVERY == 0:
-                measured.append((number, server.worker_memory()))
+    for first in range(0, requests, SAMPLE_EVERY):
+        clips = [speech.clips(1, SECONDS[number % len(SECONDS)], seed=number)[0] for number in range(first, first + SAMPLE_EVERY)]
+        closed_loop(server.port, server.model, clips, HEADERS, concurrency=TOGETHER)
+        measured.append((first + SAMPLE_EVERY, server.worker_memory()))
     return measured
 
 

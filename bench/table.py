@@ -140,6 +140,10 @@ def serve_one(content: dict[str, Any]) -> str:
 _SERVE_ORDER = [f"serve-{size}" for size in ("base", "small", "large-v3-turbo", "large-v3")]
 
 
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def _goal_count(counts: list[str]) -> str:
     """The number at once at which the goals are: 8, or the last one where it was not measured."""
     return "8" if "8" in counts else counts[-1]
@@ -151,7 +155,7 @@ def _serve_origin(settings: dict[str, Any], origin: dict[str, Any]) -> str:
     known = [f"{name} {versions[name]}" for name in _SERVE_PACKAGES if versions.get(name)]
     return (
         f"**{settings['model']}**, {settings['tokens']} tokens of every window, {settings['clip_seconds']} s clips, no two the same; "
-        f"{settings['threads']} threads for everybody.\nMeasured by `python -m bench serve` at {commit} on {machine['cores']} cores of an "
+        f"{_threads(settings['threads'])} for everybody.\nMeasured by `python -m bench serve` at {commit} on {machine['cores']} cores of an "
         f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, load average {origin['load_average'][0]:.1f} before; {', '.join(known)}.\n"
         "Medians; in brackets the least and the greatest round. `core`: what this server serves, without the server.\n"
     )
