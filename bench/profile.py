@@ -17,7 +17,7 @@ if "torch" not in sys.modules:
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -143,21 +143,13 @@ def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) 
     fused = engine._encoder
     encoder = least(lambda: fused(mels)) / TOGETHER if fused else own
     whole = least(lambda: engine.decode(many)) / TOGETHER
-    first = least(lambda: engine.decode([replace(one, decoding=replace(one.decoding, max_tokens=1)) for one in many])) / TOGETHER
     one = least(lambda: engine.decode(many[:1]))
     fast = machine["bfloat16_gflops" if engine._encoder else "float32_gflops"]
     lone = f"a lone window in all: {1000 * one:.0f} ms"
-    began = max(first - encoder - spectrogram, 0.0)
     return [
         Stage("log-mel spectrogram", spectrogram),
         Stage("encoder", encoder, encoder_flops(dims) / fast / 1e9, f"CTranslate2's own in int8: {1000 * own:.0f} ms"),
-        Stage("decoder: keys and values of the sound, first token", began, cross_flops(dims) / machine["float32_gflops"] / 1e9),
-        Stage(
-            f"decoder: {setup.tokens - 1} more tokens",
-            whole - first,
-            _step_limit(dims, setup.tokens, machine),
-            lone,
-        ),
+        Stage(f"decoder, {setup.tokens} tokens", whole - encoder - spectrogram, _step_limit(dims, setup.tokens, machine), lone),
     ]
 
 
@@ -169,16 +161,11 @@ def encoder_flops(dims: ModelDimensions) -> float:
     return float(convolutions + dims.n_audio_layer * layer)
 
 
-def cross_flops(dims: ModelDimensions) -> float:
-    """Of the cross-attention's keys and values, which are made once for a window."""
-    return float(dims.n_text_layer * 2 * 2 * POSITIONS * dims.n_audio_state * dims.n_text_state)
-
-
 def _step_limit(dims: ModelDimensions, tokens: int, machine: dict[str, float]) -> float:
     """Seconds a window's tokens take by reading alone: its float32 keys and values, and its share of the int8 weights."""
     cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * 4
     weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
-    return float((tokens - 1) * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)
+    return float(tokens * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)
 
 
 class _Known:
