@@ -119,6 +119,22 @@ def test_a_large_body_gets_an_empty_first_chunk_as_soon_as_it_proves_readable(ma
     assert rest["small"][-1].last is None
 
 
+def test_in_a_crowd_bodies_are_begun_until_the_rest_is_small(mailbox: Mailbox, engine: Recorder) -> None:
+    engine.gate.clear()
+    seconds = 0.75 * EARLY_FIRST_CHUNK_BYTES / 32_000
+    posts = [post(str(number), wav(seconds, seed=number)) for number in range(7)]
+    begun: set[str] = set()
+    deadline = time.monotonic() + PATIENCE
+    while len(begun) < 2 and time.monotonic() < deadline:
+        begun |= {id for id, letter in mailbox.exchange(posts).items() if letter.last is False}
+    for _ in range(3):
+        begun |= {id for id, letter in mailbox.exchange(posts).items() if letter.last is False}
+    assert len(begun) == 2, "five of three quarters of a megabyte are less than four megabytes"
+    engine.gate.set()
+    letters = drive(mailbox, posts)
+    assert all(letters[one.id][-1].last is (True if one.id in begun else None) for one in posts)
+
+
 def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone(
     mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
