@@ -155,8 +155,8 @@ def _serve_origin(settings: dict[str, Any], origin: dict[str, Any]) -> str:
     known = [f"{name} {versions[name]}" for name in _SERVE_PACKAGES if versions.get(name)]
     return (
         f"**{settings['model']}**, {settings['tokens']} tokens of every window, {settings['clip_seconds']} s clips, no two the same; "
-        f"{_threads(settings['threads'])} for everybody.\nMeasured by `python -m bench serve` at {commit} on {machine['cores']} cores of an "
-        f"{machine['cpu']}, {machine['gpu'] or 'no GPU'}, load average {origin['load_average'][0]:.1f} before; {', '.join(known)}.\n"
+        f"{_threads(settings['threads'])} for everybody.\nMeasured by `python -m bench serve` at {commit} on {machine['cores']} cores of "
+        f"an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, load average {origin['load_average'][0]:.1f} before; {', '.join(known)}.\n"
         "Medians; in brackets the least and the greatest round. `core`: what this server serves, without the server.\n"
     )
 
