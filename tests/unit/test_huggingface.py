@@ -102,6 +102,7 @@ def nano_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub") / "nano"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config(nano)))
+    (folder / "generation_config.json").write_text(json.dumps({"alignment_heads": nano.alignment_heads}))
     save_file({_theirs(name): tensor.contiguous() for name, tensor in nano.state.items()}, folder / "model.safetensors")
     return folder
 
