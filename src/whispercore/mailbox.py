@@ -194,6 +194,10 @@ class Mailbox:
         """Seconds to wait for news: the longer, the more bytes the next call costs."""
         return min(max(SHORTEST_WAIT, self._resent_bytes() / RESENT_BYTES_PER_SECOND), LONGEST_WAIT)
 
+    def _costs_much(self, open: Open) -> bool:
+        """Whether the server's sending its body again and again is to end."""
+        return open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES or self._resent_bytes() > CROWD_BYTES
+
     def _resent_bytes(self) -> int:
         """Bytes that the server hands over at each call."""
         return sum(open.resent_bytes for open in self._open.values() if not open.begun)
@@ -217,8 +221,7 @@ class Mailbox:
     def _chunk(self, open: Open) -> Letter | None:
         """News of a stream; or an empty chunk that begins a large upload's reply, or finds out whether its client is still there."""
         payload, now = open.news(self._tokenizer), time.monotonic()
-        early = open.job.opened and (open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES or self._resent_bytes() > CROWD_BYTES)
-        due = now - open.knocked >= KNOCK_SECONDS if open.begun else early
+        due = now - open.knocked >= KNOCK_SECONDS if open.begun else open.job.opened and self._costs_much(open)
         if not (payload or due):
             return None
         open.begun, open.knocked = True, now

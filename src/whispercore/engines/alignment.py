@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,25 @@ AT_ONCE = 16
 """Windows aligned in one pass: each of them holds logits of the whole vocabulary for every token."""
 
 
+Attend = Callable[[Sequence[int], torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Feeds tokens (windows, tokens) to the decoder, for the texts of these indices: logits (windows, tokens, vocabulary), and the attention
+before its softmax of the heads that follow the sound (windows, heads, tokens, 1500)."""
+
+
 @torch.no_grad()
 def align(
     model: Whisper, features: torch.Tensor, texts: Sequence[Text], *, no_timestamps: int, eot: int
 ) -> list[tuple[list[int], list[float]]]:
-    """Align each text, none of them empty, with its window. `features`: (windows, 1500, width), the encoder's.
+    """`align_by` with openai-whisper's model. `features`: (windows, 1500, width), the encoder's."""
+
+    def attend(which: Sequence[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _teacher_forced(model, tokens.to(features.device), features[list(which)])
+
+    return align_by(attend, texts, no_timestamps=no_timestamps, eot=eot)
+
+
+def align_by(attend: Attend, texts: Sequence[Text], *, no_timestamps: int, eot: int) -> list[tuple[list[int], list[float]]]:
+    """Align each text, none of them empty, with its window.
 
     Of each text: at which step of the encoder's output its tokens begin, and the last one ends, n + 1; their probabilities, n.
     """
@@ -31,8 +45,8 @@ def align(
     for first in range(0, len(texts), AT_ONCE):
         some = texts[first : first + AT_ONCE]
         rows = [torch.tensor([*text.start, no_timestamps, *text.tokens, eot]) for text in some]
-        tokens = pad_sequence(rows, batch_first=True, padding_value=eot).to(features.device)
-        logits, attention = _teacher_forced(model, tokens, features[first : first + AT_ONCE])
+        tokens = pad_sequence(rows, batch_first=True, padding_value=eot)
+        logits, attention = attend(range(first, first + len(some)), tokens)
         costs = [-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, some, strict=True)]
         probs = [_probs(of_window, text, eot) for of_window, text in zip(logits, some, strict=True)]
         found += zip((steps.tolist() for steps in jumps(costs)), probs, strict=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, pairwise
@@ -31,13 +31,13 @@ from .rules import (
     decoded,
     equals,
     last_initial_timestamp,
-    likeliest,
     likeliest_sequence,
     prompt_length,
     sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
+    told_or_detected,
     with_times,
 )
 
@@ -156,14 +156,12 @@ class CTranslate2Engine:
 
     def _languages(self, model: Whisper, features: StorageView, windows: Sequence[Window]) -> list[tuple[str, float | None]]:
         """Each window's language, and how probable it is when it had to be detected."""
-        if not model.is_multilingual:
-            return [("en", None)] * len(windows)
-        languages: list[tuple[str, float | None]] = [(window.decoding.language or "", None) for window in windows]
-        unknown = [i for i, window in enumerate(windows) if window.decoding.language is None]
-        if unknown:
-            for i, probabilities in zip(unknown, model.detect_language(_some(features, unknown)), strict=True):
-                languages[i] = likeliest({token.strip("<|>"): p for token, p in probabilities}, windows[i].decoding.languages)
-        return languages
+
+        def detect(unknown: list[int]) -> Iterator[dict[str, float]]:
+            for probabilities in model.detect_language(_some(features, unknown)):
+                yield {token.strip("<|>"): probability for token, probability in probabilities}
+
+        return told_or_detected([window.decoding for window in windows], model.is_multilingual, detect)
 
     def _sampled(
         self, model: Whisper, features: StorageView, windows: Sequence[Window], languages: Sequence[tuple[str, float | None]]

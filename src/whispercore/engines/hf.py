@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -22,28 +21,27 @@ from whisper.decoding import LogitFilter, SuppressBlank, SuppressTokens
 
 from ..checkpoints import Checkpoint, load_checkpoint, locate
 from ..devices import decoding_threads
-from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..errors import ConfigurationError, EngineError
 from ..huggingface import openai_name
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
-from .alignment import AT_ONCE, attended, jumps
+from .alignment import align_by
 from .features import log_mels
-from .openai import BatchedTimestampRules
+from .openai import BatchedTimestampRules, failure
 from .rules import (
     TEXT_CONTEXT,
-    Text,
     batch_key,
     decoded,
     equals,
     last_initial_timestamp,
-    likeliest,
     likeliest_sequence,
     prompt_length,
     sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
+    told_or_detected,
     with_times,
 )
 
@@ -102,7 +100,7 @@ class HuggingFaceEngine:
             with torch.no_grad():
                 return self._decode(self.model, windows)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+            raise error if isinstance(error, EngineError) else failure(error, len(windows), "transformers") from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -140,18 +138,16 @@ class HuggingFaceEngine:
         self, model: WhisperForConditionalGeneration, audio: torch.Tensor, decodings: Sequence[Decoding]
     ) -> list[tuple[str, float | None]]:
         """Each window's language, and how probable it is when it had to be detected: as `whisper.detect_language`."""
-        if not self.tokenizer.multilingual:
-            return [("en", None)] * len(decodings)
-        languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
-        unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
-        if unknown:
-            openai = self.tokenizer.openai
+        openai = self.tokenizer.openai
+
+        def detect(unknown: list[int]) -> Iterator[dict[str, float]]:
             tokens = torch.full((len(unknown), 1), openai.sot, device=audio.device)
             hidden = model.model.decoder(tokens, encoder_hidden_states=audio[unknown]).last_hidden_state
             logits = model.proj_out(hidden)[:, 0, list(openai.all_language_tokens)]
-            for i, of_window in zip(unknown, logits.float().softmax(dim=-1).tolist(), strict=True):
-                languages[i] = likeliest(dict(zip(openai.all_language_codes, of_window, strict=True)), decodings[i].languages)
-        return languages
+            for of_window in logits.float().softmax(dim=-1).tolist():
+                yield dict(zip(openai.all_language_codes, of_window, strict=True))
+
+        return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
     def _decoded(self, kept: Kept, decoding: Decoding, language: str, language_probability: float | None) -> Decoded:
         return decoded(
@@ -170,11 +166,14 @@ class HuggingFaceEngine:
         """The same, with the times of the tokens that are asked for."""
         texts = [text_to_align(self.tokenizer, window, one) for window, one in zip(windows, found, strict=True)]
         wanted = [i for i, text in enumerate(texts) if text.tokens]
-        for first in range(0, len(wanted), AT_ONCE):
-            some = wanted[first : first + AT_ONCE]
-            times = _times(model, self.tokenizer, self._heads, audio[some], [texts[i] for i in some])
-            for i, of_window in zip(some, times, strict=True):
-                found[i] = with_times(found[i], *of_window)
+        openai = self.tokenizer.openai
+
+        def attend(which: Sequence[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return _attend(model, self._heads, audio[[wanted[i] for i in which]], tokens.to(audio.device))
+
+        times = align_by(attend, [texts[i] for i in wanted], no_timestamps=openai.no_timestamps, eot=openai.eot)
+        for i, of_window in zip(wanted, times, strict=True):
+            found[i] = with_times(found[i], *of_window)
         return found
 
 
@@ -310,29 +309,15 @@ def _until(tokens: list[int], end: int) -> tuple[int, ...]:
     return tuple(tokens[: tokens.index(end)] if end in tokens else tokens)
 
 
-def _times(
-    model: WhisperForConditionalGeneration,
-    tokenizer: Tokenizer,
-    heads: Sequence[tuple[int, int]],
-    audio: torch.Tensor,
-    texts: Sequence[Text],
-) -> list[tuple[list[int], list[float]]]:
-    """Of each text: at which step of the encoder's output its tokens begin, and the last one ends; their probabilities."""
-    openai = tokenizer.openai
-    rows = [torch.tensor([*text.start, openai.no_timestamps, *text.tokens, openai.eot]) for text in texts]
-    tokens = pad_sequence(rows, batch_first=True, padding_value=openai.eot).to(audio.device)
+def _attend(
+    model: WhisperForConditionalGeneration, heads: Sequence[tuple[int, int]], audio: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of `tokens` (windows, length), and the attention of `heads`: see `alignment.Attend`."""
     with _attention_shown(model):
         output = model.model.decoder(tokens, encoder_hidden_states=audio, output_attentions=True)
-    logits = model.proj_out(output.last_hidden_state).float()
     # the logarithm gives back what was before the softmax, up to a constant that the softmax over the window's own sound takes away
     attention = torch.stack([output.cross_attentions[layer][:, head] for layer, head in heads], dim=1).float().log()
-    steps = jumps([-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, texts, strict=True)])
-    found = []
-    for row, of_window, text, entered in zip(tokens, logits, texts, steps, strict=True):
-        begin, end = len(text.start), len(text.start) + len(text.tokens)
-        among = of_window[begin:end, : openai.eot].softmax(dim=-1)
-        found.append((entered.tolist(), among.gather(1, row[begin + 1 : end + 1, None])[:, 0].tolist()))
-    return found
+    return model.proj_out(output.last_hidden_state).float(), attention
 
 
 @contextmanager
@@ -388,11 +373,3 @@ def _quantize(model: WhisperForConditionalGeneration) -> None:
         message = f"engine 'hf' needs torchao for int8 ({error}); run: pip install torchao, or choose another dtype"
         raise ConfigurationError(message, param="dtype") from error
     quantize_(model.model, Int8WeightOnlyConfig())
-
-
-def _ours(error: Exception, count: int) -> EngineError:
-    """PyTorch's error as one of ours: the CPU's allocator says what it lacks in words only."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
-        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"transformers failed on a batch of {count} windows: {reason}")

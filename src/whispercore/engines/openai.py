@@ -21,13 +21,13 @@ from .rules import (
     decoded,
     equals,
     last_initial_timestamp,
-    likeliest,
     likeliest_sequence,
     prompt_length,
     sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
+    told_or_detected,
     with_times,
 )
 
@@ -76,7 +76,7 @@ class OpenAIEngine:
             with torch.no_grad():
                 return self._decode(self.model, windows)
         except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+            raise error if isinstance(error, EngineError) else failure(error, len(windows), "openai-whisper") from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -113,15 +113,13 @@ class OpenAIEngine:
 
     def _languages(self, model: Whisper, features: torch.Tensor, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
         """Each window's language, and how probable it is when it had to be detected."""
-        if not model.is_multilingual:
-            return [("en", None)] * len(decodings)
-        languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
-        unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
-        if unknown:
-            _, probabilities = model.detect_language(features[unknown], self.tokenizer.openai_for("en", "transcribe"))
-            for i, of_window in zip(unknown, probabilities, strict=True):
-                languages[i] = likeliest(of_window, decodings[i].languages)
-        return languages
+
+        def detect(unknown: list[int]) -> list[dict[str, float]]:
+            probabilities: list[dict[str, float]] = model.detect_language(features[unknown], tokenizer)[1]
+            return probabilities
+
+        tokenizer = self.tokenizer.openai_for("en", "transcribe")
+        return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
     def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
         return decoded(
@@ -225,12 +223,12 @@ class _SuppressEndOfText(LogitFilter):  # type: ignore[misc]
         logits[:, self._eot] = -torch.inf
 
 
-def _ours(error: Exception, count: int) -> EngineError:
+def failure(error: Exception, count: int, runtime: str) -> EngineError:
     """PyTorch's error as one of ours: the CPU's allocator says what it lacks in words only."""
     reason = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
         return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"openai-whisper failed on a batch of {count} windows: {reason}")
+    return EngineError(f"{runtime} failed on a batch of {count} windows: {reason}")
 
 
 def _model(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Whisper:

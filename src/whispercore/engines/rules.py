@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from whisper.audio import TOKENS_PER_SECOND
@@ -68,6 +68,23 @@ def likeliest(probabilities: Mapping[str, float], candidates: Sequence[str]) -> 
     among = {language: probabilities[language] for language in candidates if language in probabilities} or probabilities
     language = max(among, key=among.__getitem__)
     return language, among[language] / (math.fsum(among.values()) or 1.0)
+
+
+def told_or_detected(
+    decodings: Sequence[Decoding], multilingual: bool, detect: Callable[[list[int]], Iterable[Mapping[str, float]]]
+) -> list[tuple[str, float | None]]:
+    """Each window's language, and how probable it is when it had to be detected.
+
+    `detect` tells, of the windows of these indices, how probable each language is; called only when there are any.
+    """
+    if not multilingual:
+        return [("en", None)] * len(decodings)
+    languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
+    unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
+    if unknown:
+        for i, probabilities in zip(unknown, detect(unknown), strict=True):
+            languages[i] = likeliest(probabilities, decodings[i].languages)
+    return languages
 
 
 def sampled_length(decoding: Decoding) -> int:

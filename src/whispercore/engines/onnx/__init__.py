@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
@@ -18,10 +17,10 @@ from ...onnx_export import precision, told
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
-from ..alignment import AT_ONCE, attended, jumps
+from ..alignment import align_by
 from ..features import log_mels
 from ..openai import WindowsTask
-from ..rules import Text, batch_key, decoded, equals, likeliest, prompt_length, start_tokens, text_to_align, with_times
+from ..rules import batch_key, decoded, equals, prompt_length, start_tokens, text_to_align, told_or_detected, with_times
 from .model import ERRORS, Audio, Model, Steps
 
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
@@ -116,18 +115,15 @@ class OnnxEngine:
 
     def _languages(self, model: Model, audio: Audio, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
         """Each window's language, and how probable it is when it had to be detected: as `whisper.detect_language`."""
-        if not self.tokenizer.multilingual:
-            return [("en", None)] * len(decodings)
-        languages: list[tuple[str, float | None]] = [(decoding.language or "", None) for decoding in decodings]
-        unknown = [i for i, decoding in enumerate(decodings) if decoding.language is None]
-        if unknown:
-            openai = self.tokenizer.openai
+        openai = self.tokenizer.openai
+
+        def detect(unknown: list[int]) -> Iterator[dict[str, float]]:
             tokens = torch.full((len(unknown), 1), openai.sot, device=model.device)
             logits, _ = model.decode(tokens, torch.zeros(1, dtype=torch.int64), audio[torch.tensor(unknown)], {})
-            probabilities = logits[:, 0, list(openai.all_language_tokens)].softmax(dim=-1).tolist()
-            for i, of_window in zip(unknown, probabilities, strict=True):
-                languages[i] = likeliest(dict(zip(openai.all_language_codes, of_window, strict=True)), decodings[i].languages)
-        return languages
+            for of_window in logits[:, 0, list(openai.all_language_tokens)].softmax(dim=-1).tolist():
+                yield dict(zip(openai.all_language_codes, of_window, strict=True))
+
+        return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
     def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
         return decoded(
@@ -144,26 +140,15 @@ class OnnxEngine:
         """The same, with the times of the tokens that are asked for."""
         texts = [text_to_align(self.tokenizer, window, one) for window, one in zip(windows, found, strict=True)]
         wanted = [i for i, text in enumerate(texts) if text.tokens]
-        for first in range(0, len(wanted), AT_ONCE):
-            some = wanted[first : first + AT_ONCE]
-            times = self._times(model, audio[torch.tensor(some)], [texts[i] for i in some])
-            for i, of_window in zip(some, times, strict=True):
-                found[i] = with_times(found[i], *of_window)
-        return found
-
-    def _times(self, model: Model, audio: Audio, texts: Sequence[Text]) -> list[tuple[list[int], list[float]]]:
-        """Of each text: at which step of the encoder's output its tokens begin, and the last one ends; their probabilities."""
         openai = self.tokenizer.openai
-        rows = [torch.tensor([*text.start, openai.no_timestamps, *text.tokens, openai.eot]) for text in texts]
-        tokens = pad_sequence(rows, batch_first=True, padding_value=openai.eot).to(model.device)
-        logits, attention = model.attend(tokens, audio)
-        steps = jumps([-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, texts, strict=True)])
-        probs = []
-        for row, of_window, text in zip(tokens, logits, texts, strict=True):
-            begin, end = len(text.start), len(text.start) + len(text.tokens)
-            among = of_window[begin:end, : openai.eot].softmax(dim=-1)
-            probs.append(among.gather(1, row[begin + 1 : end + 1, None])[:, 0].tolist())
-        return [(entered.tolist(), probabilities) for entered, probabilities in zip(steps, probs, strict=True)]
+
+        def attend(which: Sequence[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return model.attend(tokens.to(model.device), audio[torch.tensor([wanted[i] for i in which])])
+
+        times = align_by(attend, [texts[i] for i in wanted], no_timestamps=openai.no_timestamps, eot=openai.eot)
+        for i, of_window in zip(wanted, times, strict=True):
+            found[i] = with_times(found[i], *of_window)
+        return found
 
 
 class _Task(WindowsTask):
