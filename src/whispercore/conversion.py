@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import ctranslate2
-import tokenizers
 import torch
 from ctranslate2.converters.utils import fuse_linear
 from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
 from ctranslate2.specs.common_spec import LayerNormSpec, LinearSpec
 from ctranslate2.specs.transformer_spec import FeedForwardSpec
 from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from whisper.model import ModelDimensions
 
 from .errors import ConfigurationError
 from .settings import Settings
+from .staging import staged
 from .tokenizer import Tokenizer
+from .vocabulary import token_names, tokenizer_json
 
 State = dict[str, torch.Tensor]
 AlignmentHeads = list[tuple[int, int]]
@@ -48,27 +46,11 @@ def convert(dims: ModelDimensions, state: State, folder: Path, quantization: str
     spec = _spec(dims, state, alignment_heads)
     spec.validate()
     spec.optimize(quantization)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            made = Path(temporary) / "model"
-            made.mkdir()
-            spec.save(str(made))
-            _faster_whisper_tokenizer(Tokenizer(dims.n_vocab)).save(str(made / "tokenizer.json"))
-            (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims.n_mels}))
-            _publish(made, folder)
-    except OSError as error:
-        raise ConfigurationError(f"the converted model cannot be written to {folder}: {error}", param="converted_dir") from error
-
-
-def _publish(made: Path, folder: Path) -> None:
-    """Move the finished folder into place; one that another process finished first is as good."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if not (folder / "model.bin").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+    with staged(folder, "model.bin") as made:
+        made.mkdir()
+        spec.save(str(made))
+        tokenizer_json(Tokenizer(dims.n_vocab)).save(str(made / "tokenizer.json"))
+        (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims.n_mels}))
 
 
 def _spec(dims: ModelDimensions, state: State, alignment_heads: AlignmentHeads) -> WhisperSpec:
@@ -77,7 +59,7 @@ def _spec(dims: ModelDimensions, state: State, alignment_heads: AlignmentHeads) 
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _set_encoder(spec, state)
     _set_decoder(spec, state)
-    spec.register_vocabulary(_vocabulary(Tokenizer(dims.n_vocab)))
+    spec.register_vocabulary(token_names(Tokenizer(dims.n_vocab)))
     _set_config(spec.config, Tokenizer(dims.n_vocab), alignment_heads)
     return spec
 
@@ -146,45 +128,3 @@ def _set_config(config: WhisperConfig, tokenizer: Tokenizer, alignment_heads: Al
     config.suppress_ids_begin = [*openai.encode(" "), openai.eot]
     config.lang_ids = list(openai.all_language_tokens)
     config.alignment_heads = alignment_heads
-
-
-def _vocabulary(tokenizer: Tokenizer) -> list[str]:
-    """Every token's name, by id: bytes as GPT-2 writes them in its vocabularies, special tokens as they are."""
-    encoding = tokenizer.openai.encoding
-    names = [_printable(encoding.decode_single_token_bytes(token)) for token in range(tokenizer.eot)]
-    return names + sorted(tokenizer.openai.special_tokens, key=tokenizer.openai.special_tokens.__getitem__)
-
-
-def _printable(token: bytes) -> str:
-    return "".join(_BYTES[byte] for byte in token)
-
-
-def _byte_names() -> list[str]:
-    """GPT-2's printable character for each byte: itself where it is printable, else the next free one from U+0100 on."""
-    own = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
-
-
-_BYTES = _byte_names()
-
-
-def _faster_whisper_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The vocabulary for Hugging Face's `tokenizers`, which faster-whisper reads."""
-    names = _vocabulary(tokenizer)
-    made = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names[: tokenizer.eot])}, merges=_merges(tokenizer)))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[tokenizer.eot :]])
-    return made
-
-
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that tiktoken's ranks imply: each token from any two shorter ones, the likelier pair first."""
-    encoding = tokenizer.openai.encoding
-    ranks = {encoding.decode_single_token_bytes(token): token for token in range(tokenizer.eot)}
-    pairs = []
-    for token, rank in ranks.items():
-        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
-        pairs += [(rank, ranks[left], ranks[right], left, right) for left, right in halves if left in ranks and right in ranks]
-    return [(_printable(left), _printable(right)) for *_, left, right in sorted(pairs)]

@@ -1,39 +1,119 @@
-"""Hugging Face's folders of Whisper models: config.json and safetensors, read as openai-whisper's dimensions and tensors."""
+"""Hugging Face's folders of Whisper models, config.json and safetensors, read and written; transformers' names for what is OpenAI's."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from whisper.model import ModelDimensions
 
 from .errors import ConfigurationError
+from .tokenizer import Tokenizer
+from .vocabulary import tokenizer_json
+
+State = Mapping[str, torch.Tensor]
+Heads = Sequence[tuple[int, int]]
 
 _WEIGHTS = "model.safetensors"
+_OUTPUT, _EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
+"""The output layer is the embedding once more: transformers has a name for each, openai-whisper has one."""
 _NAMES = (
-    (r"^model\.", ""),
-    (r"\.layers\.", ".blocks."),
-    (r"\.encoder_attn_layer_norm\.", ".cross_attn_ln."),
-    (r"\.self_attn_layer_norm\.", ".attn_ln."),
-    (r"\.final_layer_norm\.", ".mlp_ln."),
-    (r"\.encoder_attn\.", ".cross_attn."),
-    (r"\.self_attn\.", ".attn."),
-    (r"attn\.q_proj\.", "attn.query."),
-    (r"attn\.k_proj\.", "attn.key."),
-    (r"attn\.v_proj\.", "attn.value."),
-    (r"attn\.out_proj\.", "attn.out."),
-    (r"\.fc1\.", ".mlp.0."),
-    (r"\.fc2\.", ".mlp.2."),
-    (r"^encoder\.layer_norm\.", "encoder.ln_post."),
-    (r"^decoder\.layer_norm\.", "decoder.ln."),
-    (r"embed_tokens\.", "token_embedding."),
-    (r"embed_positions\.weight$", "positional_embedding"),
+    (".layers.", ".blocks."),
+    (".encoder_attn_layer_norm.", ".cross_attn_ln."),
+    (".self_attn_layer_norm.", ".attn_ln."),
+    (".final_layer_norm.", ".mlp_ln."),
+    (".encoder_attn.", ".cross_attn."),
+    (".self_attn.", ".attn."),
+    (".q_proj.", ".query."),
+    (".k_proj.", ".key."),
+    (".v_proj.", ".value."),
+    (".out_proj.", ".out."),
+    (".fc1.", ".mlp.0."),
+    (".fc2.", ".mlp.2."),
+    ("encoder.layer_norm.", "encoder.ln_post."),
+    ("decoder.layer_norm.", "decoder.ln."),
+    (".embed_tokens.", ".token_embedding."),
+    (".embed_positions.weight", ".positional_embedding"),
 )
+"""transformers' parts of a tensor's name, and openai-whisper's."""
+_DIMENSIONS = {
+    "n_mels": "num_mel_bins",
+    "n_audio_ctx": "max_source_positions",
+    "n_audio_state": "d_model",
+    "n_audio_head": "encoder_attention_heads",
+    "n_audio_layer": "encoder_layers",
+    "n_vocab": "vocab_size",
+    "n_text_ctx": "max_target_positions",
+    "n_text_state": "d_model",
+    "n_text_head": "decoder_attention_heads",
+    "n_text_layer": "decoder_layers",
+}
+"""openai-whisper's names of the dimensions, and transformers'."""
 _ACTIVATION = "gelu"
+
+
+def config(dims: ModelDimensions) -> dict[str, Any]:
+    """What transformers' configuration of such a model says, for `WhisperConfig(**config(dims))` and config.json."""
+    openai = Tokenizer(dims.n_vocab).openai
+    return {
+        **{theirs: getattr(dims, ours) for ours, theirs in _DIMENSIONS.items()},
+        "encoder_ffn_dim": 4 * dims.n_audio_state,
+        "decoder_ffn_dim": 4 * dims.n_text_state,
+        "activation_function": _ACTIVATION,
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), int(openai.eot)),
+        "decoder_start_token_id": int(openai.sot),
+    }
+
+
+def generation_config(dims: ModelDimensions, alignment_heads: Heads) -> dict[str, Any]:
+    """What transformers' `generate` needs to know of such a model: its special tokens, and the heads that follow the sound."""
+    tokenizer = Tokenizer(dims.n_vocab)
+    openai = tokenizer.openai
+    special = (openai.sot, openai.translate, openai.transcribe, openai.sot_lm, openai.sot_prev, openai.no_speech)
+    languages = {f"<|{code}|>": token for code, token in zip(openai.all_language_codes, openai.all_language_tokens, strict=True)}
+    tasks = {"transcribe": openai.transcribe, "translate": openai.translate}
+    return {
+        "alignment_heads": [list(pair) for pair in alignment_heads],
+        "begin_suppress_tokens": [*openai.encode(" "), openai.eot],
+        "suppress_tokens": sorted({*openai.non_speech_tokens, *special}),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), openai.eot),
+        "decoder_start_token_id": openai.sot,
+        "prev_sot_token_id": openai.sot_prev,
+        "no_timestamps_token_id": openai.no_timestamps,
+        "max_initial_timestamp_index": 50,
+        "max_length": dims.n_text_ctx,
+        "return_timestamps": False,
+        "is_multilingual": tokenizer.multilingual,
+        **({"lang_to_id": languages, "task_to_id": tasks} if tokenizer.multilingual else {}),
+    }
+
+
+def state(tensors: State, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+    """openai-whisper's tensors by the names of `WhisperForConditionalGeneration`, in `dtype` when one is given.
+
+    For `load_state_dict`: the output layer is the embedding's very tensor.
+    """
+    named = {transformers_name(name): tensor.to(dtype) if dtype else tensor for name, tensor in tensors.items()}
+    return {**named, _OUTPUT: named[_EMBEDDING]}
+
+
+def transformers_name(name: str) -> str:
+    """transformers' name of one of openai-whisper's tensors."""
+    for theirs, ours in _NAMES:
+        name = name.replace(ours, theirs)
+    return f"model.{name}"
+
+
+def openai_name(name: str) -> str:
+    """openai-whisper's name of one of transformers' tensors."""
+    for theirs, ours in _NAMES:
+        name = name.replace(theirs, ours)
+    return name.removeprefix("model.")
 
 
 def is_folder(path: Path) -> bool:
@@ -56,45 +136,26 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_dimensions(folder: Path) -> dict[str, int]:
     """The dimensions that config.json tells, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError."""
-    config = _json(folder / "config.json")
-    if config.get("model_type") != "whisper" or config.get("activation_function", _ACTIVATION) != _ACTIVATION:
-        raise ConfigurationError(f"{folder} holds no Whisper model: its config.json says {config.get('model_type')!r}", param="model")
-    names = {
-        "n_mels": "num_mel_bins",
-        "n_audio_ctx": "max_source_positions",
-        "n_audio_state": "d_model",
-        "n_audio_head": "encoder_attention_heads",
-        "n_audio_layer": "encoder_layers",
-        "n_vocab": "vocab_size",
-        "n_text_ctx": "max_target_positions",
-        "n_text_state": "d_model",
-        "n_text_head": "decoder_attention_heads",
-        "n_text_layer": "decoder_layers",
-    }
+    told = _json(folder / "config.json")
+    if told.get("model_type") != "whisper" or told.get("activation_function", _ACTIVATION) != _ACTIVATION:
+        raise ConfigurationError(f"{folder} holds no Whisper model: its config.json says {told.get('model_type')!r}", param="model")
     try:
-        return {ours: int(config[theirs]) for ours, theirs in names.items()}
+        return {ours: int(told[theirs]) for ours, theirs in _DIMENSIONS.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{folder / 'config.json'} lacks {error}, which a Whisper model has", param="model") from None
 
 
 def read_state(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors by openai-whisper's names, mapped from the files. Raises ConfigurationError when a file is broken."""
-    state: dict[str, torch.Tensor] = {}
+    found: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                state |= {openai_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                found |= {openai_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             message = f"{path} cannot be read, it may be cut short ({str(error)[:120]}); get it again"
             raise ConfigurationError(message, param="model") from None
-    return {name: tensor for name, tensor in state.items() if name != "proj_out.weight"}  # it is the embedding once more
-
-
-def openai_name(name: str) -> str:
-    """openai-whisper's name of a tensor."""
-    for theirs, ours in _NAMES:
-        name = re.sub(theirs, ours, name)
-    return name
+    return {name: tensor for name, tensor in found.items() if name != _OUTPUT}
 
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
@@ -102,6 +163,48 @@ def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
     path = folder / "generation_config.json"
     heads = _json(path).get("alignment_heads") if path.is_file() else None
     return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
+
+
+def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_heads: Heads) -> None:
+    """Make `folder` one that transformers loads: weights in their own precision, configuration, tokenizer, feature extractor."""
+    folder.mkdir()
+    named = {name: tensor.contiguous() for name, tensor in state(tensors).items() if name != _OUTPUT}
+    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
+    tokenizer = Tokenizer(dims.n_vocab)
+    tokenizer_json(tokenizer).save(str(folder / "tokenizer.json"))
+    dtype = str(named[_EMBEDDING].dtype).removeprefix("torch.")
+    model = {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "dtype": dtype, "tie_word_embeddings": True}
+    written = {
+        "config.json": {**model, **config(dims)},
+        "generation_config.json": generation_config(dims, alignment_heads),
+        "preprocessor_config.json": _FEATURES | {"feature_size": dims.n_mels},
+        "tokenizer_config.json": _TOKENIZER,
+    }
+    for name, content in written.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / _WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes a file that its owner alone may read
+
+
+_FEATURES = {
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "processor_class": "WhisperProcessor",
+    "sampling_rate": 16_000,
+    "chunk_length": 30,
+    "hop_length": 160,
+    "n_fft": 400,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "return_attention_mask": False,
+}
+_TOKENIZER = {
+    "tokenizer_class": "WhisperTokenizer",
+    "processor_class": "WhisperProcessor",
+    **dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    "model_max_length": 448,
+    "add_prefix_space": False,
+    "clean_up_tokenization_spaces": False,
+    "errors": "replace",
+}
 
 
 def _json(path: Path) -> Mapping[str, Any]:
