@@ -14,9 +14,9 @@ from . import stitch
 from .engines.rules import MAX_PROMPT
 from .hallucinations import without_hallucinations
 from .options import Options
+from .pack import Pack
 from .tokenizer import Tokenizer
 from .types import Decoded, Dropped, Segment, Window
-from .windows import Stretch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +45,29 @@ class Heard:
             self.language, self.probability = decoded.language, decoded.language_probability
 
 
-def chunked(stretches: Iterable[Stretch], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
-    """A strand for each stretch; any number of them may run side by side."""
+def chunked(packs: Iterable[Pack], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
+    """A strand for each pack; any number of them may run side by side."""
     prompt = prompt_tokens(options, tokenizer)
-    for stretch in stretches:
-        yield _chunk(stretch, options, heard, tokenizer, prompt)
+    for pack in packs:
+        yield _chunk(pack, options, heard, tokenizer, prompt)
 
 
-def _chunk(stretch: Stretch, options: Options, heard: Heard, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Strand:
-    """Decode one stretch; its words take no notice of the stretches around it."""
+def _chunk(pack: Pack, options: Options, heard: Heard, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Strand:
+    """Decode one pack; its words take no notice of those around it."""
     language = None if options.multilingual else heard.language
-    window = Window(stretch.samples, stretch.start, options.decoding(temperature=options.temperature[0], prompt=prompt, language=language))
+    window = Window(pack.samples, pack.start, options.decoding(temperature=options.temperature[0], prompt=prompt, language=language))
     decoded = yield from with_fallback(window, options)
-    until = stretch.start + window.duration
     if is_silence(decoded, options):
-        return Passage(until, dropped=silence(decoded, stretch.start, until))
-    found = stitch.segments(decoded, stretch.start, window.duration, tokenizer)
+        return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
+    found = stitch.segments(decoded, window.duration, tokenizer)
     if options.word_timestamps:
-        found = stitch.with_words(found, decoded, stretch.start, window.duration, tokenizer, options)
-    found, dropped = without_hallucinations(found, stretch.start, until, options.hallucination_silence_threshold)
+        found = stitch.with_words(found, decoded, window.duration, tokenizer, options)
+    found = [stitch.in_recording(segment, pack) for segment in found]
+    found, dropped = without_hallucinations(found, pack.start, pack.end, options.hallucination_silence_threshold)
     found = [segment for segment in found if segment.text.strip()]
     if found:
         heard.listen(decoded)
-    return Passage(until, tuple(found), tuple(dropped))
+    return Passage(pack.end, tuple(found), tuple(dropped))
 
 
 def prompt_tokens(options: Options, tokenizer: Tokenizer, previous: tuple[int, ...] | None = None) -> tuple[int, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from . import words
 from .options import Options
+from .pack import Pack
 from .tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
-from .types import FRAMES_PER_SECOND, Decoded, Segment
+from .types import FRAMES_PER_SECOND, Decoded, Segment, Word
 
 _LEAST_PROBABILITY = 1e-10
 
@@ -40,18 +41,17 @@ def spans(tokens: Sequence[int], timestamp_begin: int) -> Iterator[Span]:
         yield Span(start, None, tuple(text))
 
 
-def segments(decoded: Decoded, start: float, duration: float, tokenizer: Tokenizer) -> list[Segment]:
-    """The segments of one window that begins at `start` and lasts `duration` seconds; times never leave the window.
+def segments(decoded: Decoded, duration: float, tokenizer: Tokenizer) -> list[Segment]:
+    """The segments of a window of `duration` seconds, on its own time line, which they never leave.
 
     All of its text is taken, also what no timestamp closes.
     """
     probs = iter(decoded.token_probs)
-    seek = round(start * FRAMES_PER_SECOND)
     found: list[Segment] = []
     for span in spans(decoded.tokens, tokenizer.timestamp_begin):
         begin = min(span.start, duration)
         end = duration if span.end is None else min(max(span.end, begin), duration)
-        found.append(text_segment(decoded, span.tokens, start + begin, start + end, seek, tokenizer, probs))
+        found.append(text_segment(decoded, span.tokens, begin, end, 0, tokenizer, probs))
     return found
 
 
@@ -74,17 +74,27 @@ def text_segment(
     )
 
 
-def with_words(
-    found: list[Segment], decoded: Decoded, start: float, duration: float, tokenizer: Tokenizer, options: Options
-) -> list[Segment]:
+def with_words(found: list[Segment], decoded: Decoded, duration: float, tokenizer: Tokenizer, options: Options) -> list[Segment]:
     """The segments of a window that stands alone, with their words, in order and within the window."""
     timed = words.add_words(
         found,
         decoded,
-        start=start,
+        start=0.0,
         tokenizer=tokenizer,
-        last_speech=start,
+        last_speech=0.0,
         prepend=options.prepend_punctuations,
         append=options.append_punctuations,
     )
-    return words.clamp(timed, start, start + duration)
+    return words.clamp(timed, 0.0, duration)
+
+
+def in_recording(segment: Segment, pack: Pack) -> Segment:
+    """A segment on its window's time line → on the recording's; one with words begins and ends with them."""
+    timed = tuple(_word_in_recording(word, pack) for word in segment.words)
+    start, end = (timed[0].start, timed[-1].end) if timed else pack.in_recording(segment.start, segment.end)
+    return replace(segment, start=round(start, 3), end=round(end, 3), words=timed, seek=round(pack.start * FRAMES_PER_SECOND))
+
+
+def _word_in_recording(word: Word, pack: Pack) -> Word:
+    start, end = pack.in_recording(word.start, word.end)
+    return replace(word, start=round(start, 2), end=round(end, 2))

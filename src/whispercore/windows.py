@@ -30,10 +30,16 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """A contiguous piece of the recording, at most 30 s. `samples`: float32, shape (n,), 16 kHz; `start`: seconds."""
+    """A contiguous piece of the recording, at most 30 s. `samples`: float32, shape (n,), 16 kHz; `start`: seconds; `clip`: its clip's."""
 
     samples: Samples
     start: float
+    clip: float = 0.0
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return len(self.samples) / SAMPLE_RATE
 
 
 def cut(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch]:
@@ -142,7 +148,8 @@ class _Cutter:
                 end = self._forced()
             voiced = int(self._voiced[:end].sum())
             if voiced > (0 if forced or self._goes_on else self._pauses.click):
-                yield Stretch(self._samples[: end * FRAME].copy(), (self._clip + self._start * FRAME) / SAMPLE_RATE)
+                start = (self._clip + self._start * FRAME) / SAMPLE_RATE
+                yield Stretch(self._samples[: end * FRAME].copy(), start, self._clip / SAMPLE_RATE)
             self._goes_on = forced and (self._goes_on or voiced > 0)
             self._drop(end)
 

@@ -8,9 +8,11 @@ import pytest
 from whispercore.engines.rules import MAX_PROMPT
 from whispercore.longform import is_silence, needs_fallback, prompt_tokens, with_fallback
 from whispercore.options import Options
-from whispercore.stitch import segments, spans
+from whispercore.pack import Pack
+from whispercore.stitch import in_recording, segments, spans
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import Decoded, Decoding, Window
+from whispercore.windows import Stretch
 
 TOKENIZER = Tokenizer(51_865)
 BEGIN = TOKENIZER.timestamp_begin
@@ -105,6 +107,7 @@ def test_tokens_are_split_at_timestamps(tokens: tuple[int, ...], expected: list[
 def test_segments_stand_on_the_recordings_time_line_and_stay_in_their_window() -> None:
     hello, there = TOKENIZER.encode(" Hello."), TOKENIZER.encode(" There.")
     result = decoded(tokens=(BEGIN, *hello, BEGIN + 100, BEGIN + 110, *there, BEGIN + 1500))
-    found = segments(result, start=60.0, duration=4.5, tokenizer=TOKENIZER)
+    pack = Pack((Stretch(np.zeros(72_000, np.float32), 60.0),))
+    found = [in_recording(segment, pack) for segment in segments(result, duration=4.5, tokenizer=TOKENIZER)]
     assert [(segment.start, segment.end, segment.text) for segment in found] == [(60.0, 62.0, " Hello."), (62.2, 64.5, " There.")]
-    assert all(segment.avg_logprob == -0.3 for segment in found)
+    assert all((segment.avg_logprob, segment.seek) == (-0.3, 6000) for segment in found)

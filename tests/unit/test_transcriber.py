@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 
 from tests.unit.doubles import PATIENCE, WHOLE, Recorder, wav
+from whispercore.audio import read_samples
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
 from whispercore.options import Options
@@ -231,6 +233,18 @@ def test_the_language_of_every_window_when_asked() -> None:
     with Transcriber(Settings(), engine=engine) as transcriber:
         transcriber.submit(wav(100), Options(vad_filter=False, multilingual=True)).result(PATIENCE)
     assert {window.decoding.language for window in engine.windows} == {None}
+
+
+@pytest.mark.parametrize(("multilingual", "count"), [(False, 1), (True, 6)])
+def test_sentences_between_long_silences_share_a_window_unless_each_may_have_its_language(multilingual: bool, count: int) -> None:
+    engine = Recorder()
+    sentence = read_samples(Path(__file__).parents[2] / "samples" / "timer.flac")
+    recording = io.BytesIO()
+    soundfile.write(recording, np.concatenate([sentence, np.zeros(8 * SAMPLE_RATE, np.float32)] * 6), SAMPLE_RATE, format="WAV")
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        transcript = transcriber.submit(recording.getvalue(), Options(multilingual=multilingual)).result(PATIENCE)
+    assert len(engine.windows) == count
+    assert transcript.segments[-1].end == pytest.approx(transcript.duration - 8, abs=1.0)
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "sequential"])

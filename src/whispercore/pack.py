@@ -1,0 +1,79 @@
+"""Stretches of speech that share a window, and where what is heard in it lies in the recording.
+
+An engine works as long on a window with one sentence as on a full one, and sparse speech is cut into sentences. Batched pipelines
+(WhisperX, Bain et al. 2023; faster-whisper) put their voice detector's pieces together in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+
+from .types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
+from .windows import Stretch
+
+REACH = 0.4
+"""Seconds around a joint within which a time says little about the side that is meant: what is kept of a silence by default."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """Neighbouring stretches, one right after the other, at most 30 s together: what one window hears."""
+
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def samples(self) -> Samples:
+        """Float32, shape (n,)."""
+        return self.stretches[0].samples if len(self.stretches) == 1 else np.concatenate([each.samples for each in self.stretches])
+
+    @property
+    def start(self) -> float:
+        """Where it begins, in seconds of the recording."""
+        return self.stretches[0].start
+
+    @property
+    def end(self) -> float:
+        """Where it ends, in seconds of the recording."""
+        return self.stretches[-1].start + self.stretches[-1].duration
+
+    def in_recording(self, begin: float, end: float) -> tuple[float, float]:
+        """A span in seconds of `samples` as one in seconds of the recording.
+
+        It lies in the stretches into which it reaches by more than `REACH`, a shorter one in that which holds most of it: speech after
+        a silence that was left out does not begin before that silence.
+        """
+        offsets = accumulate((each.duration for each in self.stretches), initial=0.0)
+        parts = [
+            (max(begin, offset), min(end, offset + each.duration), each.start - offset)
+            for each, offset in zip(self.stretches, offsets, strict=False)
+        ]
+        most = max(parts, key=lambda part: part[1] - part[0])
+        reached = [part for part in parts if part[1] - part[0] > REACH] or [most]
+        (first, _, shift), (_, last, shift_of_last) = reached[0], reached[-1]
+        return first + shift, max(first + shift, last + shift_of_last)
+
+
+def packed(stretches: Iterable[Stretch]) -> Iterator[Pack]:
+    """As many neighbours of a clip together as fit into a window, in order."""
+    held: list[Stretch] = []
+    room = WINDOW_SAMPLES
+    for stretch in stretches:
+        if held and (len(stretch.samples) > room or stretch.clip != held[-1].clip):
+            yield Pack(tuple(held))
+            held, room = [], WINDOW_SAMPLES
+        room -= len(stretch.samples)
+        _append(held, stretch)
+    if held:
+        yield Pack(tuple(held))
+
+
+def _append(held: list[Stretch], stretch: Stretch) -> None:
+    """Add a stretch; to the last one when it goes on where that ends."""
+    if held and round((stretch.start - held[-1].start) * SAMPLE_RATE) == len(held[-1].samples):
+        held[-1] = replace(held[-1], samples=np.concatenate([held[-1].samples, stretch.samples]))
+    else:
+        held.append(stretch)
