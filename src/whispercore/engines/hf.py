@@ -20,15 +20,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from whisper.decoding import LogitFilter, SuppressBlank, SuppressTokens
 
 from ..checkpoints import Checkpoint, load_checkpoint, locate
-from ..devices import decoding_threads
+from ..devices import choose_precision, decoding_threads
 from ..errors import ConfigurationError, EngineError
 from ..huggingface import openai_name
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
+from . import installation
 from .alignment import align_by
 from .features import log_mels
-from .openai import BatchedTimestampRules, failure
+from .openai import BatchedTimestampRules, description, failure
 from .rules import (
     TEXT_CONTEXT,
     batch_key,
@@ -46,14 +47,8 @@ from .rules import (
 )
 
 _DTYPES = {
-    "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32},
-    "cuda": {
-        "auto": torch.float16,
-        "float32": torch.float32,
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "int8": torch.bfloat16,
-    },
+    "cpu": {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32},
+    "cuda": {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "int8": torch.bfloat16},
 }
 """What is computed in; int8 is the weights' own, and they are multiplied in that."""
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
@@ -61,14 +56,16 @@ _MAX_BATCH = {"cpu": 8, "cuda": 32}
 
 def load(settings: Settings, device: str) -> HuggingFaceEngine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
-    if settings.dtype not in _DTYPES[device]:
-        known = ", ".join(_DTYPES[device])
-        raise ConfigurationError(f"engine 'hf' on {device} computes in {known}; not in {settings.dtype}", param="dtype")
+    dtype = precision(settings, device)
     if device == "cpu":
         torch.set_num_threads(decoding_threads(settings))
     checkpoint = load_checkpoint(locate(settings))
-    max_batch = settings.batch_size or _MAX_BATCH[device]
-    return HuggingFaceEngine(checkpoint, device=device, dtype=settings.dtype, max_batch=max_batch)
+    return HuggingFaceEngine(checkpoint, device=device, dtype=dtype, max_batch=settings.batch_size or _MAX_BATCH[device])
+
+
+def precision(settings: Settings, device: str) -> str:
+    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
+    return choose_precision("hf", settings, device, _DTYPES[device])
 
 
 class HuggingFaceEngine:
@@ -76,12 +73,11 @@ class HuggingFaceEngine:
 
     name = "hf"
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "auto", max_batch: int = 8) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32", max_batch: int = 8) -> None:
         self.max_batch, self.n_mels = max_batch, int(checkpoint.dims.n_mels)
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self._dtype = _DTYPES[device][dtype]
-        self._precision = "int8" if dtype == "int8" else str(self._dtype).removeprefix("torch.")
-        self._model_name, self._device, self._heads = checkpoint.name, device, checkpoint.alignment_heads
+        self._model_name, self._device, self._precision, self._heads = checkpoint.name, device, dtype, checkpoint.alignment_heads
         self.model: WhisperForConditionalGeneration | None = _model(checkpoint, self.tokenizer, device, self._dtype)
         if dtype == "int8":
             _quantize(self.model)
@@ -104,14 +100,7 @@ class HuggingFaceEngine:
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
-        return {
-            "engine": self.name,
-            "model": self._model_name,
-            "device": torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
-            "precision": self._precision,
-            "threads": torch.get_num_threads(),
-            "batch": self.max_batch,
-        }
+        return description(self, self._model_name, self._device, self._precision)
 
     def free_memory(self) -> None:
         """Give the GPU memory that PyTorch caches back to the device."""
@@ -370,6 +359,6 @@ def _quantize(model: WhisperForConditionalGeneration) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # here: only int8 needs torchao
     except ImportError as error:
-        message = f"engine 'hf' needs torchao for int8 ({error}); run: pip install torchao, or choose another dtype"
+        message = f"engine 'hf' needs torchao for int8 ({error}); {installation('hf')}; or choose another dtype"
         raise ConfigurationError(message, param="dtype") from error
     quantize_(model.model, Int8WeightOnlyConfig())

@@ -9,11 +9,12 @@ from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResul
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
-from ..devices import decoding_threads
-from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..devices import choose_precision, decoding_threads
+from ..errors import EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
+from . import Engine
 from .alignment import align
 from .features import log_mels
 from .rules import (
@@ -32,23 +33,24 @@ from .rules import (
 )
 
 _DTYPES = {
-    "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16},
-    "cuda": {"auto": torch.float16, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
+    "cpu": {"float32": torch.float32, "bfloat16": torch.bfloat16},
+    "cuda": {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32},
 }
 _MAX_BATCH = {"cpu": 8, "cuda": 64}
 
 
 def load(settings: Settings, device: str) -> OpenAIEngine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
-    if settings.dtype not in _DTYPES[device]:
-        known = ", ".join(_DTYPES[device])
-        raise ConfigurationError(f"engine 'openai' on {device} computes in {known}; not in {settings.dtype}", param="dtype")
+    dtype = _DTYPES[device][precision(settings, device)]
     if device == "cpu":
         torch.set_num_threads(decoding_threads(settings))
     checkpoint = load_checkpoint(locate(settings))
-    return OpenAIEngine(
-        checkpoint, device=device, dtype=_DTYPES[device][settings.dtype], max_batch=settings.batch_size or _MAX_BATCH[device]
-    )
+    return OpenAIEngine(checkpoint, device=device, dtype=dtype, max_batch=settings.batch_size or _MAX_BATCH[device])
+
+
+def precision(settings: Settings, device: str) -> str:
+    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
+    return choose_precision("openai", settings, device, _DTYPES[device])
 
 
 class OpenAIEngine:
@@ -80,15 +82,7 @@ class OpenAIEngine:
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
-        on_gpu = self._device == "cuda"
-        return {
-            "engine": self.name,
-            "model": self._model_name,
-            "device": torch.cuda.get_device_name() if on_gpu else "cpu",
-            "precision": str(self._dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads(),
-            "batch": self.max_batch,
-        }
+        return description(self, self._model_name, self._device, str(self._dtype).removeprefix("torch."))
 
     def free_memory(self) -> None:
         """Give the GPU memory that PyTorch caches back to the device."""
@@ -221,6 +215,18 @@ class _SuppressEndOfText(LogitFilter):  # type: ignore[misc]
 
     def apply(self, logits: torch.Tensor, tokens: torch.Tensor) -> None:
         logits[:, self._eot] = -torch.inf
+
+
+def description(engine: Engine, model: str, device: str, precision: str) -> dict[str, str | int | float | bool]:
+    """What an engine that runs in PyTorch says of itself; `device`: cpu, cuda or cuda:N."""
+    return {
+        "engine": engine.name,
+        "model": model,
+        "device": "cpu" if device == "cpu" else torch.cuda.get_device_name(device),
+        "precision": precision,
+        "threads": torch.get_num_threads(),
+        "batch": engine.max_batch,
+    }
 
 
 def failure(error: Exception, count: int, runtime: str) -> EngineError:

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from whisper.model import ModelDimensions
 
 from ...checkpoints import Checkpoint, load_checkpoint, locate
-from ...devices import decoding_threads
-from ...errors import ConfigurationError, EngineError, OutOfMemory
+from ...devices import choose_precision, decoding_threads
+from ...errors import EngineError, OutOfMemory
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -40,8 +40,7 @@ from .decoding import Sampled, Search, Start, detect, sample
 from .model import KeyValues, Params, encode
 from .sharding import batch_sharding, make_mesh, padded, place
 
-_DTYPES = ("float32", "float16", "bfloat16")
-_AUTO = {"cpu": "float32", "cuda": "float16"}
+_DTYPES = {"cpu": ("float32", "float16", "bfloat16"), "cuda": ("float16", "bfloat16", "float32")}
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
 _STARTS = (4, 32, 96, 228)
 """Lengths of start sequences that are compiled for; the longest is a prompt of 223 tokens with <|notimestamps|>."""
@@ -56,9 +55,7 @@ _follow = jax.jit(follow, static_argnames=("heads", "eot"))
 
 def load(settings: Settings, device: str) -> JaxEngine:
     """The engine with the settings' checkpoint on the mesh of devices. Raises ConfigurationError."""
-    dtype = _AUTO[device] if settings.dtype == "auto" else settings.dtype
-    if dtype not in _DTYPES:
-        raise ConfigurationError(f"engine 'jax' computes in {', '.join(_DTYPES)}; not in {dtype}", param="dtype")
+    dtype = precision(settings, device)
     _keep_compiled(settings.converted_path / "jax")
     threads = decoding_threads(settings)
     if device == "cpu":
@@ -67,6 +64,11 @@ def load(settings: Settings, device: str) -> JaxEngine:
     checkpoint = load_checkpoint(locate(settings))
     max_batch = settings.batch_size or _MAX_BATCH[device] * mesh.shape["data"]
     return JaxEngine(checkpoint, mesh, dtype=dtype, threads=threads, max_batch=max_batch)
+
+
+def precision(settings: Settings, device: str) -> str:
+    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
+    return choose_precision("jax", settings, device, _DTYPES[device])
 
 
 class JaxEngine:
