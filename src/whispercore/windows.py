@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -24,6 +26,7 @@ MIN_PAUSE = int(0.1 * _PER_SECOND)
 LEAD_IN = int(0.4 * _PER_SECOND)  # at most so much of a pause before the stretch after it: Whisper's first timestamp is at most 1.0 s
 _NEAR = np.array([1.0, 1.0, 4.0, 4.0, 1.0, 1.0])
 _HYSTERESIS, _LEAST = 0.15, 0.01  # Silero's own: speech lasts until its probability is that far below the threshold
+_EARS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ear")
 
 Mask = npt.NDArray[np.bool_]
 
@@ -55,8 +58,8 @@ def cut(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch]:
             continue
         listener = _Listener(options)
         cutter = _Cutter(start, listener.pauses)
-        for chunk in _chunks(clip):
-            cutter.add(chunk, listener(chunk))
+        for chunk, voiced in _heard(_chunks(clip), listener):
+            cutter.add(chunk, voiced)
             yield from cutter.ready()
         yield from cutter.ready(final=True)
 
@@ -72,9 +75,9 @@ def speech(blocks: Iterable[Samples], options: Options) -> Iterator[tuple[float,
             yield from (None for _ in clip)
             continue
         listener, length, masks = _Listener(options), 0, [np.zeros(0, bool)]
-        for chunk in _chunks(clip):
+        for chunk, voiced in _heard(_chunks(clip), listener):
             length += len(chunk)
-            masks.append(listener(chunk))
+            masks.append(voiced)
             yield None
         for begin, end in _spoken(np.concatenate(masks), listener.pauses):
             yield (start + begin * FRAME) / SAMPLE_RATE, (start + min(end * FRAME, length)) / SAMPLE_RATE
@@ -116,6 +119,18 @@ class _Listener:
                 self._speaking = probability >= (self._lasts if self._speaking else self._begins)
                 voiced[index] = self._speaking
         return voiced
+
+
+def _heard(chunks: Iterable[Samples], listener: _Listener) -> Iterator[tuple[Samples, Mask]]:
+    """The chunks and which of their frames are voiced; while one is listened to on a thread of its own, the next is decoded."""
+    waiting: tuple[Samples, Future[Mask]] | None = None
+    for chunk in chunks:
+        listened = waiting and (waiting[0], waiting[1].result())  # the listener remembers: one chunk at a time
+        waiting = chunk, _EARS.submit(listener, chunk)
+        if listened:
+            yield listened
+    if waiting:
+        yield waiting[0], waiting[1].result()
 
 
 class _Cutter:

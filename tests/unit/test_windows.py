@@ -247,7 +247,7 @@ def test_looking_for_speech_lets_others_work() -> None:
     news = speech(reading(), Options(strategy="sequential", clip_timestamps=(0.0, 10.0, 20.0, 30.0)))
     before = 0
     for _ in news:
-        assert read - before <= 2
+        assert read - before <= 3
         before = read
     assert read == 12
 
@@ -304,7 +304,7 @@ def test_a_stretch_comes_as_soon_as_its_end_is_certain() -> None:
 
     for stretch in cut(reading(), DEFAULT):
         end = stretch.start + len(stretch.samples) / SAMPLE_RATE
-        assert read / SAMPLE_RATE <= max(end, 30) + 2 + 5.12 + 1
+        assert read / SAMPLE_RATE <= max(end, 30) + 2 + 2 * 5.12 + 1  # one chunk is decoded while the one before it is listened to
 
 
 def test_an_empty_recording_has_no_stretch() -> None:
