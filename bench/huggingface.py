@@ -2,34 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from whisper.model import ModelDimensions
 
 from whispercore.checkpoints import load_checkpoint
-
-_NAMES = (
-    (r"\.blocks\.", ".layers."),
-    (r"\.cross_attn_ln\.", ".encoder_attn_layer_norm."),
-    (r"\.attn_ln\.", ".self_attn_layer_norm."),
-    (r"\.mlp_ln\.", ".final_layer_norm."),
-    (r"\.cross_attn\.", ".encoder_attn."),
-    (r"\.attn\.", ".self_attn."),
-    (r"attn\.query\.", "attn.q_proj."),
-    (r"attn\.key\.", "attn.k_proj."),
-    (r"attn\.value\.", "attn.v_proj."),
-    (r"attn\.out\.", "attn.out_proj."),
-    (r"\.mlp\.0\.", ".fc1."),
-    (r"\.mlp\.2\.", ".fc2."),
-    (r"\.ln_post\.", ".layer_norm."),
-    (r"decoder\.ln\.", "decoder.layer_norm."),
-    (r"token_embedding", "embed_tokens"),
-    (r"positional_embedding$", "embed_positions.weight"),
-)
+from whispercore.huggingface import generation_config
+from whispercore.tokenizer import Tokenizer
 
 
 def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, tokens: int) -> tuple[Any, list[int]]:
@@ -39,9 +20,7 @@ def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, token
     """
     torch.set_num_threads(threads)
     transformers().logging.set_verbosity_error()
-    model, counts = _model(checkpoint, tokens).to(device), list[int]()
-    if device != "cpu":
-        model = model.half()
+    model, counts = _model(checkpoint, device, tokens), list[int]()
     generate = model.generate
 
     def counted(*arguments: Any, **options: Any) -> Any:
@@ -62,31 +41,16 @@ _PROMPT = 4
 """<|startoftranscript|>, language, task, <|notimestamps|>."""
 
 
-def _model(checkpoint: Path, tokens: int) -> Any:
+def _model(checkpoint: Path, device: str, tokens: int) -> Any:
+    from whispercore.engines.hf import transformers_model
+
     loaded = load_checkpoint(checkpoint)
-    model: Any = transformers().WhisperForConditionalGeneration(_config(loaded.dims))
-    state = {f"model.{renamed(name)}": tensor.float() for name, tensor in loaded.state.items()}
-    state["proj_out.weight"] = state["model.decoder.embed_tokens.weight"]
-    model.load_state_dict(state)
-    eot = _eot(loaded.dims)
-    timestamps = loaded.dims.n_vocab - 1501
-    model.generation_config = transformers().GenerationConfig(
-        decoder_start_token_id=eot + 1,
-        eos_token_id=eot,
-        pad_token_id=eot,
-        is_multilingual=True,
-        lang_to_id={"<|en|>": eot + 2},
-        task_to_id={"transcribe": timestamps - 5, "translate": timestamps - 6},
-        no_timestamps_token_id=timestamps - 1,
-        prev_sot_token_id=timestamps - 3,
-        suppress_tokens=list(range(timestamps, loaded.dims.n_vocab)),
-        min_new_tokens=tokens,
-        max_new_tokens=tokens,
-        language="en",
-        task="transcribe",
-        return_timestamps=False,
-    )
-    return model.eval()
+    begin = Tokenizer(loaded.dims.n_vocab).timestamp_begin
+    model: Any = transformers_model(loaded, device, torch.float32 if device == "cpu" else torch.float16)
+    told = generation_config(loaded.dims, loaded.alignment_heads) | {"suppress_tokens": list(range(begin, loaded.dims.n_vocab))}
+    fixed = {"min_new_tokens": tokens, "max_new_tokens": tokens, "language": "en", "task": "transcribe"}
+    model.generation_config = transformers().GenerationConfig(**told | fixed)
+    return model
 
 
 def transformers() -> Any:
@@ -95,36 +59,3 @@ def transformers() -> Any:
         return import_module("transformers")
     except ImportError as error:
         raise RuntimeError(f"{error}; run: pip install -r requirements-bench.txt") from error
-
-
-def renamed(name: str) -> str:
-    """Hugging Face's name of one of OpenAI's tensors."""
-    for old, new in _NAMES:
-        name = re.sub(old, new, name)
-    return name
-
-
-def _eot(dims: ModelDimensions) -> int:
-    if dims.n_vocab < 51_865:
-        raise RuntimeError("only multilingual checkpoints")
-    return 50_257
-
-
-def _config(dims: ModelDimensions) -> Any:
-    return transformers().WhisperConfig(
-        vocab_size=dims.n_vocab,
-        num_mel_bins=dims.n_mels,
-        max_source_positions=dims.n_audio_ctx,
-        max_target_positions=dims.n_text_ctx,
-        d_model=dims.n_audio_state,
-        encoder_layers=dims.n_audio_layer,
-        encoder_attention_heads=dims.n_audio_head,
-        encoder_ffn_dim=4 * dims.n_audio_state,
-        decoder_layers=dims.n_text_layer,
-        decoder_attention_heads=dims.n_text_head,
-        decoder_ffn_dim=4 * dims.n_text_state,
-        bos_token_id=_eot(dims),
-        eos_token_id=_eot(dims),
-        pad_token_id=_eot(dims),
-        decoder_start_token_id=_eot(dims) + 1,
-    )

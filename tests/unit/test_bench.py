@@ -21,7 +21,7 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from bench import contenders, ggml, huggingface, overhead, results, serve, serve_plot, server, soak, speech, table, work
+from bench import contenders, ggml, overhead, results, serve, serve_plot, server, soak, speech, table, work
 from bench.load import Connection, LoadError, Reply, Work, closed_loop, open_loop
 from bench.plain.plain_handler import PlainHandler, options
 from bench.plan import QUICK
@@ -232,16 +232,6 @@ def test_q8_0_holds_each_block_of_weights_by_its_largest() -> None:
     made = np.frombuffer(ggml.q8_0(values), dtype=[("scale", "<f2"), ("weights", "i1", ggml.BLOCK)])
     assert made["weights"][0, :4].tolist() == [127, -50, 1, 0] and made["scale"][0] == pytest.approx(0.01, rel=1e-3)
     assert not made["weights"][1].any() and made["scale"][1] == 0
-
-
-def test_transformers_names() -> None:
-    names = ("encoder.blocks.0.attn_ln.weight", "decoder.blocks.3.cross_attn.key.weight", "decoder.ln.bias", "encoder.positional_embedding")
-    assert [huggingface.renamed(name) for name in names] == [
-        "encoder.layers.0.self_attn_layer_norm.weight",
-        "decoder.layers.3.encoder_attn.k_proj.weight",
-        "decoder.layer_norm.bias",
-        "encoder.embed_positions.weight",
-    ]
 
 
 class _Steady:

@@ -22,7 +22,7 @@ from whisper.decoding import LogitFilter, SuppressBlank, SuppressTokens
 from ..checkpoints import Checkpoint, load_checkpoint, locate
 from ..devices import choose_precision, decoding_threads
 from ..errors import ConfigurationError, EngineError
-from ..huggingface import openai_name
+from ..huggingface import config, state
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
@@ -78,7 +78,7 @@ class HuggingFaceEngine:
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self._dtype = _DTYPES[device][dtype]
         self._model_name, self._device, self._precision, self._heads = checkpoint.name, device, dtype, checkpoint.alignment_heads
-        self.model: WhisperForConditionalGeneration | None = _model(checkpoint, self.tokenizer, device, self._dtype)
+        self.model: WhisperForConditionalGeneration | None = transformers_model(checkpoint, device, self._dtype)
         if dtype == "int8":
             _quantize(self.model)
 
@@ -319,39 +319,15 @@ def _attention_shown(model: WhisperForConditionalGeneration) -> Iterator[None]:
         model.set_attn_implementation("sdpa")
 
 
-def _model(checkpoint: Checkpoint, tokenizer: Tokenizer, device: str, dtype: torch.dtype) -> WhisperForConditionalGeneration:
+def transformers_model(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> WhisperForConditionalGeneration:
     """transformers' model with the checkpoint's weights; what its own files say of generation is not used."""
     with torch.device("meta"):
-        model = WhisperForConditionalGeneration(_config(checkpoint, tokenizer))
-    state = {name: checkpoint.state[openai_name(name)].to(dtype) for name in model.state_dict() if name != "proj_out.weight"}
-    model.load_state_dict({**state, "proj_out.weight": state["model.decoder.embed_tokens.weight"]}, assign=True)
+        model = WhisperForConditionalGeneration(WhisperConfig(**config(checkpoint.dims), attn_implementation="sdpa"))
+    model.load_state_dict(state(checkpoint.state, dtype), assign=True)
     model.tie_weights()
     model.generation_config = GenerationConfig()
     made: WhisperForConditionalGeneration = model.requires_grad_(False).eval().to(device)
     return made
-
-
-def _config(checkpoint: Checkpoint, tokenizer: Tokenizer) -> WhisperConfig:
-    """transformers' names for the dimensions."""
-    dims = checkpoint.dims
-    return WhisperConfig(
-        vocab_size=dims.n_vocab,
-        num_mel_bins=dims.n_mels,
-        d_model=dims.n_audio_state,
-        encoder_layers=dims.n_audio_layer,
-        encoder_attention_heads=dims.n_audio_head,
-        encoder_ffn_dim=4 * dims.n_audio_state,
-        decoder_layers=dims.n_text_layer,
-        decoder_attention_heads=dims.n_text_head,
-        decoder_ffn_dim=4 * dims.n_text_state,
-        max_source_positions=dims.n_audio_ctx,
-        max_target_positions=dims.n_text_ctx,
-        pad_token_id=tokenizer.eot,
-        bos_token_id=tokenizer.eot,
-        eos_token_id=tokenizer.eot,
-        decoder_start_token_id=tokenizer.openai.sot,
-        attn_implementation="sdpa",
-    )
 
 
 def _quantize(model: WhisperForConditionalGeneration) -> None:
