@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import table as tables
-from .plot import MISSING
+from .plot import draw
 from .results import RESULTS, load
 
 README = tables.README
@@ -90,15 +90,8 @@ def plot(folder: Path, rows: Rows) -> str:
     heard = [row for row in rows if row.get("wer") is not None]
     if not heard:
         return "no plot: no row has a word error rate"
-    try:
-        import matplotlib
-    except ImportError:
-        return MISSING
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "whisper", "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    def paint(_: Any, axes: Any) -> None:
         for row in heard:
             x, y, colour = row["rtfx"], 100 * row["wer"], COLOURS.get(row["engine"], "#000000")
             slower = sum(one["wer"] == row["wer"] and one["rtfx"] < x for one in heard)
@@ -109,9 +102,8 @@ def plot(folder: Path, rows: Rows) -> str:
         axes.set_ylabel("word error rate, %")
         axes.set_ylim(0, 1.25 * max(100 * row["wer"] for row in heard) or 1)
         axes.set_xlim(0, 1.25 * max(row["rtfx"] for row in heard))
-        figure.savefig(folder / "engines.svg", metadata={"Date": None})
-        pyplot.close(figure)
-    return str(folder / "engines.svg")
+
+    return draw(folder / "engines.svg", paint, figsize=(8, 4.5))
 
 
 def _label(row: dict[str, Any], rows: Rows) -> str:

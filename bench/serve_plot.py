@@ -6,51 +6,34 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .plot import MISSING, OURS, PEERS
-
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "whisper", "font.size": 9}
+from .plot import OURS, PEERS, draw
 
 
 def save(path: Path) -> str:
     """Write the picture of a serve-SIZE.json beside it; the picture's path, or why there is none."""
-    try:
-        import matplotlib
-    except ImportError:
-        return MISSING
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     result = json.loads(path.read_text(encoding="utf-8"))["result"]
-    with pyplot.rc_context(STYLE):
-        figure, (clips, long, latency) = pyplot.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+
+    def paint(_: Any, axes: Any) -> None:
+        clips, long, latency = axes
         _throughput(clips, result["contenders"])
         _long(long, result["contenders"])
         _latency(latency, result["arrivals"])
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        pyplot.close(figure)
-    return str(path.with_suffix(".svg"))
+
+    return draw(path.with_suffix(".svg"), paint, ncols=3, figsize=(13, 4.2))
 
 
 def save_memory(path: Path) -> str:
     """Write the picture of serve-memory.json beside it; the picture's path, or why there is none."""
-    try:
-        import matplotlib
-    except ImportError:
-        return MISSING
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
     content = json.loads(path.read_text(encoding="utf-8"))
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+
+    def paint(_: Any, axes: Any) -> None:
         axes.plot(*zip(*content["result"]["measured"], strict=True), color=OURS)
         axes.axvline(content["settings"]["warmup"], color=PEERS, linestyle=":")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("requests answered")
         axes.set_title("the worker's resident memory, MB", fontsize=10)
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-        pyplot.close(figure)
-    return str(path.with_suffix(".svg"))
+
+    return draw(path.with_suffix(".svg"), paint, figsize=(7, 3))
 
 
 def _throughput(axes: Any, contenders: dict[str, Any]) -> None:
