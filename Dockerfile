@@ -71,7 +71,9 @@ RUN install -d /models && ln -s /opt/whisper/whisper-models/*.pt /models/
 USER 1000
 # Converting large weights for the CPU takes minutes: only the code that does it comes before, so that the rest may change.
 COPY src/whispercore/__init__.py src/whispercore/checkpoints.py src/whispercore/conversion.py src/whispercore/devices.py \
-     src/whispercore/errors.py src/whispercore/settings.py src/whispercore/tokenizer.py src/whispercore/types.py src/whispercore/
+     src/whispercore/errors.py src/whispercore/huggingface.py src/whispercore/locations.py src/whispercore/modelbin.py \
+     src/whispercore/settings.py src/whispercore/staging.py src/whispercore/tokenizer.py src/whispercore/types.py \
+     src/whispercore/vocabulary.py src/whispercore/
 RUN WHISPER_CONVERTED_DIR=$WHISPER_STATE_DIR/models PYTHONPATH=src /opt/venv/bin/python -m whispercore.checkpoints prepare
 
 LABEL org.opencontainers.image.title="Whisper on TorchServe" \

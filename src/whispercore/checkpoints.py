@@ -1,4 +1,4 @@
-"""Checkpoints, OpenAI's .pt files or Hugging Face's folders: found, checked, loaded; made ready for the engine, or made up for benchmarks.
+"""Checkpoints, OpenAI's .pt files, Hugging Face's and CTranslate2's folders: checked, loaded; made ready for the engine, or made up.
 
 python -m whispercore.checkpoints prepare [--config config/model-config.yaml] [--model NAME|PATH]
 python -m whispercore.checkpoints random --size base --out PATH [--dtype float16]
@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import base64
 import gzip
-import hashlib
 import pickle
+import re
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,39 @@ import whisper
 import yaml
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
-from . import huggingface
+from . import huggingface, modelbin
 from .devices import choose_device, choose_engine
 from .errors import ConfigurationError
+from .locations import (
+    FILES,
+    converted_folder,
+    ct2_folder,
+    exported_folder,
+    is_ct2,
+    is_graphs,
+    locate,
+    model_name,
+    replace_outdated,
+    sha256,
+)
 from .settings import Settings
 
-FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
-"""OpenAI's second names of two checkpoints, and the names of their files."""
+__all__ = [
+    "Checkpoint",
+    "converted_folder",
+    "ct2_folder",
+    "dimensions",
+    "empty_model",
+    "exported_folder",
+    "load_checkpoint",
+    "locate",
+    "prepare",
+    "sha256",
+    "write_checkpoint",
+    "write_random",
+]
 
+Heads = Sequence[tuple[int, int]]
 SIZES = {
     "tiny": (384, 6, 4, 4),
     "base": (512, 8, 6, 6),
@@ -48,7 +73,8 @@ SIZES = {
 class Checkpoint:
     """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names.
 
-    `heads`: its own alignment heads, when it names some: a .pt under `alignment_heads`, as (layer, head) pairs.
+    `heads`: its own alignment heads as (layer, head) pairs, when it names some: a .pt under `alignment_heads`, a folder in its
+    generation_config.json or, CTranslate2's, its config.json.
     """
 
     path: Path
@@ -59,7 +85,7 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """The file's name without .pt, or the folder's: nano, large-v3-turbo, …"""
-        return self.path.name.removesuffix(".pt")
+        return model_name(self.path)
 
     @property
     def alignment_heads(self) -> list[tuple[int, int]]:
@@ -67,29 +93,18 @@ class Checkpoint:
         shape = (self.dims.n_text_layer, self.dims.n_text_head)
         if self.heads and all(layer < shape[0] and head < shape[1] for layer, head in self.heads):
             return list(self.heads)
-        dump = whisper._ALIGNMENT_HEADS.get(self.name.removeprefix("whisper-"))
+        dump = whisper._ALIGNMENT_HEADS.get(re.sub("^(faster-)?whisper-", "", self.name))
         heads = np.frombuffer(gzip.decompress(base64.b85decode(dump)), dtype=bool) if dump else np.empty(0)
         if heads.size != shape[0] * shape[1]:
             heads = np.repeat(np.arange(shape[0]) >= shape[0] // 2, shape[1])
         return [(int(layer), int(head)) for layer, head in np.argwhere(heads.reshape(shape))]
 
 
-def locate(settings: Settings) -> Path:
-    """The checkpoint's path: `model` itself when it is a file or looks like a path, else NAME.pt or the folder NAME in `models_dir`."""
-    given = Path(settings.model).expanduser()
-    if given.suffix == ".pt" or len(given.parts) > 1:
-        path = given
-    else:
-        path = settings.models_path / f"{FILES.get(settings.model, settings.model)}.pt"
-        if not path.is_file() and huggingface.is_folder(path.with_suffix("")):
-            path = path.with_suffix("")
-    if not path.is_file() and not huggingface.is_folder(path):
-        raise ConfigurationError(_missing(settings, path), param="model")
-    return path
-
-
 def load_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at `path`, its tensors mapped from the file. Raises ConfigurationError when it is not one, or is cut short."""
+    """The checkpoint at `path`, its tensors mapped from the file where that can be.
+
+    Raises ConfigurationError when it is not one, is cut short, or of a form that tensors are not read from.
+    """
     content = _read_folder(path) if path.is_dir() else _read(path)
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
         raise ConfigurationError(f"{path} is not a Whisper checkpoint: it needs 'dims' and 'model_state_dict'", param="model")
@@ -104,7 +119,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ConfigurationError(
             f"{path} does not fit its own dimensions: {wrong[0]} and {len(wrong) - 1} other tensors differ", param="model"
         )
-    heads = huggingface.read_alignment_heads(path) if path.is_dir() else content.get("alignment_heads")
+    heads = content.get("alignment_heads")
     return Checkpoint(path, dims, state, tuple((int(layer), int(head)) for layer, head in heads) if heads else None)
 
 
@@ -148,7 +163,13 @@ def write_random(dims: ModelDimensions, out: Path, *, dtype: torch.dtype = torch
     shapes = {name: tensor.shape for name, tensor in empty_model(dims).state_dict().items()}
     state = {name: _random_tensor(name, shape, generator).to(dtype) for name, shape in shapes.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"dims": asdict(dims), "model_state_dict": state}, out)
+    write_checkpoint(dims, state, out)
+
+
+def write_checkpoint(dims: ModelDimensions, state: Mapping[str, torch.Tensor], out: Path, *, heads: Heads | None = None) -> None:
+    """Write tensors as a .pt of OpenAI's form; the alignment heads are an entry that openai-whisper passes over."""
+    named = {"alignment_heads": [list(pair) for pair in heads]} if heads else {}
+    torch.save({"dims": asdict(dims), "model_state_dict": dict(state), **named}, out)
 
 
 def _random_tensor(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -171,17 +192,26 @@ def prepare(settings: Settings) -> str:
     if engine in ("onnx", "sherpa"):
         return _export(settings, engine, device)
     path = locate(settings)
-    if engine != "ct2":
-        load_checkpoint(path)
-        return f"{path} is ready for engine '{engine}'"
+    if engine == "ct2":
+        return _convert(settings, path, device)
+    load_checkpoint(path)
+    return f"{path} is ready for engine '{engine}'"
+
+
+def _convert(settings: Settings, path: Path, device: str) -> str:
+    """`prepare` for engine ct2."""
     from .conversion import convert, precision  # here: the other engines work without ctranslate2
 
     quantization = precision(settings, device)
-    folder = converted_folder(settings, path, quantization)
+    folder = ct2_folder(settings, path, quantization)
+    if folder == path:
+        modelbin.read_dimensions(path)
+        return f"{path} is ready for engine 'ct2', as it is"
     if (folder / "model.bin").is_file():
         return f"{folder} is ready for engine 'ct2'"
     checkpoint = load_checkpoint(path)
     convert(checkpoint.dims, checkpoint.state, folder, quantization, alignment_heads=checkpoint.alignment_heads)
+    replace_outdated(folder, path)
     return f"converted {path} for engine 'ct2': {folder}"
 
 
@@ -194,7 +224,10 @@ def _export(settings: Settings, engine: str, device: str) -> str:
         raise ConfigurationError(message, param="engine") from error
     dtype = onnx_export.precision(settings, device if engine == "onnx" else "cpu")
     folder = exported_folder(settings, engine, dtype)
-    if (folder / "decoder.onnx").is_file():
+    if is_graphs(folder):
+        if _TOLD[engine] not in onnx_export.told(folder):
+            message = f"{folder} is exported in another form than engine '{engine}' reads: name the checkpoint it was made from"
+            raise ConfigurationError(message, param="model")
         return f"{folder} is ready for engine '{engine}'"
     path = locate(settings)
     checkpoint = load_checkpoint(path)
@@ -202,7 +235,12 @@ def _export(settings: Settings, engine: str, device: str) -> str:
         difference = sherpa_export.export(checkpoint.dims, checkpoint.state, folder, dtype)
     else:
         difference = onnx_export.export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
+    replace_outdated(folder, path)
     return f"exported {path} for engine '{engine}': {folder}; its logits are {difference:.1g} standard deviations off PyTorch's at most"
+
+
+_TOLD = {"onnx": "dims", "sherpa": "sot_sequence"}
+"""What only the exports for an engine tell of themselves."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,38 +285,23 @@ def _section(config: Path) -> dict[str, Any]:
     return section or {}
 
 
-def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
-    """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
-    return settings.converted_path / f"{checkpoint.name.removesuffix('.pt')}-{sha256(checkpoint)[:12]}-{quantization}"
+def _read_folder(folder: Path) -> dict[str, Any]:
+    """A folder of Hugging Face's or CTranslate2's as the content of a .pt file."""
+    if is_graphs(folder):
+        advice = "set engine: onnx or sherpa, or name the checkpoint it was made from"
+        raise ConfigurationError(f"{folder} holds ONNX graphs, from which no weights are read: {advice}", param="model")
+    form = modelbin if is_ct2(folder) else huggingface
+    dims, state, heads = form.read_dimensions(folder), form.read_state(folder), form.read_alignment_heads(folder)
+    return {"dims": dims, "model_state_dict": state, "alignment_heads": heads}
 
 
-def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
-    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds some."""
-    for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
-        if (given / "decoder.onnx").is_file():
-            return given
-    return converted_folder(settings, locate(settings), f"{dtype}-{engine}")
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of the file, or of a folder's configuration and weights, in hexadecimal."""
-    digest = hashlib.sha256()
-    files = [path]
-    if path.is_dir():
-        files = [*filter(Path.is_file, (path / "config.json", path / "generation_config.json")), *huggingface.weight_files(path)]
-    for each in files:
-        with each.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _read_folder(folder: Path) -> dict[str, object]:
-    """A folder of Hugging Face's as the content of a .pt file."""
-    return {"dims": huggingface.read_dimensions(folder), "model_state_dict": huggingface.read_state(folder)}
-
-
-def _read(path: Path) -> object:
+def _read(path: Path) -> Any:
+    if path.name in _INSIDE or path.suffix in (".onnx", ".safetensors"):
+        raise ConfigurationError(f"{path} is a part of a checkpoint: name the folder it is in, {path.parent}", param="model")
+    with path.open("rb") as file:
+        if file.read(4) in _FOREIGN:
+            message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
+            raise ConfigurationError(message, param="model")
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -287,12 +310,9 @@ def _read(path: Path) -> object:
         raise ConfigurationError(message, param="model") from None
 
 
-def _missing(settings: Settings, path: Path) -> str:
-    folders = [config.parent.name for config in settings.models_path.glob("*/config.json")]
-    there = ", ".join(sorted({*folders, *(file.stem for file in settings.models_path.glob("*.pt"))})) or "none"
-    known = settings.model in whisper.available_models()
-    download = f"; get it: clients/download_model.py {settings.model}" if known else ""
-    return f"no checkpoint at {path}; in {settings.models_path}: {there}{download}"
+_INSIDE = ("model.bin", "config.json")
+_FOREIGN = (b"lmgg", b"GGUF")
+"""How ggml's files begin."""
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def is_folder(path: Path) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: one, or the parts that model.safetensors.index.json lists. Raises ConfigurationError."""
     index = folder / f"{_WEIGHTS}.index.json"
-    names = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else [_WEIGHTS]
+    names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [_WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
         message = (
@@ -136,7 +136,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_dimensions(folder: Path) -> dict[str, int]:
     """The dimensions that config.json tells, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError."""
-    told = _json(folder / "config.json")
+    told = read_json(folder / "config.json")
     if told.get("model_type") != "whisper" or told.get("activation_function", _ACTIVATION) != _ACTIVATION:
         raise ConfigurationError(f"{folder} holds no Whisper model: its config.json says {told.get('model_type')!r}", param="model")
     try:
@@ -161,7 +161,7 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
     """(layer, head) of the decoder's heads that follow the sound, from generation_config.json; None when it does not say."""
     path = folder / "generation_config.json"
-    heads = _json(path).get("alignment_heads") if path.is_file() else None
+    heads = read_json(path).get("alignment_heads") if path.is_file() else None
     return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
 
 
@@ -207,7 +207,8 @@ _TOKENIZER = {
 }
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a file of JSON. Raises ConfigurationError when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

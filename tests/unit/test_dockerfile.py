@@ -58,13 +58,15 @@ def in_context(path: str) -> bool:
 
 
 def imported_by(module: str, seen: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The core's modules that a module needs, itself and those of its imports included."""
+    """The core's modules that a module needs, itself and those of its imports included; not what a function imports for ONNX."""
     if module in seen:
         return seen
     seen |= {module}
-    for node in ast.walk(ast.parse((CORE / f"{module}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module:
-            seen = imported_by(node.module.split(".")[0], seen)
+    tree = ast.parse((CORE / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or node in tree.body):
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                seen = imported_by(name.split(".")[0], seen)
     return seen
 
 

@@ -102,7 +102,7 @@ def test_samples_at_a_seed_are_engine_openais(engine: OnnxEngine, reference: Ope
 def test_the_export_is_kept_and_used_again(settings: Settings, engine: OnnxEngine) -> None:
     folder = converted_folder(settings, NANO, "float32-onnx")
     written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert {path.name for path in written} == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data"}
+    assert {path.name for path in written} == {"encoder.onnx", "encoder.onnx.data", "decoder.onnx", "decoder.onnx.data", "origin.txt"}
     assert prepare(settings) == f"{folder} is ready for engine 'onnx'"
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     for name in ("encoder", "decoder"):

@@ -1,4 +1,4 @@
-"""CTranslate2: the fastest on a CPU. It reads a folder converted beforehand, see `python -m whispercore.checkpoints prepare`."""
+"""CTranslate2: the fastest on a CPU. It reads its own folders, and others converted by `python -m whispercore.checkpoints prepare`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ import torch
 from ctranslate2 import DataType, Device, StorageView
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
-from ..checkpoints import converted_folder, locate
+from ..checkpoints import ct2_folder, locate
 from ..conversion import precision
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..locations import is_ct2, model_name
+from ..modelbin import is_float
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
@@ -47,10 +49,10 @@ _LEAST_FRAMES = 2
 
 
 def load(settings: Settings, device: str) -> CTranslate2Engine:
-    """The engine on `device` with the settings' checkpoint, converted beforehand. Raises ConfigurationError."""
+    """The engine on `device` with the settings' checkpoint: CTranslate2's own folder, or converted. Raises ConfigurationError."""
     compute_type = precision(settings, device)
     checkpoint = locate(settings)
-    folder = converted_folder(settings, checkpoint, compute_type)
+    folder = ct2_folder(settings, checkpoint, compute_type)
     if not (folder / "model.bin").is_file():
         message = (
             f"{checkpoint} is not converted for engine 'ct2' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
@@ -58,14 +60,20 @@ def load(settings: Settings, device: str) -> CTranslate2Engine:
         raise ConfigurationError(message, param="model")
     return CTranslate2Engine(
         folder,
-        name=checkpoint.stem,
+        name=model_name(checkpoint),
         device=device,
         compute_type=compute_type,
         threads=decoding_threads(settings),
         max_batch=settings.batch_size or _MAX_BATCH[device],
-        # float32, when somebody asks for it, is to be float32 throughout
-        encoder=load_encoder(checkpoint) if device == "cpu" and compute_type.startswith("int8") and is_fast() else None,
+        encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
     )
+
+
+def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
+    """PyTorch's, where it is the faster one and has more than integers to go by; float32, when asked for, is to be float32 throughout."""
+    if not compute_type.startswith("int8") or not is_fast() or (is_ct2(checkpoint) and not is_float(checkpoint)):
+        return None
+    return load_encoder(checkpoint)
 
 
 class CTranslate2Engine:
@@ -90,7 +98,8 @@ class CTranslate2Engine:
                 each = threads // self._parts
                 self._parted = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=self._parts, intra_threads=each)
         except (RuntimeError, ValueError) as error:
-            message = f"{folder} cannot be loaded ({error}); delete it and run: python -m whispercore.checkpoints prepare"
+            again = "delete it and run: python -m whispercore.checkpoints prepare, or get it again where it is your own"
+            message = f"{folder} cannot be loaded ({' '.join(str(error).split())}); {again}"
             raise ConfigurationError(message, param="model") from error
         if device == "cpu":
             # PyTorch's threads would spin against CTranslate2's: each part has a core to itself.

@@ -1,0 +1,134 @@
+"""Where a checkpoint lies, by path or by name, and where what is made of it for an engine is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import whisper
+
+from . import huggingface, modelbin
+from .errors import ConfigurationError
+from .settings import Settings
+
+FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
+"""OpenAI's second names of two checkpoints, and the names of their files."""
+_HASH = 12
+"""Digits of a checkpoint's SHA-256 in the name of what is made of it."""
+_ORIGIN = "origin.txt"
+"""In a folder that was made here: the path of the checkpoint that it was made from."""
+
+
+def locate(settings: Settings) -> Path:
+    """The checkpoint's path: `model` itself when that is a path, else what is in `models_dir`.
+
+    There, first found: NAME.pt, the folder NAME (NAME may be OWNER/NAME, as on the Hugging Face Hub), the folder that faster-whisper
+    means by NAME. Raises ConfigurationError with what there is.
+    """
+    candidates = list(_candidates(settings))
+    found = next((path for path in candidates if path.is_file() or is_folder(path)), None)
+    if found is None:
+        raise ConfigurationError(_missing(settings, candidates[0]), param="model")
+    return found
+
+
+def _candidates(settings: Settings) -> Iterator[Path]:
+    given = Path(settings.model).expanduser()
+    if given.suffix == ".pt" or len(given.parts) > 1:
+        yield given
+    else:
+        yield settings.models_path / f"{FILES.get(settings.model, settings.model)}.pt"
+    if not given.is_absolute():
+        yield settings.models_path / given
+    if repository := faster_whisper_repository(settings.model):
+        yield settings.models_path / repository
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder of weights: Hugging Face's, CTranslate2's, or one of ONNX graphs."""
+    return huggingface.is_folder(path) or modelbin.is_folder(path) or is_graphs(path)
+
+
+def is_graphs(path: Path) -> bool:
+    """Whether `path` is a folder of ONNX graphs, ours or sherpa-onnx's."""
+    return (path / "decoder.onnx").is_file()
+
+
+def is_ct2(path: Path) -> bool:
+    """Whether CTranslate2 reads the folder `path`; one with safetensors beside model.bin is taken for Hugging Face's."""
+    return modelbin.is_folder(path) and not list(path.glob("*.safetensors"))
+
+
+def model_name(path: Path) -> str:
+    """The file's name without .pt, or the folder's: nano, large-v3-turbo, faster-whisper-tiny.en, …"""
+    return path.name.removesuffix(".pt")
+
+
+def faster_whisper_repository(name: str) -> str | None:
+    """The repository of the Hugging Face Hub, OWNER/NAME, that faster-whisper fetches for `name`."""
+    try:
+        from faster_whisper.utils import _MODELS  # here: it imports the Hub's client, and most checkpoints are found without
+    except ImportError:
+        return None
+    repository: str | None = _MODELS.get(name)
+    return repository
+
+
+def ct2_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
+    """What engine ct2 reads: a folder of CTranslate2's as it is, else the one converted from the checkpoint.
+
+    A folder that names no alignment heads, as old converters left them out, is converted too: words would have no times.
+    """
+    if is_ct2(checkpoint) and modelbin.read_alignment_heads(checkpoint):
+        return checkpoint
+    return converted_folder(settings, checkpoint, quantization)
+
+
+def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
+    """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
+    return settings.converted_path / f"{model_name(checkpoint)}-{sha256(checkpoint)[:_HASH]}-{quantization}"
+
+
+def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
+    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds some."""
+    for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
+        if is_graphs(given):
+            return given
+    return converted_folder(settings, locate(settings), f"{dtype}-{engine}")
+
+
+def replace_outdated(folder: Path, checkpoint: Path) -> None:
+    """Note in a newly converted folder what it was made from; remove those made from the same file when its content was another."""
+    origin, current = str(checkpoint.resolve()), folder.name[: len(model_name(checkpoint)) + 1 + _HASH]
+    (folder / _ORIGIN).write_text(origin)
+    for note in folder.parent.glob(f"*/{_ORIGIN}"):
+        if note.read_text() == origin and not note.parent.name.startswith(current):
+            shutil.rmtree(note.parent, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of the file, or of a folder's configuration and weights, in hexadecimal."""
+    digest = hashlib.sha256()
+    for each in _files(path):
+        with each.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    told = [path / "config.json", path / "generation_config.json"]
+    return [*filter(Path.is_file, told), *(modelbin if is_ct2(path) else huggingface).weight_files(path)]
+
+
+def _missing(settings: Settings, path: Path) -> str:
+    folder = settings.models_path
+    folders = {str(each.relative_to(folder)) for each in (*folder.glob("*/"), *folder.glob("*/*/")) if is_folder(each)}
+    there = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
+    known = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
+    download = f"; get it: clients/download_model.py {settings.model}" if known else ""
+    return f"no checkpoint at {path}; in {folder}: {there}{download}"
