@@ -14,10 +14,11 @@ from typing import Any
 from whisper.tokenizer import LANGUAGES
 from whisper.utils import WriteSRT, WriteTSV, WriteVTT
 
-from .errors import WhisperError
+from .errors import NotFound, WhisperError
 from .options import Reply, ResponseFormat
 from .tokenizer import Tokenizer
 from .types import Dropped, Progress, Segment, Transcript, Word
+from .values import shown
 from .wire import CONTENT_TYPES, Route
 
 AUDIO_TOKENS_PER_SECOND = 50
@@ -47,10 +48,12 @@ def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tok
     return Body(content_type(wanted), _TEXT_WRITERS[wanted](transcript, reply).encode(errors="replace"))
 
 
-def render_models(names: Sequence[str]) -> Body:
-    """OpenAI's list of models."""
-    models = [{"id": name, "object": "model", "created": 0, "owned_by": "self-hosted"} for name in names]
-    return Body(content_type("json"), _json({"object": "list", "data": models}))
+def render_models(served: str, wanted: str = "") -> Body:
+    """OpenAI's list of models, of which there is one, or the one `wanted`. Raises NotFound for another."""
+    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted"}
+    if wanted not in ("", served):
+        raise NotFound(f"no such model: {shown(wanted)}; there is: {served}", param="model", code="model_not_found")
+    return Body(content_type("json"), _json(model if wanted else {"object": "list", "data": [model]}))
 
 
 def content_type(wanted: ResponseFormat) -> str:

@@ -157,7 +157,7 @@ class Mailbox:
                 raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
             request = wire.parse(post.fields, post.headers)
             if request.route == "models":
-                return _letter(formats.render_models([self.transcriber.settings.model]), request_id, 200)
+                return _letter(formats.render_models(self.transcriber.settings.model_id, request.model), request_id, 200)
             wire.check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
             first = None if _wants_its_own(post.headers) else self._twin(request)
             self._open[post.id] = self._begin(post.id, request_id, request, arrived, first)

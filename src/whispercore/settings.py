@@ -61,6 +61,11 @@ class Settings:
         return Path(self.models_dir).expanduser()
 
     @property
+    def model_id(self) -> str:
+        """What clients call the model: its name, or its file's or folder's."""
+        return Path(self.model).name.removesuffix(".pt")
+
+    @property
     def converted_path(self) -> Path:
         """`converted_dir` as a path, ~ expanded."""
         return Path(self.converted_dir).expanduser()

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
+from urllib.parse import unquote
 
 from .errors import InvalidRequest, NotFound, TooLarge
 from .options import SUBTITLE_OPTIONS, Options, Reply, ResponseFormat
@@ -37,6 +38,7 @@ CONTENT_TYPES: Mapping[ResponseFormat, str] = MappingProxyType(
 ROUTES: Mapping[str, Route] = MappingProxyType(
     {"": "native", "v1/audio/transcriptions": "transcriptions", "v1/audio/translations": "translations", "v1/models": "models"}
 )
+_ONE_MODEL = "v1/models/"
 ALIASES: Mapping[str, str] = MappingProxyType(
     {
         # OpenAI's API
@@ -74,12 +76,16 @@ AUDIO_FIELDS = ("file", "audio", "data")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request, checked. `audio`: the upload, undecoded and uncopied; empty on the route `models`, which takes none."""
+    """One request, checked. `audio`: the upload, undecoded and uncopied; empty on the route `models`, which takes none.
+
+    `model`: the one asked about there, by its id; empty: all.
+    """
 
     audio: Audio
     options: Options
     reply: Reply
     route: Route
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +105,10 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     passed over (form fields' own headers). Raises InvalidRequest (400) naming the field, NotFound (404) for an unknown `url_path`.
     """
     known = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    route = _route(known.get("url_path", ""))
+    path = known.get("url_path", "").partition("?")[0].strip("/")
+    if path.startswith(_ONE_MODEL):
+        return Request(audio=b"", options=Options(), reply=Reply(), route="models", model=unquote(path.removeprefix(_ONE_MODEL)))
+    route = _route(path)
     if route == "models":
         return Request(audio=b"", options=Options(), reply=Reply(), route=route)
     content = _json_content(row, known.get("content-type", ""))
@@ -124,9 +133,9 @@ def check_audio_bytes(audio: Audio, limit: int) -> None:
 
 
 def _route(path: str) -> Route:
-    route = ROUTES.get(path.partition("?")[0].strip("/"))
+    route = ROUTES.get(path)
     if route is None:
-        raise NotFound(f"no such path: /{shown(path.strip('/'))}; there are: {', '.join('/' + path for path in ROUTES if path)}")
+        raise NotFound(f"no such path: /{shown(path)}; there are: {', '.join('/' + path for path in ROUTES if path)}")
     return route
 
 

@@ -123,7 +123,10 @@ def test_translations(client: OpenAI) -> None:
 
 
 def test_models(client: OpenAI) -> None:
-    assert [model.object for model in client.models.list()] == ["model"]
+    (served,) = client.models.list()
+    assert client.models.retrieve(served.id) == served
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
 
 
 def test_asynchronous(server: Server) -> None:

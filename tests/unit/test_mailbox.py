@@ -195,6 +195,13 @@ def test_the_list_of_models(mailbox: Mailbox) -> None:
     assert json.loads(letter.payload)["data"][0]["id"] == "nano"
 
 
+def test_a_model_by_its_id(mailbox: Mailbox) -> None:
+    found = drive(mailbox, [Post("nano", {}, {"url_path": "v1/models/nano"}), Post("other", {}, {"url_path": "v1/models/some%2Fother"})])
+    assert json.loads(found["nano"][0].payload)["id"] == "nano"
+    refused = json.loads(found["other"][0].payload)["error"]
+    assert found["other"][0].status == 404 and refused["code"] == "model_not_found" and "some/other" in refused["message"]
+
+
 TRANSCRIPTIONS = "v1/audio/transcriptions"
 
 

@@ -61,3 +61,10 @@ def test_bad_variable() -> None:
 
 def test_models_path_expands_home() -> None:
     assert Settings(models_dir="~/models").models_path == Path.home() / "models"
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("nano", "nano"), ("/opt/models/large-v3.pt", "large-v3"), ("folder/whisper-small/", "whisper-small")]
+)
+def test_clients_call_the_model_by_its_name(model: str, name: str) -> None:
+    assert Settings(model=model).model_id == name
