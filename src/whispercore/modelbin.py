@@ -116,7 +116,8 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
 
 def _rescaled(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The numbers; `scale`: (rows,) or ()."""
-    return integers.float() / scale.float().view(*scale.shape, *[1] * (integers.dim() - 1 if scale.dim() else 0))
+    by_row = scale.view(-1, *[1] * (integers.dim() - 1)) if scale.dim() else scale
+    return integers.float() / by_row.float()
 
 
 def openai_names(name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, loc
 from whispercore.conversion import precision
 from whispercore.engines import load_engine
 from whispercore.errors import ConfigurationError
+from whispercore.locations import FILES
 from whispercore.settings import Settings
 
 SMALL = ModelDimensions(80, 1500, 64, 2, 2, 51_865, 448, 64, 2, 2)
@@ -51,9 +52,38 @@ def test_openai_names_are_the_files_that_openai_serves(tmp_path: Path, name: str
     assert whisper._MODELS[name].endswith(f"/{file}")
 
 
+@pytest.mark.parametrize(
+    ("name", "folder", "files"),
+    [
+        ("my-tuned.en", "my-tuned.en", ["config.json", "model.safetensors"]),
+        ("my-converted", "my-converted", ["config.json", "model.bin"]),
+        ("someone/my-tuned", "someone/my-tuned", ["config.json", "model.safetensors"]),
+        ("distil-large-v3", "Systran/faster-distil-whisper-large-v3", ["config.json", "model.bin"]),
+        ("large-v3", "Systran/faster-whisper-large-v3", ["model.bin"]),
+        ("turbo", "mobiuslabsgmbh/faster-whisper-large-v3-turbo", ["model.bin"]),
+        ("graphs", "graphs", ["encoder.onnx", "decoder.onnx"]),
+    ],
+)
+def test_folders_are_found_by_name(tmp_path: Path, name: str, folder: str, files: list[str]) -> None:
+    path = tmp_path / folder
+    path.mkdir(parents=True)
+    for file in files:
+        (path / file).write_bytes(b"x")
+    assert locate(Settings(model=name, models_dir=str(tmp_path))) == path
+    assert locate(Settings(model=folder, models_dir=str(tmp_path))) == path
+    assert locate(Settings(model=str(path), models_dir="elsewhere")) == path
+    (tmp_path / f"{FILES.get(name, Path(name).name)}.pt").write_bytes(b"x")
+    if "/" not in name:
+        assert locate(Settings(model=name, models_dir=str(tmp_path))).suffix == ".pt"
+    with pytest.raises(ConfigurationError, match=rf"no checkpoint at .*; in {tmp_path}: .*{folder}.*"):
+        locate(Settings(model="none", models_dir=str(tmp_path)))
+
+
 def test_a_missing_model_says_what_there_is_and_how_to_get_it(settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match=r"large-v3-turbo\.pt.*: small-random; get it: clients/download_model\.py turbo"):
         locate(replace(settings, model="turbo"))
+    with pytest.raises(ConfigurationError, match=r"get it: clients/download_model\.py distil-large-v3$"):
+        locate(replace(settings, model="distil-large-v3"))
     with pytest.raises(ConfigurationError, match=r"small-random$"):
         locate(replace(settings, model="my-own"))
 
@@ -91,6 +121,10 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def ggml(path: Path) -> None:
+    path.write_bytes(b"lmgg" + bytes(100))
+
+
 def without_weights(path: Path) -> None:
     torch.save({"dims": asdict(SMALL)}, path)
 
@@ -116,6 +150,7 @@ def with_code(path: Path) -> None:
         (text, "cannot be read as a checkpoint"),
         (empty, "cannot be read as a checkpoint"),
         (with_code, "cannot be read as a checkpoint"),
+        (ggml, "is whisper.cpp's, which no engine here reads"),
         (without_weights, "needs 'dims' and 'model_state_dict'"),
         (other_dimensions, "other dimensions than a Whisper model's"),
         (missing_tensor, "does not fit its own dimensions: decoder.ln.weight and 0 other"),
@@ -129,6 +164,13 @@ def test_a_broken_checkpoint_is_one_clear_line(small: Path, tmp_path: Path, spoi
         load_checkpoint(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["model.bin", "model.safetensors", "encoder.onnx", "config.json"])
+def test_a_part_of_a_folder_is_not_a_checkpoint(tmp_path: Path, part: str) -> None:
+    (tmp_path / part).write_bytes(b"x")
+    with pytest.raises(ConfigurationError, match=f"is a part of a checkpoint: name the folder it is in, {tmp_path}$"):
+        load_checkpoint(tmp_path / part)
 
 
 def test_preparing_converts_once(settings: Settings) -> None:
@@ -151,6 +193,39 @@ def test_another_checkpoint_of_the_same_name_is_another_folder(settings: Setting
     write_random(SMALL, other, seed=1)
     first = checkpoints.converted_folder(settings, locate(settings), "int8")
     assert first != checkpoints.converted_folder(settings, other, "int8")
+
+
+def test_what_was_made_of_an_older_content_is_removed_and_nothing_else(settings: Settings, small: Path, tmp_path: Path) -> None:
+    own, others = tmp_path / "one" / "mine.pt", tmp_path / "two" / "mine.pt"
+    for seed, path in enumerate((own, others)):
+        write_random(SMALL, path, seed=seed)
+    ct2 = replace(settings, engine="ct2", model=str(own))
+    users = settings.converted_path / "mine-0123456789ab-int8"
+    users.mkdir(parents=True)
+    (users / "model.bin").write_bytes(b"a user's own")
+    for chosen in (replace(ct2, model=str(others)), ct2, replace(ct2, dtype="float32")):
+        prepare(chosen)
+    before = {path.name for path in settings.converted_path.iterdir()}
+    old = {name for name in before if name.startswith(f"mine-{checkpoints.sha256(own)[:12]}-")}
+    assert len(before) == 4 and len(old) == 2
+    write_random(SMALL, own, seed=2)
+    prepare(ct2)
+    new = f"mine-{checkpoints.sha256(own)[:12]}-int8"
+    assert {path.name for path in settings.converted_path.iterdir()} == before - old | {new}
+
+
+def test_a_folder_without_alignment_heads_is_converted(settings: Settings, small: Path, tmp_path: Path) -> None:
+    from whispercore.conversion import convert
+
+    checkpoint, folder = load_checkpoint(small), tmp_path / "old"
+    convert(checkpoint.dims, checkpoint.state, folder, "float16", alignment_heads=[(1, 0)])
+    ct2 = replace(settings, engine="ct2", model=str(folder))
+    assert prepare(ct2) == f"{folder} is ready for engine 'ct2', as it is"
+    assert not settings.converted_path.exists()
+    (folder / "config.json").write_text("{}")
+    assert prepare(ct2).startswith(f"converted {folder} for engine 'ct2'")
+    (made,) = settings.converted_path.iterdir()
+    assert load_checkpoint(made).heads == tuple(checkpoint.alignment_heads)
 
 
 def test_conversion_leaves_the_checkpoint_as_it_was(settings: Settings, small: Path, tmp_path: Path) -> None:
