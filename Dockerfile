@@ -3,6 +3,7 @@
 #   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
 #   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs; with TORCH_INDEX, below, much smaller
 #   docker build -t whisper-torchserve --build-arg MODEL=base .     with OpenAI's weights inside, and served by default
+#   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with what engine hf, jax, onnx or sherpa needs, and served by it
 #
 # From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
 # PyTorch's wheels bring CUDA along, so one small base serves both; on a GPU the NVIDIA container toolkit adds the driver.
@@ -11,26 +12,30 @@ ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# Unpinned: a rebuild must bring Debian's security updates.
-# hadolint ignore=DL3008
+# More of Debian's packages: "g++ python3-dev" is the compiler of the setting compile.
+ARG PACKAGES=
+# Unpinned: a rebuild must bring Debian's security updates. The user's group is 0, which any other user may be given (--user 12345:0).
+# hadolint ignore=DL3008,SC2086
 RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini \
+ && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini $PACKAGES \
  && rm -rf /var/lib/apt/lists/* \
- && useradd --uid 1000 --user-group --home-dir /var/lib/whisper --no-create-home whisper \
- && install -d -o whisper -g 0 -m 775 /var/lib/whisper
+ && useradd --uid 1000 --gid 0 --home-dir /var/lib/whisper --no-create-home whisper \
+ && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/models
 
 FROM system AS weights
 ARG MODEL=nano
 WORKDIR /weights
 COPY clients/requirements.txt clients/download_model.py clients/
 COPY whisper-models/nano.pt whisper-models/
+# A second name of OpenAI's, turbo for one, is a link to the file.
 RUN --mount=type=cache,target=/root/.cache/pip \
     if [ "$MODEL" != nano ]; then \
       python3 -m venv /venv && /venv/bin/pip install --quiet --requirement clients/requirements.txt \
-   && /venv/bin/python clients/download_model.py "$MODEL" && ls "whisper-models/$MODEL.pt"; \
+   && file=$(/venv/bin/python clients/download_model.py "$MODEL") \
+   && if [ "${file##*/}" != "$MODEL.pt" ]; then ln -s "${file##*/}" "whisper-models/$MODEL.pt"; fi; \
     fi
 
-FROM system
+FROM system AS environment
 ARG DEVICE=gpu
 # Another package index for PyTorch, as its installation page names them: for DEVICE=cpu the one of CPU builds (2 GB less; without it the
 # build from PyPI runs on the CPU), for a GPU one of an older CUDA when the driver is older than PyPI's.
@@ -49,6 +54,10 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     esac \
  && WHISPER_TORCH="torch==$TORCH_VERSION ${TORCH_INDEX:+--index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-serve.txt \
  && if [ "$DEVICE" = cpu ]; then /opt/venv/bin/pip uninstall --quiet --yes triton; fi
+ARG ENGINE=
+COPY requirements-*.txt ./
+RUN --mount=type=cache,target=/root/.cache/pip \
+    export ROOT="$PWD" && . server/setup.sh && VIRTUAL_ENV=/opt/venv WHISPER_ENGINE=${ENGINE:-auto} use_engine
 
 ARG MODEL=nano
 # /models is where a volume goes; it may hide what is there, so the model in the image is named by its path. All three listeners are open
@@ -57,6 +66,7 @@ ENV WHISPER_VENV=/opt/venv \
     WHISPER_STATE_DIR=/var/lib/whisper \
     WHISPER_MODELS_DIR=/models \
     WHISPER_MODEL=/opt/whisper/whisper-models/${MODEL}.pt \
+    WHISPER_ENGINE=${ENGINE} \
     LOG_LOCATION=/tmp/whisper-logs \
     TS_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
     TS_MANAGEMENT_ADDRESS=http://0.0.0.0:8081 \
@@ -67,15 +77,18 @@ ENV WHISPER_VENV=/opt/venv \
     ORT_DISABLE_TELEMETRY=1
 COPY --from=weights /weights/whisper-models whisper-models/
 RUN install -d /models && ln -s /opt/whisper/whisper-models/*.pt /models/
-
 USER 1000
-# Converting large weights for the CPU takes minutes: only the code that does it comes before, so that the rest may change.
-COPY src/whispercore/__init__.py src/whispercore/checkpoints.py src/whispercore/conversion.py src/whispercore/devices.py \
-     src/whispercore/errors.py src/whispercore/huggingface.py src/whispercore/locations.py src/whispercore/modelbin.py \
-     src/whispercore/settings.py src/whispercore/staging.py src/whispercore/tokenizer.py src/whispercore/types.py \
-     src/whispercore/vocabulary.py src/whispercore/
-RUN WHISPER_CONVERTED_DIR=$WHISPER_STATE_DIR/models PYTHONPATH=src /opt/venv/bin/python -m whispercore.checkpoints prepare
 
+# Converted by the whole of the code: which modules that takes is theirs to know. A change anywhere converts again, and gives the same
+# files, so that the layer they make below, 1.5 GB for large-v3, stays what it was.
+FROM environment AS converted
+COPY config config/
+COPY src src/
+RUN umask 002 \
+ && WHISPER_CONVERTED_DIR=$WHISPER_STATE_DIR/models PYTHONPATH=src \
+    /opt/venv/bin/python -m whispercore.checkpoints prepare --config config/model-config.yaml
+
+FROM environment
 LABEL org.opencontainers.image.title="Whisper on TorchServe" \
       org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
       org.opencontainers.image.licenses="Apache-2.0"
@@ -88,6 +101,7 @@ HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
 # As process 1, serve.sh would not get a signal that comes before it has a handler: tini does not wait for one.
 ENTRYPOINT ["tini", "--", "/opt/whisper/serve.sh"]
 
+COPY --from=converted --chown=1000:0 /var/lib/whisper/models /var/lib/whisper/models/
 COPY LICENSE serve.sh ./
 COPY config config/
 COPY handler handler/
@@ -95,4 +109,4 @@ COPY model-archiver model-archiver/
 COPY samples samples/
 COPY server server/
 COPY src src/
-RUN ./serve.sh --setup
+RUN umask 002 && ./serve.sh --setup

@@ -1,19 +1,23 @@
-"""What can be known of the image without building it: that it is linted, that its context holds what it copies, that its order holds."""
+"""What can be known of the image without building it: that it is linted, that its context holds what it copies, that its order holds,
+and that its own steps run on nothing but what is copied."""
 
 from __future__ import annotations
 
-import ast
 import fnmatch
+import os
 import re
 import shlex
 import shutil
+import string
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from whispercore.engines import EXTRAS
+
 ROOT = Path(__file__).resolve().parents[2]
-CORE = ROOT / "src" / "whispercore"
 Instruction = tuple[str, str]
 
 
@@ -24,13 +28,32 @@ def instructions() -> list[Instruction]:
     return [(line.split()[0], " ".join(line.split()[1:])) for line in joined.splitlines() if line.strip()]
 
 
-def copied() -> list[str]:
-    """Everything copied from the context, in order; a folder for all that is in it."""
-    found: list[str] = []
-    for keyword, arguments in instructions():
+def stage(name: str) -> list[Instruction]:
+    """The instructions that make a stage, those of the stages it is built on first; "" is the last one."""
+    begins = [index for index, (keyword, _) in enumerate(instructions()) if keyword == "FROM"]
+    for begin, end in zip(begins, [*begins[1:], None], strict=True):
+        base, _, own = instructions()[begin][1].partition(" AS ")
+        if own == name:
+            return ([] if base.startswith("$") else stage(base)) + instructions()[begin + 1 : end]
+    raise LookupError(f"no stage '{name}'")
+
+
+def copied(found: list[Instruction]) -> list[tuple[Path, str]]:
+    """(path, where to) of everything that is copied from the context, in order; a folder for all that is in it."""
+    pairs: list[tuple[Path, str]] = []
+    for keyword, arguments in found:
         if keyword == "COPY" and not arguments.startswith("--from"):
-            found += shlex.split(arguments)[:-1]
-    return found
+            *sources, target = shlex.split(arguments)
+            paths = [path for source in sources for path in sorted(ROOT.glob(source)) or [ROOT / source]]
+            pairs += [(path, target) for path in paths if path.is_dir() or in_context(str(path.relative_to(ROOT)))]
+    return pairs
+
+
+def environment(found: list[Instruction]) -> dict[str, str]:
+    """The variables that a container of these instructions has, build arguments at their defaults."""
+    arguments = dict(words.partition("=")[::2] for keyword, words in found if keyword == "ARG")
+    pairs = [pair.partition("=")[::2] for keyword, words in found if keyword == "ENV" for pair in shlex.split(words)]
+    return {name: string.Template(value).substitute(arguments) for name, value in pairs}
 
 
 def last(keyword: str) -> str:
@@ -57,19 +80,6 @@ def in_context(path: str) -> bool:
     return kept
 
 
-def imported_by(module: str, seen: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The core's modules that a module needs, itself and those of its imports included; not what a function imports for ONNX."""
-    if module in seen:
-        return seen
-    seen |= {module}
-    tree = ast.parse((CORE / f"{module}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1 and (node.module or node in tree.body):
-            for name in [node.module] if node.module else [alias.name for alias in node.names]:
-                seen = imported_by(name.split(".")[0], seen)
-    return seen
-
-
 def test_hadolint() -> None:
     linter = shutil.which("hadolint")
     if not linter:
@@ -78,44 +88,109 @@ def test_hadolint() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("path", copied())
-def test_what_is_copied_exists_and_is_in_the_context(path: str) -> None:
-    assert (ROOT / path).exists()
-    assert in_context(path)
+@pytest.mark.parametrize("arguments", [words for keyword, words in instructions() if keyword == "COPY" and "--from" not in words])
+def test_what_is_copied_exists_and_is_in_the_context(arguments: str) -> None:
+    for source in shlex.split(arguments)[:-1]:
+        found = list(ROOT.glob(source))
+        assert found and any(in_context(str(path.relative_to(ROOT))) for path in found), source
 
 
 def test_all_that_serves_is_copied() -> None:
     needed = {"serve.sh", "server", "config", "handler", "model-archiver", "samples", "src", "LICENSE"}
-    assert needed <= set(copied())
-    assert {name for name in needed if not (ROOT / name).exists()} == set()
+    needed |= {f"requirements-{name}.txt" for name in EXTRAS}
+    assert needed <= {str(path.relative_to(ROOT)) for path, _ in copied(stage(""))}
 
 
-@pytest.mark.parametrize("path", [".git/config", ".env", "build/venv/bin/python", "whisper-models/large-v3.pt", "tests/unit/doubles.py"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".env",
+        "build/venv/bin/python",
+        "whisper-models/large-v3.pt",
+        "tests/unit/doubles.py",
+        "requirements-test.txt",
+        "src/whispercore/__pycache__/audio.cpython-311.pyc",
+        "src/whispercore/.mypy_cache/CACHEDIR.TAG",
+    ],
+)
 def test_what_stays_outside(path: str) -> None:
     assert not in_context(path)
 
 
-def test_no_compiled_python_in_the_context() -> None:
+def test_code_is_in_the_context() -> None:
     assert in_context("src/whispercore/audio.py")
-    assert not in_context("src/whispercore/__pycache__/audio.cpython-311.pyc")
 
 
-def test_the_conversion_has_the_modules_it_imports_and_no_more() -> None:
-    """Code that the conversion does not need would make it run again; a module that is missing would fail the build."""
-    singly = {Path(path).stem for path in copied() if path.startswith("src/whispercore/")}
-    assert singly == imported_by("checkpoints") | {"__init__"}
+@pytest.fixture
+def container(tmp_path: Path) -> Path:
+    """A folder for /opt/whisper and one for the state, empty as the base image."""
+    (tmp_path / "state" / "models").mkdir(parents=True)
+    return tmp_path
+
+
+def put(container: Path, found: list[Instruction]) -> Path:
+    """Do the COPYs of these instructions; the folder that stands for /opt/whisper."""
+    home = container / "opt" / "whisper"
+    for path, target in copied(found):
+        place = home / target / ("" if path.is_dir() else path.name)
+        if path.is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, place)
+        else:
+            shutil.copytree(path, place, ignore=_outside, dirs_exist_ok=True)
+    return home
+
+
+def _outside(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not in_context(str((Path(folder) / name).relative_to(ROOT)))]
+
+
+def run(container: Path, found: list[Instruction], text: str) -> subprocess.CompletedProcess[str]:
+    """Run the RUN with this text where these instructions have put things, in the tests' own Python environment."""
+    home = put(container, found)
+    put(container, [each for each in stage("weights") if "whisper-models/" in each[1]])
+    places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(container / "state")}
+    command, *values = (
+        re.sub("|".join(places), lambda match: places[match.group()], words)
+        for words in (next(words for keyword, words in found if keyword == "RUN" and text in words), *environment(found).values())
+    )
+    told = {"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | dict(zip(environment(found), values, strict=True))
+    return subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=told, capture_output=True, text=True, timeout=300)
+
+
+def test_its_steps_run_on_what_is_copied_alone(container: Path) -> None:
+    """Neither the conversion nor the archive may need a file that is not copied, or leave anything for the container's start."""
+    converted = run(container, stage("converted"), "whispercore.checkpoints prepare")
+    assert (converted.returncode, converted.stderr) == (0, ""), converted.stderr
+    model = next((container / "state" / "models").glob("nano-*/model.bin"))
+    shutil.rmtree(container / "opt")
+    made = model.stat().st_mtime_ns
+    ready = run(container, stage(""), "./serve.sh --setup")
+    assert ready.returncode == 0, ready.stderr
+    assert "is ready for engine 'ct2'" in ready.stderr and model.stat().st_mtime_ns == made, "converted a second time"
+    assert (container / "state" / "model-store" / "whisper.mar").is_file()
+
+
+def test_the_engine_asked_for_brings_its_packages_and_serves() -> None:
+    installing = [arguments for keyword, arguments in stage("environment") if keyword == "RUN" and "use_engine" in arguments]
+    assert len(installing) == 1 and "WHISPER_ENGINE=${ENGINE:-auto}" in installing[0]
+    assert environment(stage(""))["WHISPER_ENGINE"] == "", "the configuration's, unless the argument is given"
 
 
 def test_what_changes_often_comes_last() -> None:
-    order = ["apt-get", "update_environment", "--from=weights", "whispercore.checkpoints", "COPY src src/", "--setup"]
+    order = ["apt-get", "update_environment", "use_engine", "--from=weights", "whispercore.checkpoints", "--from=converted", "--setup"]
     positions = [position(text) for text in order]
     assert positions == sorted(positions)
+    keywords = [f"{keyword} {arguments}" for keyword, arguments in stage("")]
+    assert keywords[-2:] == ["COPY src src/", "RUN umask 002 && ./serve.sh --setup"]
 
 
 def test_runs_as_nobody_special_and_stops_on_sigterm() -> None:
     assert last("USER") == "1000"
     assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
     assert last("STOPSIGNAL") == "SIGTERM"
+    assert "--gid 0 " in stage("system")[2][1], "what the user writes, any other user in group 0 can"
 
 
 def test_health_is_an_inference() -> None:
