@@ -37,6 +37,9 @@ class Settings:
         "auto: the engine's fastest faithful precision on the device",
         choices=("auto", "float32", "float16", "bfloat16", "int8", "uint8", "int8_float32", "int8_float16", "int8_bfloat16"),
     )
+    compile: bool = _setting(
+        False, "torch: parts of the model by torch.compile, which needs a compiler and takes a minute at the first start"
+    )
     jax_mesh: str = _setting("auto", "jax: devices as DATAxMODEL, such as 2x4; auto: all of them, each with the whole model")
     threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores of this process", minimum=0)
     batch_size: int = _setting(0, "windows decoded together at most; 0: chosen for the device", minimum=0)
@@ -80,12 +83,7 @@ def _parse(name: str, value: Any) -> Any:
         raise ConfigurationError(f"unknown setting '{name}'; known: {', '.join(_FIELDS)}", param=name)
     item = _FIELDS[name]
     try:
-        if value is None or isinstance(value, bool | list | dict):
-            raise TypeError
-        kind: Callable[[Any], Any] = type(item.default)
-        parsed = kind(value)
-        if isinstance(value, float) and parsed != value:
-            raise ValueError
+        parsed = _converted(value, type(item.default))
     except (TypeError, ValueError, OverflowError):
         raise ConfigurationError(f"setting '{name}' must be {type(item.default).__name__}, got {value!r}", param=name) from None
     choices, minimum = item.metadata["choices"], item.metadata["minimum"]
@@ -93,4 +91,18 @@ def _parse(name: str, value: Any) -> Any:
         raise ConfigurationError(f"setting '{name}' must be one of {', '.join(choices)}; got {value!r}", param=name)
     if minimum is not None and not parsed >= minimum:
         raise ConfigurationError(f"setting '{name}' must be at least {minimum}; got {value!r}", param=name)
+    return parsed
+
+
+def _converted(value: Any, kind: Callable[[Any], Any]) -> Any:
+    """`value` as a `kind`, nothing lost. Raises TypeError, ValueError or OverflowError."""
+    if value is None or isinstance(value, list | dict):
+        raise TypeError
+    if kind is bool:
+        return bool(("false", "true").index(str(value).lower()))
+    if isinstance(value, bool):
+        raise TypeError
+    parsed = kind(value)
+    if isinstance(value, float) and parsed != value:
+        raise ValueError
     return parsed

@@ -42,6 +42,9 @@ def test_every_setting_can_come_from_the_environment_and_is_documented() -> None
         ("threads", 1.5),
         ("threads", True),
         ("readers", 0),
+        ("compile", "perhaps"),
+        ("compile", 1),
+        ("compile", None),
         ("model", None),
         ("model", ["a"]),
         ("max_audio_seconds", "nan"),
@@ -52,6 +55,12 @@ def test_unknown_names_and_bad_values(name: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=name) as caught:
         Settings.load({name: value}, {})
     assert caught.value.param == name
+
+
+def test_a_switch_is_true_or_false() -> None:
+    assert Settings.load({"compile": True}, {}).compile is True
+    assert Settings.load({"compile": True}, {"WHISPER_COMPILE": "False"}).compile is False
+    assert Settings.load({}, {"WHISPER_COMPILE": "true"}).compile is True
 
 
 def test_bad_variable() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,15 +34,42 @@ def log_mels(windows: Sequence[Window], n_mels: int, device: str = "cpu") -> tor
 
 def log_mels_together(windows: Sequence[Window], n_mels: int, device: str) -> torch.Tensor:
     """The same as `log_mels` in one transform, but for the order of sums; one copy to the device, which nobody waits for."""
-    lengths = [len(window.samples) + N_FFT for window in windows]
-    audio = torch.empty(len(windows), max(lengths), pin_memory=torch.device(device).type == "cuda")
+    audio = torch.zeros(len(windows), max(len(window.samples) for window in windows) + N_FFT)
     for row, window in zip(audio, windows, strict=True):
         row[: len(window.samples)] = torch.from_numpy(window.samples)
-        row[len(window.samples) :] = 0.0
-    power = _mel_power(_transform(audio.to(device, non_blocking=True)), n_mels)
-    return torch.stack(
-        [_scaled(window, each[:, _frames(len(window.samples), window.margin)]) for window, each in zip(windows, power, strict=True)]
-    )
+    facts = torch.tensor([[*cut(window), loudness(window)] for window in windows], dtype=torch.float64)
+    if torch.device(device).type == "cuda":
+        audio, facts = audio.pin_memory(), facts.pin_memory()
+    audio, facts = audio.to(device, non_blocking=True), facts.to(device, non_blocking=True)
+    return log_mels_of(audio, facts[:, :3].long(), facts[:, 3].float(), n_mels)
+
+
+def log_mels_of(audio: torch.Tensor, cuts: torch.Tensor, loudest: torch.Tensor, n_mels: int) -> torch.Tensor:
+    """Samples (windows, n), silence after each for N_FFT at least, with each window's `cut` (windows, 3) and `loudness` (windows,).
+
+    Float32 (windows, n_mels, 3000). Nothing here waits for the device, and all sizes are those of `audio`.
+    """
+    power = _mel_power(_transform(audio), n_mels)
+    first, counted, heard = (each[:, None, None] for each in cuts.unbind(1))
+    columns = torch.arange(power.shape[2], device=audio.device)
+    own = power.masked_fill((columns < first) | (columns >= first + counted), -torch.inf).amax(dim=(1, 2))
+    least = (torch.where(loudest.isnan(), own, loudest) - _RANGE)[:, None, None]
+    frames = torch.arange(N_FRAMES, device=audio.device)
+    chosen = (first + frames).clamp(max=power.shape[2] - 1).expand(-1, n_mels, -1)
+    return ((power.gather(2, chosen).maximum(least) + 4.0) / 4.0).masked_fill(frames >= heard, 0.0)
+
+
+def cut(window: Window) -> tuple[int, int, int]:
+    """Of the frames that its samples make: its first one, how many count for its loudest moment, how many are heard."""
+    frames = _frames(len(window.samples), window.margin)
+    last = (len(window.samples) + N_FFT) // HOP_LENGTH + 1
+    counted = min(frames.stop, last) - frames.start
+    return frames.start, counted, min((len(window.samples) - sum(window.margin)) // HOP_LENGTH, counted, N_FRAMES)
+
+
+def loudness(window: Window) -> float:
+    """`loudest`, not a number where it is the window's own."""
+    return math.nan if window.loudest is None else window.loudest
 
 
 def loudest(samples: Samples, margin: tuple[int, int], n_mels: int) -> float:

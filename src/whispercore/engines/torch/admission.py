@@ -1,17 +1,20 @@
-"""The way into a slot: what a window's rows begin with, its language, the probability of silence, the prompt's keys and values."""
+"""The way into a slot: a window's sound, its language, the probability of silence, the prompt's keys and values, its rules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...tokenizer import Tokenizer
-from ...types import Decoding, Window
+from ...types import WINDOW_FRAMES, Decoding, Window
+from ..features import cut, log_mels, log_mels_of, loudness
 from ..rules import LAST_TIMESTAMP, last_initial_timestamp, sampled_length, start_tokens, suppressed_tokens
-from .cache import Cache
+from .arrivals import SAMPLES, Arrivals, make_arrivals
+from .cache import Cache, Places, places
 from .device import Device
 from .model import Model
 from .state import LENGTH, Heard, Rows
@@ -58,71 +61,75 @@ def flight(tokenizer: Tokenizer, window: Window, slot: int) -> Flight:
     return Flight(window, slot, start, sot, len(start), limit, language=decoding.language or "en")
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What an entry is made for: entries of equal shapes are the same CUDA graph.
+
+    The first `windows` arrivals, with `group` rows each; none of their starts has more than `width` + 1 tokens. `detect`: some
+    window's language is to be detected.
+    """
+
+    windows: int
+    group: int
+    width: int
+    detect: bool
+
+
 class Admission:
-    """Fills the static tensors of new windows. Nothing here waits for the device."""
+    """Takes windows into slots, at most `most` at once. Nothing here waits for the device."""
 
-    def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device) -> None:
-        self._model, self._cache, self._tokenizer, self._device = model, cache, tokenizer, device
+    def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device, most: int) -> None:
+        self._model, self._cache, self._tokenizer, self._device, self._most = model, cache, tokenizer, device, most
         self._masks: dict[tuple[object, ...], Tensor] = {}
-        self._languages = device.send(torch.tensor(tokenizer.openai.all_language_tokens)) if tokenizer.multilingual else None
+        languages = tokenizer.openai.all_language_tokens if tokenizer.multilingual else ()
+        self._languages = torch.tensor(languages, dtype=torch.long).to(device.torch)
+        self._arrivals = make_arrivals(most, tokenizer.vocabulary, len(languages), device.torch, audio=device.captures)
 
-    def admit(self, flights: Sequence[Flight], mel: Tensor, rows: Rows, heard: Heard, group: int) -> None:
-        """Encode the windows of `mel` (windows, mels, 3000) and seat them in `group` rows each."""
-        slots = self._device.send(torch.tensor([each.slot for each in flights]))
-        self._model.listen(self._model.encode(mel), self._cache, slots)
-        tokens = self._device.send(_padded([each.start for each in flights]))
-        self._detect(flights, tokens, heard)
-        seats = slots[:, None] * group + torch.arange(group, device=slots.device)
-        self._seat(flights, tokens, rows, seats)
-        self._read(flights, tokens, seats, heard.no_speech, slots)
+    def admit(self, flights: Sequence[Flight], rows: Rows, heard: Heard, group: int) -> None:
+        """Encode the flights' windows and seat them in `group` rows each, as many together as the device encodes at its best."""
+        begin = 0
+        for count in self._device.parts(min(len(flights), self._most)):
+            some = flights[begin : begin + count]
+            self._announce(some)
+            width = max(max(len(each.start) - 1, each.sot + 1) for each in some)
+            detect = bool(len(self._languages)) and any(each.decoding.language is None for each in some)
+            self._enter(Entry(count, group, self._device.width(width), detect), rows, heard, some)
+            begin += count
+        if begin < len(flights):
+            self.admit(flights[begin:], rows, heard, group)
 
-    def _detect(self, flights: Sequence[Flight], tokens: Tensor, heard: Heard) -> None:
-        """Write the likeliest language into the starts (windows, LENGTH + 1) of those windows whose language is not given."""
-        unknown = [index for index, each in enumerate(flights) if each.decoding.language is None]
-        if self._languages is None or not unknown:
-            return
-        slots = [flights[index].slot for index in unknown]
-        sot = torch.full((len(unknown), 1), self._tokenizer.openai.sot, device=tokens.device)
-        logits = self._logits(self._model.read(sot, self._cache, slots)[:, 0])[:, self._languages]
-        allowed = torch.tensor([self._candidates(flights[index].decoding) for index in unknown])
-        likeliest = logits.masked_fill(~self._device.send(allowed), -torch.inf).softmax(dim=1).max(dim=1)
-        found = self._languages[likeliest.indices]
-        at = self._device.send(torch.tensor([[index, flights[index].sot + 1, flights[index].slot] for index in unknown]))
-        tokens.index_put_((at[:, 0], at[:, 1]), found)
-        heard.language.index_copy_(0, at[:, 2], likeliest.indices)
-        heard.language_probability.index_copy_(0, at[:, 2], likeliest.values)
+    def warm(self, entry: Entry, rows: Rows, heard: Heard) -> None:
+        """The entry of whoever came last, or of silence, so that what it needs is there when somebody comes."""
+        self._enter(entry, rows, heard, ())
+
+    def _enter(self, entry: Entry, rows: Rows, heard: Heard, flights: Sequence[Flight]) -> None:
+        new, mel = self._arrivals.first(entry.windows), None
+        where: Places = new.number("slot")
+        if not self._device.captures:
+            mels = self._model.dims.n_mels
+            mel = log_mels([each.window for each in flights], mels) if flights else torch.zeros(entry.windows, mels, WINDOW_FRAMES)
+            where = places([each.slot for each in flights] or range(entry.windows), self._device)
+        arguments = (self._model, self._cache, self._tokenizer, self._languages, new, where, rows, heard, entry, mel)
+        self._device.run(entry, partial(enter, *arguments))
+
+    def _announce(self, flights: Sequence[Flight]) -> None:
+        """Write what is known of windows into the arrivals."""
+        new, device = self._arrivals.first(len(flights)), self._device
+        device.fill(new.numbers, torch.tensor([_numbers(each, self._tokenizer.vocabulary) for each in flights]))
+        device.fill(new.reals, torch.tensor([_reals(each.window) for each in flights]))
+        device.fill(new.tokens, _padded([each.start for each in flights]))
+        if new.candidates.shape[1]:
+            device.fill(new.candidates, torch.tensor([self._candidates(each.decoding) for each in flights]))
+        for mask, each in zip(new.suppressed, flights, strict=True):
+            mask.copy_(self._suppressed(each.decoding))
+        if device.captures:
+            device.fill(new.audio, _samples([each.window for each in flights], device))
 
     def _candidates(self, decoding: Decoding) -> list[bool]:
         """Of all languages in the tokens' order, which one it may be."""
         known = self._tokenizer.languages
         among = set(decoding.languages) & set(known) or set(known)
         return [language in among for language in known]
-
-    def _seat(self, flights: Sequence[Flight], tokens: Tensor, rows: Rows, seats: Tensor) -> None:
-        """Write what the rows `seats` (windows, group) begin with, and their rules."""
-        where, copies = seats.flatten(), seats.shape[1]
-        integers = self._device.send(torch.tensor([_integers(each, self._tokenizer.vocabulary) for each in flights]))
-        reals = self._device.send(torch.tensor([[each.decoding.temperature, each.decoding.repetition_penalty] for each in flights]))
-        begin, limit, blank, timed, latest_first, ngram = integers.repeat_interleave(copies, dim=0).unbind(1)
-        temperature, penalty = reals.repeat_interleave(copies, dim=0).unbind(1)
-        masks = torch.stack([self._suppressed(each.decoding) for each in flights])
-        values = {
-            "tokens": tokens.repeat_interleave(copies, dim=0),
-            "length": begin,
-            "begin": begin,
-            "limit": limit,
-            "score": torch.zeros_like(temperature),
-            "done": torch.zeros_like(blank, dtype=torch.bool),
-            "temperature": temperature,
-            "suppressed": masks.repeat_interleave(copies, dim=0),
-            "blank": blank.bool(),
-            "timed": timed.bool(),
-            "latest_first": latest_first,
-            "penalty": penalty,
-            "ngram": ngram,
-        }
-        for name, value in values.items():
-            getattr(rows, name).index_copy_(0, where, value)
 
     def _suppressed(self, decoding: Decoding) -> Tensor:
         """(vocabulary,): what is never sampled; kept on the device, for most windows suppress the same."""
@@ -137,27 +144,99 @@ class Admission:
             self._masks[key] = self._device.send(mask)
         return self._masks[key]
 
-    def _read(self, flights: Sequence[Flight], tokens: Tensor, seats: Tensor, no_speech: Tensor, slots: Tensor) -> None:
-        """Keep the keys and values of the starts; <|nospeech|> is judged at <|startoftranscript|>.
 
-        The last token of the start is left to the first step, whose output is wanted.
-        """
-        width = max(max(len(each.start) for each in flights) - 1, max(each.sot for each in flights) + 1)
-        hidden = self._model.read(tokens[:, :width], self._cache, [each.slot for each in flights], keep=seats)
-        sot = self._device.send(torch.tensor([each.sot for each in flights]))
-        at_sot = hidden.gather(1, sot[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
-        no_speech.index_copy_(0, slots, self._logits(at_sot).softmax(dim=1)[:, self._tokenizer.openai.no_speech])
+@torch.no_grad()
+def enter(
+    model: Model,
+    cache: Cache,
+    tokenizer: Tokenizer,
+    languages: Tensor,
+    new: Arrivals,
+    where: Places,
+    rows: Rows,
+    heard: Heard,
+    entry: Entry,
+    mel: Tensor | None,
+) -> None:
+    """Everything that a device does for new windows, in place. `where`: their slots; `mel`: made by the host, None: of their samples."""
+    if mel is None:
+        mel = log_mels_of(new.audio, new.cuts, new.real("loudest"), model.dims.n_mels)
+    slots = new.number("slot")
+    model.listen(model.encode(mel), cache, slots)
+    if entry.detect:
+        _detect(model, cache, tokenizer.openai.sot, languages, new, where, heard)
+    seats = slots[:, None] * entry.group + torch.arange(entry.group, device=slots.device)
+    _seat(new, rows, seats)
+    _read(model, cache, tokenizer.openai.no_speech, new, where, heard, seats, entry.width)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        return self._model.unembed(hidden).float()
+
+def _detect(model: Model, cache: Cache, sot: int, languages: Tensor, new: Arrivals, where: Places, heard: Heard) -> None:
+    """Write the likeliest language into the starts of those windows whose language is not given."""
+    start = torch.full((len(new.tokens), 1), sot, device=languages.device)
+    logits = model.unembed(model.read(start, cache, where)[:, 0]).float()[:, languages]
+    likeliest = logits.masked_fill(~new.candidates, -torch.inf).softmax(dim=1).max(dim=1)
+    after = new.number("sot")[:, None] + 1
+    told = new.tokens.gather(1, after)[:, 0]
+    token = torch.where(new.number("detect").bool(), languages[likeliest.indices], told)
+    new.tokens.scatter_(1, after, token[:, None])
+    heard.language.index_copy_(0, new.number("slot"), likeliest.indices)
+    heard.language_probability.index_copy_(0, new.number("slot"), likeliest.values)
 
 
-def _integers(flight: Flight, vocabulary: int) -> list[int]:
-    """begin, limit, blank, timed, latest_first, ngram, as `Rows` has them."""
+def _seat(new: Arrivals, rows: Rows, seats: Tensor) -> None:
+    """Write what the rows `seats` (windows, group) begin with, and their rules."""
+    values = {
+        "tokens": new.tokens,
+        "length": new.number("begin"),
+        "begin": new.number("begin"),
+        "limit": new.number("limit"),
+        "score": torch.zeros_like(new.real("penalty")),
+        "done": torch.zeros_like(new.number("begin"), dtype=torch.bool),
+        "temperature": new.real("temperature"),
+        "suppressed": new.suppressed,
+        "blank": new.number("blank").bool(),
+        "timed": new.number("timed").bool(),
+        "latest_first": new.number("latest_first"),
+        "penalty": new.real("penalty"),
+        "ngram": new.number("ngram"),
+    }
+    for name, value in values.items():
+        copies = value[:, None].expand(-1, seats.shape[1], *value.shape[1:]).flatten(0, 1)
+        getattr(rows, name).index_copy_(0, seats.flatten(), copies)
+
+
+def _read(model: Model, cache: Cache, no_speech: int, new: Arrivals, where: Places, heard: Heard, seats: Tensor, width: int) -> None:
+    """Keep the keys and values of the starts; <|nospeech|> is judged at <|startoftranscript|>.
+
+    The last token of the start is left to the first step, whose output is wanted.
+    """
+    hidden = model.read(new.tokens[:, :width], cache, where, keep=seats)
+    at_sot = hidden.gather(1, new.number("sot")[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+    probability = model.unembed(at_sot).float().softmax(dim=1)[:, no_speech]
+    heard.no_speech.index_copy_(0, new.number("slot"), probability)
+
+
+def _numbers(flight: Flight, vocabulary: int) -> list[int]:
+    """`arrivals.NUMBERS`."""
     decoding = flight.decoding
     steps = last_initial_timestamp(decoding)
     latest = vocabulary - 1 - LAST_TIMESTAMP + (LAST_TIMESTAMP if steps is None else steps)
-    return [len(flight.start), flight.limit, decoding.suppress_blank, decoding.timestamps, latest, decoding.no_repeat_ngram_size]
+    rules = (decoding.suppress_blank, decoding.timestamps, latest, decoding.no_repeat_ngram_size)
+    return [flight.slot, flight.sot, decoding.language is None, *cut(flight.window), len(flight.start), flight.limit, *rules]
+
+
+def _reals(window: Window) -> list[float]:
+    """`arrivals.REALS`."""
+    return [loudness(window), window.decoding.temperature, window.decoding.repetition_penalty]
+
+
+def _samples(windows: Sequence[Window], device: Device) -> Tensor:
+    """(windows, SAMPLES): silence after each."""
+    audio = device.staging(len(windows), SAMPLES)
+    for row, window in zip(audio, windows, strict=True):
+        row[: len(window.samples)] = torch.from_numpy(window.samples)
+        row[len(window.samples) :] = 0.0
+    return audio
 
 
 def _padded(starts: Sequence[Sequence[int]]) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ..alignment import FRAMES_PER_TOKEN, MEDIAN_FRAMES, jumps
 from ..rules import Text
-from .cache import Cache
+from .cache import Cache, places
 from .device import Device
 from .model import Model
 
@@ -25,7 +25,7 @@ def align(
     rows = [[*text.start, no_timestamps, *text.tokens, eot] for text in texts]
     width = max(map(len, rows))
     tokens = device.send(torch.tensor([row + [eot] * (width - len(row)) for row in rows]))
-    hidden, scores = model.attention(tokens, cache, list(slots))
+    hidden, scores = model.attention(tokens, cache, places(slots, device))
     wanted: list[Tensor] = []
     for index, text in enumerate(texts):
         # what the model makes of each of these positions is the text's next token

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from whisper.model import ModelDimensions
+
+from .device import Device
+
+Places = slice | Tensor
+"""Slots: neighbours, or any (windows,) on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,10 @@ class Cache:
     def store_cross(self, layer: int, slots: Tensor, both: Tensor) -> None:
         """Keep the sound's keys and values (2, windows, heads, 1500, size) of the windows in `slots` (windows,)."""
         self.cross[layer].index_copy_(1, slots, both)
+
+    def sound(self, layer: int, places: Places) -> tuple[Tensor, Tensor]:
+        """The sound's keys and values of some windows, (windows, heads, 1500, size) each; of neighbours without a copy."""
+        return self.cross[layer, 0, places], self.cross[layer, 1, places]
 
     def store_prompt(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep keys and values (windows, heads, length, size) of the first positions in all `rows` (windows, group)."""
@@ -70,11 +80,12 @@ def cache_bytes(dims: ModelDimensions, dtype: torch.dtype) -> tuple[int, int]:
     return each * dims.n_text_ctx, each * dims.n_audio_ctx
 
 
-def rows_of(tensor: Tensor, rows: list[int]) -> Tensor:
-    """`tensor[rows]`; no copy where they lie side by side."""
-    if rows == list(range(rows[0], rows[0] + len(rows))):
-        return tensor[rows[0] : rows[0] + len(rows)]
-    return tensor[rows]
+def places(slots: Sequence[int], device: Device) -> Places:
+    """Where these slots are. A list as an index would be copied to the device, and waited for until all that is queued there is done."""
+    first = slots[0]
+    if list(slots) == list(range(first, first + len(slots))):
+        return slice(first, first + len(slots))
+    return device.send(torch.tensor(slots))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

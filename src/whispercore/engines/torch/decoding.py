@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .cache import Cache
+from .linear import Linear
 from .logits import Vocabulary, constrain, penalise
 from .model import Model
 from .state import Bank, Rows
@@ -41,17 +42,30 @@ def step(model: Model, cache: Cache, every: Rows, bank: Bank | None, vocabulary:
     # a row that is done or in nobody's use may be longer than those that this step is for
     at = (rows.length - 1).clamp(max=shape.reach - 1)
     last = rows.tokens.gather(1, at[:, None])[:, 0]
-    logits = model.step(last, at, cache, shape.windows, shape.group, shape.reach)
-    if shape.ngram is not None:
-        penalise(logits, rows, shape.ngram)
-    constrain(logits, rows, vocabulary)
+    hidden = model.step(last, at, cache, shape.windows, shape.group, shape.reach)
     if bank is None:
-        token = _chosen(logits, rows.temperature) if shape.sampled else logits.argmax(dim=1)
-        gained = logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
+        choose = _choose if shape.sampled or shape.ngram is not None else model.part(_choose)
+        token, gained = choose(model.unembed, hidden, rows, vocabulary, shape.sampled, shape.ngram)
         rows.score.add_(gained.masked_fill(rows.done, 0.0))
         _append(rows, token, (token == vocabulary.eot) | (rows.length + 1 >= rows.limit))
     else:
-        _branch(logits, cache, rows, bank, vocabulary.eot, shape)
+        _branch(_allowed(model.unembed, hidden, rows, vocabulary, shape.ngram), cache, rows, bank, vocabulary.eot, shape)
+
+
+def _allowed(unembed: Linear, hidden: Tensor, rows: Rows, vocabulary: Vocabulary, ngram: int | None) -> Tensor:
+    """Hidden states (rows, width) → float32 logits (rows, vocabulary), -inf for tokens that must not come."""
+    logits = unembed(hidden).float()
+    if ngram is not None:
+        penalise(logits, rows, ngram)
+    constrain(logits, rows, vocabulary)
+    return logits
+
+
+def _choose(unembed: Linear, hidden: Tensor, rows: Rows, vocabulary: Vocabulary, sampled: bool, ngram: int | None) -> tuple[Tensor, Tensor]:
+    """Each row's next token (rows,), and its log-probability (rows,)."""
+    logits = _allowed(unembed, hidden, rows, vocabulary, ngram)
+    token = _chosen(logits, rows.temperature) if sampled else logits.argmax(dim=1)
+    return token, logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
 
 
 def _chosen(logits: Tensor, temperature: Tensor) -> Tensor:

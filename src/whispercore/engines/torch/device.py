@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Protocol
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 512
 """Beyond them all are dropped, and made again as they are used."""
+_CAPTURING = threading.Lock()
+"""PyTorch allows a process one capture at a time, on whatever GPU."""
 
 
 class Snapshot(Protocol):
@@ -25,11 +28,15 @@ class Snapshot(Protocol):
 
 
 class Device(Protocol):
-    """Where the engine computes. `lag`: snapshots that are on their way while the next steps are queued; `every`: steps between two."""
+    """Where the engine computes. `lag`: snapshots that are on their way while the next steps are queued; `every`: steps between two.
+
+    `captures`: what `run` gets must be all work of the device's, on tensors that are there as long as the engine is.
+    """
 
     torch: torch.device
     lag: int
     every: int
+    captures: bool
 
     def bucket(self, windows: int, most: int) -> int:
         """For how many windows a step for `windows` is made."""
@@ -39,12 +46,28 @@ class Device(Protocol):
         """For how many tokens a step for `length` is made."""
         ...
 
+    def parts(self, windows: int) -> list[int]:
+        """How many of so many new windows are encoded together."""
+        ...
+
+    def width(self, length: int) -> int:
+        """For how many tokens a prompt of `length` is read."""
+        ...
+
     def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
         """Run a step that does the same with the same tensors for equal keys; None: one that does not come again."""
         ...
 
     def send(self, tensor: Tensor) -> Tensor:
         """A host's tensor on the device."""
+        ...
+
+    def staging(self, *shape: int) -> Tensor:
+        """A host's float32 tensor, yet to be written, to `fill` one of the device's with."""
+        ...
+
+    def fill(self, target: Tensor, source: Tensor) -> None:
+        """Write a host's tensor, which nobody changes any more, into one of the device's."""
         ...
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
@@ -65,6 +88,7 @@ class Host:
 
     lag = 0
     every = 1
+    captures = False
 
     def __init__(self) -> None:
         self.torch = torch.device("cpu")
@@ -77,6 +101,14 @@ class Host:
         """In steps of 32: fewer shapes for the libraries to keep kernels for."""
         return min(-(-length // 32) * 32, most)
 
+    def parts(self, windows: int) -> list[int]:
+        """All."""
+        return [windows]
+
+    def width(self, length: int) -> int:
+        """As many as there are."""
+        return length
+
     def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
         """Call it."""
         step()
@@ -84,6 +116,14 @@ class Host:
     def send(self, tensor: Tensor) -> Tensor:
         """It is there."""
         return tensor
+
+    def staging(self, *shape: int) -> Tensor:
+        """As any other."""
+        return torch.empty(*shape)
+
+    def fill(self, target: Tensor, source: Tensor) -> None:
+        """Copy it."""
+        target.copy_(source)
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
         """Nothing to copy: it is read before the next step."""
@@ -105,12 +145,12 @@ class Cuda:
 
     lag = 1
     every = 4
+    captures = True
 
     def __init__(self, index: int) -> None:
         self.torch = torch.device("cuda", index)
         with torch.cuda.device(self.torch):
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._refused: set[Hashable] = set()
         # its plans for one query a row are made anew for every shape, and not while a graph is captured
@@ -128,6 +168,14 @@ class Cuda:
         """In steps of 64."""
         return min(-(-length // 64) * 64, most)
 
+    def parts(self, windows: int) -> list[int]:
+        """Powers of two: few shapes, and no window is encoded for nothing."""
+        return [1 << bit for bit in reversed(range(windows.bit_length())) if windows >> bit & 1]
+
+    def width(self, length: int) -> int:
+        """4, then in steps of 64: what stands after a start is read for nothing."""
+        return 4 if length <= 4 else -(-length // 64) * 64
+
     def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
         """Replay the key's graph; at its first use run the step, at its second capture it."""
         if key is None or key not in self._graphs:
@@ -140,28 +188,48 @@ class Cuda:
             step()
 
     def _captured(self, key: Hashable, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A new graph of the step; None where it cannot be captured, which then is not tried again."""
+        """A new graph of the step; None where it cannot be captured or has no memory of its own, which then is not tried again."""
         if key in self._refused:
             return None
         if sum(graph is not None for graph in self._graphs.values()) >= _MOST_GRAPHS:
             self.forget()
-        graph = torch.cuda.CUDAGraph()
         try:
-            # thread_local: another GPU's engine in another thread may allocate meanwhile
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                step()
-        except torch.OutOfMemoryError:
-            raise
+            self._graphs[key] = self._capture(step)
         except RuntimeError as error:
-            logger.warning("steps of %s run without a CUDA graph: %s", key, str(error).splitlines()[0])
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            logger.warning("%s runs without a CUDA graph: %s", key, reason)
             self._refused.add(key)
-            return None
-        self._graphs[key] = graph
+            self._graphs[key] = None
+            torch.cuda.empty_cache()
+        return self._graphs[key]
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """As `torch.cuda.graph` does it, which however gives all cached memory back first and so makes the next steps wait for it."""
+        # a pool lives as long as a graph does: PyTorch refuses the name of one whose graphs are gone
+        living = next(filter(None, self._graphs.values()), None)
+        pool = torch.cuda.graph_pool_handle() if living is None else living.pool()
+        graph = torch.cuda.CUDAGraph()
+        with _CAPTURING:
+            self._stream.synchronize()
+            # thread_local: another GPU's engine in another thread may allocate meanwhile
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                step()
+            finally:
+                graph.capture_end()
         return graph
 
     def send(self, tensor: Tensor) -> Tensor:
         """From pinned memory, so that the host does not wait; PyTorch keeps that memory until it is read."""
         return tensor.pin_memory().to(self.torch, non_blocking=True)
+
+    def staging(self, *shape: int) -> Tensor:
+        """Pinned memory, which PyTorch keeps and gives again once it has been read."""
+        return torch.empty(*shape, pin_memory=True)
+
+    def fill(self, target: Tensor, source: Tensor) -> None:
+        """From pinned memory, behind whatever still reads the target."""
+        target.copy_(source.pin_memory(), non_blocking=True)
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
         """Into pinned memory, with an event to wait for."""
@@ -178,8 +246,10 @@ class Cuda:
         return stack
 
     def forget(self) -> None:
-        """Drop the graphs."""
+        """Drop the graphs, none of which is running any more."""
+        self._stream.synchronize()
         self._graphs.clear()
+        self._refused.clear()
 
 
 class _Taken:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ import torch
 
 from ...checkpoints import Checkpoint, load_checkpoint, locate
 from ...devices import decoding_threads
-from ...errors import ConfigurationError, EngineError, OutOfMemory, WhisperError
+from ...errors import EngineError, OutOfMemory, WhisperError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -19,16 +21,20 @@ from ..rules import decoded, text_to_align, with_times
 from .admission import Flight, Hypothesis
 from .alignment import align
 from .cache import cache_bytes, make_cache
+from .compiling import check_compiler
 from .device import Device, make_device
 from .model import load_model
+from .precision import Precision, choose_precision
 from .slots import Search, Slots, search
 
-_DTYPES = {
-    "cpu": {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16},
-    "cuda": {"auto": torch.float16, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16},
-}
+logger = logging.getLogger(__name__)
+
 _MAX_BATCH = {"cpu": 8, "cuda": 128}
-_ENCODED_AT_ONCE = {"cpu": 2, "cuda": 16}
+_ENCODED_AT_ONCE = {"cpu": 2, "cuda": 8}
+"""Between two rounds of steps: whoever is being decoded waits for it."""
+_WARM_SECONDS = {"cpu": 0.0, "cuda": 10.0}
+"""At 0 one step is run."""
+_COMPILE_SECONDS = 120.0
 _ROWS_A_WINDOW = {"cpu": 5, "cuda": 2}
 """Rows for beams and samples: on a CPU they take memory only when used."""
 _MOST_ROWS = 16
@@ -39,13 +45,23 @@ _CACHE_SHARE = 0.7
 
 def load(settings: Settings, device: str, index: int = 0) -> TorchEngine:
     """The engine with the settings' checkpoint on `device`, on a GPU on that of `index`. Raises ConfigurationError."""
-    if settings.dtype not in _DTYPES[device]:
-        known = ", ".join(_DTYPES[device])
-        raise ConfigurationError(f"engine 'torch' on {device} computes in {known}; not in {settings.dtype}", param="dtype")
+    precision = choose_precision(settings.dtype, device)
     if device == "cpu":
         torch.set_num_threads(decoding_threads(settings))
+    if settings.compile:
+        check_compiler(torch.device(device, index))
     checkpoint = load_checkpoint(locate(settings))
-    return TorchEngine(checkpoint, device=device, index=index, dtype=_DTYPES[device][settings.dtype], max_batch=settings.batch_size)
+    engine = TorchEngine(
+        checkpoint,
+        device=device,
+        index=index,
+        dtype=precision.dtype,
+        int8=precision.int8,
+        compiles=settings.compile,
+        max_batch=settings.batch_size,
+    )
+    engine.warm_up(_COMPILE_SECONDS if settings.compile else _WARM_SECONDS[device])
+    return engine
 
 
 class TorchEngine:
@@ -54,20 +70,44 @@ class TorchEngine:
     name = "torch"
 
     def __init__(
-        self, checkpoint: Checkpoint, *, device: str = "cpu", index: int = 0, dtype: torch.dtype = torch.float32, max_batch: int = 0
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        index: int = 0,
+        dtype: torch.dtype = torch.float32,
+        int8: bool = False,
+        compiles: bool = False,
+        max_batch: int = 0,
     ) -> None:
-        """`max_batch`: windows decoded side by side at most, 0: as many as are good for the device and fit into its memory."""
+        """`max_batch`: windows decoded side by side at most, 0: as many as are good for the device and fit into its memory.
+
+        `int8`: the weights in 8 bits. `compiles`: parts of the model by torch.compile.
+        """
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self.n_mels = checkpoint.dims.n_mels
-        self._model_name, self._kind, self._dtype = checkpoint.name, device, dtype
+        self._model_name, self._kind, self._precision = checkpoint.name, device, Precision(dtype, int8)
         self._device: Device = make_device(device, index)
         self._encoded_at_once = _ENCODED_AT_ONCE[device]
         with self._device.working():
-            self._model = load_model(checkpoint, self._device.torch, dtype)
+            self._model = load_model(checkpoint, self._device.torch, dtype, int8=int8, compiles=compiles)
             self.max_batch = self._fitting(max_batch or _MAX_BATCH[device])
             rows = max(_MOST_ROWS, self.max_batch * _ROWS_A_WINDOW[device])
             self._cache = make_cache(checkpoint.dims, self.max_batch, rows, dtype, self._device.torch)
-            self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self._device)
+            self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self._device, self._encoded_at_once)
+
+    def warm_up(self, seconds: float) -> None:
+        """Run, compile and capture what common requests need, for about so long, so that the first one finds it there."""
+        began, slots = time.monotonic(), self._opened()
+        encodes = self._device.captures or self._model.compiles
+        try:
+            with self._at_work(slots):
+                shapes = slots.warm(began + seconds, together=self._encoded_at_once, encodes=encodes)
+            logger.info("engine 'torch' is warm: %d sizes of batches in %.1f s", shapes, time.monotonic() - began)
+        except OutOfMemory as error:
+            self._encoded_at_once = max(1, self._encoded_at_once // 2)
+            self.free_memory()
+            logger.warning("%s: at most %d windows are encoded at once", error.message, self._encoded_at_once)
 
     def batch_key(self, decoding: Decoding) -> Hashable:
         """Only the number of rows a window must be equal: everything else is each row's own."""
@@ -82,9 +122,7 @@ class TorchEngine:
     def decode_feed(self, feed: Feed) -> None:
         """Decode until the feed has nothing more and all that was taken from it is done."""
         waiting: deque[Window] = deque()
-        slots = self._slots
-        if slots is None:
-            raise EngineError("the engine is closed")
+        slots = self._opened()
         with self._at_work(slots):
             while self._refill(slots, feed, waiting):
                 slots.advance()
@@ -99,29 +137,35 @@ class TorchEngine:
             "engine": self.name,
             "model": self._model_name,
             "device": torch.cuda.get_device_name(self._device.torch) if self._kind == "cuda" else "cpu",
-            "precision": str(self._dtype).removeprefix("torch."),
+            "precision": str(self._precision),
+            "compiled": self._model.compiles,
             "threads": torch.get_num_threads(),
             "batch": self.max_batch,
         }
 
     def free_memory(self) -> None:
-        """Give the GPU memory that PyTorch caches back to the device."""
+        """Give the GPU memory of the graphs, which are made again as they are used, and what PyTorch caches back to the device."""
+        self._device.forget()
         if self._kind == "cuda":
             torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Free the weights, the caches and the graphs."""
         self._slots = None
-        self._device.forget()
         vars(self).pop("_model", None)
         vars(self).pop("_cache", None)
         self.free_memory()
+
+    def _opened(self) -> Slots:
+        if self._slots is None:
+            raise EngineError("the engine is closed")
+        return self._slots
 
     def _fitting(self, windows: int) -> int:
         """As many windows as the GPU's free memory has room for."""
         if self._kind == "cpu":
             return windows
-        own, cross = cache_bytes(self._model.dims, self._dtype)
+        own, cross = cache_bytes(self._model.dims, self._precision.dtype)
         free, _ = torch.cuda.mem_get_info(self._device.torch)
         return max(1, min(windows, int((free * _CACHE_SHARE - _MOST_ROWS * own) / (cross + _ROWS_A_WINDOW["cuda"] * own))))
 
@@ -143,12 +187,12 @@ class TorchEngine:
             waiting.extend(feed.take(self._encoded_at_once))
             if waiting:
                 slots.begin(search(waiting[0].decoding))
-        while (room := min(slots.free, self._encoded_at_once)) > 0:
+        # one lot between two rounds of steps, so that those who are being decoded never wait for a whole batch's encoding
+        if (room := min(slots.free, self._encoded_at_once)) > 0:
             if len(waiting) < room:
                 waiting.extend(feed.take(room - len(waiting)))
-            if not waiting:
-                break
-            self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
+            if waiting:
+                self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
         return bool(slots.flights)
 
     def _admit(self, slots: Slots, windows: list[Window]) -> None:

@@ -5,8 +5,9 @@ The same arithmetic as openai-whisper's model.py (fused query, key and value; La
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,38 +15,16 @@ from torch.nn import functional as F
 from whisper.model import ModelDimensions
 
 from ...checkpoints import Checkpoint
-from .cache import Cache, rows_of
+from .cache import Cache, Places
+from .compiling import compiled
+from .linear import Linear, packed, quantized
+from .precision import Precision
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _FEW = 16
 """Queries: on a CPU plain products are up to five times faster for so few than the fused attention, which is made for many."""
-
-
-@dataclass(frozen=True, slots=True)
-class Linear:
-    """x @ weight.T + bias; on a CPU oneDNN's packed weight, which is up to three times faster than what `F.linear` calls."""
-
-    weight: Tensor
-    bias: Tensor | None
-    packed: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
-        return self._packed(x, "none") if self.packed else F.linear(x, self.weight, self.bias)
-
-    def gelu(self, x: Tensor) -> Tensor:
-        """The same through a GELU."""
-        return self._packed(x, "gelu") if self.packed else F.gelu(F.linear(x, self.weight, self.bias))
-
-    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same added to `residual` (…, out)."""
-        if not self.packed:
-            return residual + F.linear(x, self.weight, self.bias)
-        total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-        return total
-
-    def _packed(self, x: Tensor, then: str) -> Tensor:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, then, [], "none" if then == "gelu" else "")
-        return product
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +56,9 @@ class Block:
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """The block's second half, added to `x`."""
+    def feed_forward(self, projection: Linear, x: Tensor, seen: Tensor) -> Tensor:
+        """Add to `x` what attention has `seen` (n, heads, length, size), projected; then the block's second half."""
+        x = projection.plus(x, _merged(seen).reshape(x.shape))
         return self.mlp[1].plus(x, self.mlp[0].gelu(self.mlp_ln(x)))
 
 
@@ -91,10 +71,14 @@ class CrossBlock(Block):
     kv: Linear
     cross_out: Linear
 
-    def cross_query(self, x: Tensor, group: int) -> Tensor:
-        """(rows, length, width) → (windows, heads, group x length, width / heads): the rows of a window read its keys together."""
+    def cross_query(self, x: Tensor, seen: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """Add to `x` (rows, length, width) what self-attention has `seen`; then the query to the sound.
+
+        (windows, heads, group x length, width / heads): the rows of a window read its keys together.
+        """
+        x = self.out.plus(x, _merged(seen))
         query = self.query(self.cross_ln(x))
-        return query.view(x.shape[0] // group, group * x.shape[1], self.heads, -1).transpose(1, 2)
+        return x, query.view(x.shape[0] // group, group * x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +97,26 @@ class Model:
     ln: Norm
     unembed: Linear
     alignment_heads: tuple[tuple[int, ...], ...]
+    compiles: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the weights and of what flows between the layers."""
+        """The precision of what flows between the layers."""
         return self.embedding.dtype
+
+    def part(self, function: Callable[P, R]) -> Callable[P, R]:
+        """A function of the model's, compiled when the model is to be."""
+        return compiled(function) if self.compiles else function
 
     def encode(self, mel: Tensor) -> Tensor:
         """Log-mel (windows, mels, 3000) → features (windows, 1500, width)."""
+        attend_self, feed_forward = self.part(Block.attend_self), self.part(Block.feed_forward)
         x = F.gelu(F.conv1d(mel.to(self.dtype), *self.conv1, padding=1))
         x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1)).transpose(1, 2)
-        x = (x + self.audio_positions).to(self.dtype)
+        # laid out by position from here on: otherwise every normalisation and sum of every layer walks through it crosswise
+        x = (x + self.audio_positions).to(self.dtype, memory_format=torch.contiguous_format)
         for block in self.encoder:
-            x = block.out.plus(x, _merged(attend(*block.attend_self(x))))
-            x = block.feed_forward(x)
+            x = feed_forward(block, block.out, x, attend(*attend_self(block, x)))
         return self.ln_post(x)
 
     def listen(self, features: Tensor, cache: Cache, slots: Tensor) -> None:
@@ -135,49 +125,51 @@ class Model:
             split = block.kv(features).view(*features.shape[:2], 2, block.heads, -1)
             cache.store_cross(layer, slots, split.permute(2, 0, 3, 1, 4))
 
-    def read(self, tokens: Tensor, cache: Cache, slots: list[int], *, keep: Tensor | None = None) -> Tensor:
+    def read(self, tokens: Tensor, cache: Cache, places: Places, *, keep: Tensor | None = None) -> Tensor:
         """Tokens (windows, length) from position 0 → hidden states (windows, length, width) before the unembedding.
 
-        `keep`: the cache's rows (windows, group) that get the keys and values; None: they are not kept.
+        `places`: the slots of the windows. `keep`: the cache's rows (windows, group) that get the keys and values; None: they are not kept.
         """
-        x = (self.embedding[tokens] + self.text_positions[: tokens.shape[1]]).to(self.dtype)
+        x = self._embedded(tokens)
         for layer, block in enumerate(self.decoder):
             query, key, value = block.attend_self(x)
             if keep is not None:
                 cache.store_prompt(layer, keep, key, value)
-            x = block.out.plus(x, _merged(F.scaled_dot_product_attention(query, key, value, is_causal=True)))
-            heard = attend(block.cross_query(x, 1), *(rows_of(each, slots) for each in cache.cross[layer]))
-            x = block.feed_forward(block.cross_out.plus(x, _merged(heard)))
+            x, query = block.cross_query(x, F.scaled_dot_product_attention(query, key, value, is_causal=True), 1)
+            x = block.feed_forward(block.cross_out, x, attend(query, *cache.sound(layer, places)))
         return self.ln(x)
 
-    def attention(self, tokens: Tensor, cache: Cache, slots: list[int]) -> tuple[Tensor, Tensor]:
+    def attention(self, tokens: Tensor, cache: Cache, places: Places) -> tuple[Tensor, Tensor]:
         """As `read`, with the alignment heads' scores over the sound, float32 (windows, heads, length, 1500), before the softmax."""
-        x = (self.embedding[tokens] + self.text_positions[: tokens.shape[1]]).to(self.dtype)
+        x = self._embedded(tokens)
         scores = []
         for layer, (block, heads) in enumerate(zip(self.decoder, self.alignment_heads, strict=True)):
-            x = block.out.plus(x, _merged(F.scaled_dot_product_attention(*block.attend_self(x), is_causal=True)))
-            key, value = (rows_of(each, slots) for each in cache.cross[layer])
-            query = block.cross_query(x, 1)
-            if heads:
-                chosen = list(heads)
-                scores.append(query[:, chosen].float() @ key[:, chosen].float().transpose(-1, -2) * query.shape[-1] ** -0.5)
-            x = block.feed_forward(block.cross_out.plus(x, _merged(attend(query, key, value))))
+            x, query = block.cross_query(x, F.scaled_dot_product_attention(*block.attend_self(x), is_causal=True), 1)
+            key, value = cache.sound(layer, places)
+            # head by head: indexing by a list would copy it to the device and wait for that
+            scores += [query[:, head, None].float() @ key[:, head, None].float().mT * query.shape[-1] ** -0.5 for head in heads]
+            x = block.feed_forward(block.cross_out, x, attend(query, key, value))
         return self.ln(x), torch.cat(scores, dim=1)
 
     def step(self, tokens: Tensor, at: Tensor, cache: Cache, windows: int, group: int, reach: int) -> Tensor:
-        """One token (rows,) at its position `at` (rows,) → float32 logits (rows, vocabulary).
+        """One token (rows,) at its position `at` (rows,) → hidden states (rows, width) before the unembedding.
 
         The rows are the cache's first `windows` x `group`; each sees its own first `at` + 1 positions, of which none is beyond `reach`.
         """
+        attend_self, feed_forward = self.part(Block.attend_self), self.part(Block.feed_forward)
+        cross_query = self.part(CrossBlock.cross_query)
         x = (self.embedding[tokens] + self.text_positions[at]).to(self.dtype)[:, None]
-        mask = cache.mask(at, reach)
+        mask, places = cache.mask(at, reach), slice(0, windows)
         for layer, block in enumerate(self.decoder):
-            query, key, value = block.attend_self(x)
+            query, key, value = attend_self(block, x)
             keys, values = cache.extend(layer, at, key[:, :, 0], value[:, :, 0], reach)
-            x = block.out.plus(x, _merged(attend(query, keys, values, mask)))
-            heard = attend(block.cross_query(x, group), cache.cross[layer][0][:windows], cache.cross[layer][1][:windows])
-            x = block.feed_forward(block.cross_out.plus(x, heard.transpose(1, 2).reshape(x.shape)))
-        return self.unembed(self.ln(x[:, 0])).float()
+            x, query = cross_query(block, x, attend(query, keys, values, mask), group)
+            x = feed_forward(block, block.cross_out, x, attend(query, *cache.sound(layer, places)))
+        return self.ln(x[:, 0])
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """Tokens (n, length) from position 0 → (n, length, width)."""
+        return (self.embedding[tokens] + self.text_positions[: tokens.shape[1]]).to(self.dtype)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -204,9 +196,12 @@ def _merged(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2)
 
 
-def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Model:
-    """The checkpoint's weights on the device in `dtype`, positions in float32 where openai-whisper adds them so."""
-    return _Loader(checkpoint.state, device, dtype).model(checkpoint)
+def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, int8: bool = False, compiles: bool = False) -> Model:
+    """The checkpoint's weights on the device in `dtype`, positions in float32 where openai-whisper adds them so.
+
+    `int8`: those of the linear layers in 8 bits, all but the embedding. `compiles`: parts of the model by torch.compile.
+    """
+    return _Loader(checkpoint.state, device, Precision(dtype, int8), compiles).model(checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +210,8 @@ class _Loader:
 
     state: Mapping[str, Tensor]
     device: torch.device
-    dtype: torch.dtype
+    precision: Precision
+    compiles: bool
 
     def model(self, checkpoint: Checkpoint) -> Model:
         dims = checkpoint.dims
@@ -225,43 +221,37 @@ class _Loader:
             dims=dims,
             conv1=(self.tensor("encoder.conv1.weight"), self.tensor("encoder.conv1.bias")),
             conv2=(self.tensor("encoder.conv2.weight"), self.tensor("encoder.conv2.bias")),
-            audio_positions=self.state["encoder.positional_embedding"].float().to(self.device),
+            audio_positions=self.tensor("encoder.positional_embedding", torch.float32),
             encoder=tuple(self.block(f"encoder.blocks.{layer}", dims.n_audio_head) for layer in range(dims.n_audio_layer)),
             ln_post=self.norm("encoder.ln_post"),
             embedding=embedding,
-            text_positions=self.state["decoder.positional_embedding"].float().to(self.device),
+            text_positions=self.tensor("decoder.positional_embedding", torch.float32),
             decoder=tuple(self.cross_block(f"decoder.blocks.{layer}", dims.n_text_head) for layer in range(dims.n_text_layer)),
             ln=self.norm("decoder.ln"),
-            unembed=self.packed(embedding, None),
+            unembed=Linear(embedding, None) if self.compiles else packed(embedding, None),
             alignment_heads=tuple(heads),
+            compiles=self.compiles,
         )
 
-    def tensor(self, name: str) -> Tensor:
-        return self.state[name].detach().to(self.device, self.dtype)
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return self.state[name].detach().to(self.device, dtype or self.precision.dtype)
 
     def norm(self, name: str) -> Norm:
         return Norm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"))
 
     def linear(self, *names: str) -> Linear:
         """One projection, or several of the same input stacked; whichever has no bias has one of zeros."""
-        weights = [self.tensor(f"{name}.weight") for name in names]
+        stored = torch.float32 if self.precision.int8 else None
+        weights = [self.tensor(f"{name}.weight", stored) for name in names]
         biases = [
-            self.tensor(f"{name}.bias") if f"{name}.bias" in self.state else weight.new_zeros(len(weight))
+            self.tensor(f"{name}.bias", stored) if f"{name}.bias" in self.state else weight.new_zeros(len(weight))
             for name, weight in zip(names, weights, strict=True)
         ]
-        return self.packed(torch.cat(weights), torch.cat(biases))
-
-    def packed(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Packed for oneDNN where PyTorch has it: its own compiler calls the same, under names that it does not document."""
-        plain = Linear(weight, bias)
-        if self.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            return plain
-        try:
-            packed = Linear(torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias, packed=True)
-            packed.gelu(weight.new_zeros(1, weight.shape[1]))
-        except RuntimeError:  # a processor that oneDNN has no such kernel for
-            return plain
-        return packed
+        weight, bias = torch.cat(weights), torch.cat(biases)
+        if self.precision.int8:
+            return quantized(weight, bias, self.precision.dtype)
+        # torch.compile takes no weights in oneDNN's own order
+        return Linear(weight, bias) if self.compiles else packed(weight, bias)
 
     def block(self, name: str, heads: int) -> Block:
         return Block(

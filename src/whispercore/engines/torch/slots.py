@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +12,7 @@ from torch import Tensor
 
 from ...tokenizer import Tokenizer
 from ...types import Decoding, Window
-from ..features import log_mels
-from .admission import Admission, Flight, Hypothesis, flight
+from .admission import Admission, Entry, Flight, Hypothesis, flight
 from .cache import Cache
 from .decoding import Shape, step
 from .device import Device, Snapshot
@@ -22,6 +22,10 @@ from .state import Bank, make_bank, make_heard, make_rows
 
 _MOST_BANKS = 16
 """Kinds of beam search whose tensors are kept."""
+_START = 3
+"""Tokens of a start without a prompt, the last one left out: it is the first step's."""
+_COMMON_LENGTH = 256
+"""Tokens of a window that says much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +54,14 @@ class _Look:
 class Slots:
     """The static tensors and the windows in them. One `Search` at a time; not thread-safe."""
 
-    def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device) -> None:
+    def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device, together: int) -> None:
+        """`together`: windows that are encoded at once, at most."""
         self._model, self._cache, self._tokenizer, self._device = model, cache, tokenizer, device
         self.flights: dict[int, Flight] = {}
         self._rows = make_rows(cache.own.shape[2], model.dims.n_vocab, device.torch)
         self._heard = make_heard(cache.cross.shape[2], device.torch)
         self._vocabulary = vocabulary(tokenizer, device.torch)
-        self._admission = Admission(model, cache, tokenizer, device)
+        self._admission = Admission(model, cache, tokenizer, device, min(together, cache.cross.shape[2]))
         self._search = Search(1)
         self._banks: dict[Search, Bank] = {}
         self._looks: deque[_Look] = deque()
@@ -87,8 +92,7 @@ class Slots:
         """Encode windows, at most `free` of them, into free slots, and read their prompts."""
         vacant = (slot for slot in range(self.capacity) if slot not in self.flights)
         flights = [flight(self._tokenizer, window, slot) for window, slot in zip(windows, vacant, strict=False)]
-        mel = log_mels(windows, self._model.dims.n_mels, str(self._device.torch))
-        self._admission.admit(flights, mel, self._rows, self._heard, self._search.group)
+        self._admission.admit(flights, self._rows, self._heard, self._search.group)
         if self._bank:
             for each in flights:
                 self._bank.count[each.slot] = 0
@@ -101,12 +105,7 @@ class Slots:
         windows = self._device.bucket(max(self.flights) + 1, self.capacity)
         for _ in range(self._device.every):
             longest = max(each.length for each in flights)
-            shape = self._shape(windows, self._device.reach(longest, self._cache.own.shape[4]))
-            # penalties are rare and of a hundred kinds: a graph for each would never be seen again
-            self._device.run(
-                shape if shape.ngram is None else None,
-                partial(step, self._model, self._cache, self._rows, self._bank, self._vocabulary, shape),
-            )
+            self._step(self._shape(windows, self._device.reach(longest, self._cache.own.shape[4])))
             for each in flights:
                 each.length = min(each.length + 1, each.limit)
         self._looks.append(_Look(self._device.snapshot(self._seen(windows)), dict(self.flights)))
@@ -117,9 +116,9 @@ class Slots:
             return []
         look = self._looks.popleft()
         no_speech, language, probability, done, *sequences = look.snapshot.wait()
-        group, found = self._search.group, []
+        ended, found = done.view(-1, self._search.group).all(dim=1).tolist(), []
         for slot, each in look.flights.items():
-            if each.hypotheses or not bool(done[slot * group : (slot + 1) * group].all()):
+            if each.hypotheses or not ended[slot]:
                 continue
             each.hypotheses = self._hypotheses(each, slot, sequences)
             each.no_speech = float(no_speech[slot])
@@ -132,6 +131,39 @@ class Slots:
     def release(self, flight: Flight) -> None:
         """Free its slot."""
         del self.flights[flight.slot]
+
+    def warm(self, until: float, *, together: int, encodes: bool) -> int:
+        """Run what common requests need, the likeliest first, until a time of `time.monotonic`; how many shapes that were.
+
+        Empties all slots. What is captured is captured here: a shape's first two uses are this one's. `encodes`: encode silence too.
+        """
+        self.begin(Search(1))
+        warmed = 0
+        for warm in self._common(together if encodes else 0):
+            for _ in range(2 if self._device.captures else 1):
+                warm()
+            self._device.snapshot([self._rows.done]).wait()
+            warmed += 1
+            if time.monotonic() > until:
+                break
+        self.begin(Search(1))
+        return warmed
+
+    def _common(self, together: int) -> Iterator[Callable[[], None]]:
+        """Entries of windows without a prompt, then steps for ever more windows and longer texts."""
+        device, most, longest = self._device, self.capacity, self._cache.own.shape[4]
+        for count in sorted({device.parts(count)[0] for count in range(1, min(together, most) + 1)}):
+            for detect in (False, True)[: 1 + self._tokenizer.multilingual]:
+                entry = Entry(count, 1, device.width(_START), detect)
+                yield partial(self._admission.warm, entry, self._rows, self._heard)
+        for reach in sorted({device.reach(length, longest) for length in range(1, _COMMON_LENGTH + 1)}):
+            for windows in sorted({device.bucket(count, most) for count in range(1, most + 1)}):
+                yield partial(self._step, Shape(windows, 1, reach, sampled=False, ngram=None, places=0))
+
+    def _step(self, shape: Shape) -> None:
+        """One step; penalties are rare and of a hundred kinds: a graph for each would never be seen again."""
+        run = partial(step, self._model, self._cache, self._rows, self._bank, self._vocabulary, shape)
+        self._device.run(shape if shape.ngram is None else None, run)
 
     @property
     def _bank(self) -> Bank | None:
