@@ -1,28 +1,33 @@
 """Engines: every runtime and precision on the same recordings and in full-size shapes of random weights, each in a process of its own.
 
-python -m bench engines                                             the bundled model on its held-out set, base-sized random weights
-python -m bench engines --model large-v3-turbo --data LibriSpeech/test-clean --precisions float32 float16 int8 --batch 1 16
-python -m bench engines --no-words --sizes large-v3 --engines torch ct2 --device cuda --threads 16
+python -m bench engines         the bundled model on its held-out set, base-sized random weights; every engine in each of its precisions
+python bench/engines.py --model large-v3-turbo --data LibriSpeech/test-clean --precisions float32 float16 int8 --batch 1 16
+python bench/engines.py --no-words --sizes large-v3 --engines torch ct2 --device cuda --threads 16
 
 What has been measured already is kept, row by row; started again it goes on with what is missing or failed. --again measures all anew.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if not __package__:  # started as a file: its folder is on the path, and the package is not
+    sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
+
 import argparse
 import itertools
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -30,21 +35,20 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import datasets, engines_table, results, scores
+from bench.accuracy import listen, reason
+from bench.datasets import Recording
+from bench.peers import Heard
+from bench.work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 from whispercore import checkpoints
 from whispercore.audio import read_samples
 from whispercore.devices import choose_device
-from whispercore.engines import ENGINES, Engine, load_engine
+from whispercore.engines import ENGINES, Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
 from whispercore.options import Options
 from whispercore.settings import Settings
 from whispercore.transcriber import Transcriber
-from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, Decoding, Window
-
-from . import datasets, engines_table, results, scores
-from .accuracy import listen, reason
-from .datasets import Recording
-from .peers import Heard
-from .work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
+from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, Decoding, Samples, Window
 
 PACKAGES = {
     "openai": "openai-whisper",
@@ -57,8 +61,7 @@ PACKAGES = {
 }
 """What each engine's figures are of."""
 MEASURED = tuple(PACKAGES)
-PRECISIONS = ("float32", "int8")
-BATCHES = (8,)
+BATCHES = (1, 8)
 SIZES = ("base",)
 WINDOWS = 8
 """Of random weights, decoded after a first batch that nobody counts."""
@@ -134,8 +137,8 @@ def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
         def hear(path: Path, words: bool) -> Heard:
             return Heard(transcriber.submit(path, GREEDY).result().text)
 
-        some = recordings[: 2 * row.batch]
-        listen(hear, some, words=False, together=2 * row.batch, tick=lambda: None)
+        _warm_up(engine, row.batch, Decoding(language=GREEDY.language), read_samples(recordings[0].path))
+        listen(hear, recordings[: 2 * row.batch], words=False, together=2 * row.batch, tick=lambda: None)
         heard = listen(hear, recordings, words=False, together=2 * row.batch, tick=lambda: None)
     errors = scores.errors([one.text for one in recordings], [one.text for one in heard.heard], GREEDY.language)
     return {
@@ -148,6 +151,13 @@ def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
         "seconds": round(heard.seconds, 3),
         "cpu_seconds": round(heard.cpu_seconds, 3),
     }
+
+
+def _warm_up(engine: Engine, batch: int, decoding: Decoding, samples: Samples) -> None:
+    """Batches of 1, 2, 4, … windows, and the largest: what is compiled, allocated or tried out for each size is done then."""
+    window = Window(samples[:WINDOW_SAMPLES], 0.0, decoding)
+    for size in sorted({*(1 << power for power in range(batch.bit_length())), batch}):
+        engine.decode([window] * size)
 
 
 def _speed(engine: Engine, row: Row) -> dict[str, Any]:
@@ -301,7 +311,7 @@ def _when() -> dict[str, Any]:
 def _keep(folder: Path, origin: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """In a stable order, whatever order they were measured in."""
     order = sorted(rows, key=lambda row: (row["data"] == "random", row["data"], row["model"], row["batch"]))
-    results.save(folder, "engines", origin, {"baseline": "openai float32", "tokens": TOKENS}, {"rows": order})
+    results.save(folder, "engines", origin, {"baseline": " ".join(engines_table.BASELINE), "tokens": TOKENS}, {"rows": order})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -331,28 +341,27 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
         raise ConfigurationError(f"unknown engine '{unknown[0]}'; known: {', '.join(ENGINES)}", param="engines")
     if arguments.words:
         recordings_of(arguments.data)
-    models = [(model, arguments.data) for model in arguments.model * arguments.words] + [(size, "random") for size in arguments.sizes]
     for size in arguments.sizes:
         checkpoints.dimensions(size)
-    every = itertools.product(models, arguments.batch, arguments.engines, arguments.precisions)
-    rows = [
-        Row(
-            model=model,
-            data=data,
-            engine=engine,
-            precision=precision,
-            batch=batch,
-            device=arguments.device,
-            threads=arguments.threads,
-            limit=arguments.limit if data != "random" else None,
-            windows=arguments.windows,
-        )
-        for (model, data), batch, engine, precision in every
+    models = [(model, arguments.data) for model in arguments.model * arguments.words] + [(size, "random") for size in arguments.sizes]
+    given = partial(Row, device=arguments.device, threads=arguments.threads)
+    for model, data in models:
+        checkpoints.locate(given(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
+    device = choose_device(Settings(device=arguments.device))
+    kinds = [(engine, precision) for engine in arguments.engines for precision in arguments.precisions or _precisions(engine, device)]
+    amounts = {True: {"windows": arguments.windows}, False: {"limit": arguments.limit}}
+    return [
+        given(model=model, data=data, engine=engine, precision=precision, batch=batch, **amounts[data == "random"])
+        for (model, data), batch, (engine, precision) in itertools.product(models, arguments.batch, kinds)
     ]
-    for row in rows:
-        choose_device(row.settings)
-        checkpoints.locate(row.settings)
-    return rows
+
+
+def _precisions(engine: str, device: str) -> tuple[str, ...]:
+    """All that the engine computes in; auto for one that is not installed, whose row will say so."""
+    try:
+        return precisions(engine, device)
+    except ConfigurationError:
+        return ("auto",)
 
 
 def _child(row: Row, out: Path) -> int:
@@ -361,7 +370,8 @@ def _child(row: Row, out: Path) -> int:
         figures = measure(row)
     except Exception as error:
         figures = {"failure": reason(error)}
-    out.write_text(json.dumps(figures))
+    out.with_suffix(".part").write_text(json.dumps(figures))
+    out.with_suffix(".part").rename(out)
     return 0
 
 
@@ -380,12 +390,11 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--precisions",
         nargs="+",
-        default=list(PRECISIONS),
         metavar="DTYPE",
-        help="dtypes of the settings; default: " + " ".join(PRECISIONS),
+        help="dtypes of the settings; default: all that each engine computes in on the device",
     )
     which.add_argument(
-        "--batch", nargs="+", type=int, default=list(BATCHES), metavar="N", help="windows decoded together at most; default: 8"
+        "--batch", nargs="+", type=int, default=list(BATCHES), metavar="N", help="windows decoded together at most; default: 1 8"
     )
     which.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     which.add_argument("--threads", type=int, default=1, help="CPU threads of the engine; default: 1")

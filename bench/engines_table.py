@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from .results import RESULTS, load
 
 README = tables.README
 BEGIN, END = "<!-- engines -->\n", "<!-- /engines -->"
-BASELINE = ("openai", "float32")
+BASELINE = ("torch", "float32")
+"""What latencies are relative to: fp32 torch."""
+NONE = "—"
 COLOURS = {
     "openai": "#8b949e",
     "torch": "#d1242f",
@@ -35,9 +38,9 @@ _TITLES = {
     "RTFx": "--:",
     "processor": "--:",
     "processor ×": "--:",
-    "cores": "--:",
+    "CPU": "--:",
     "peak RSS": "--:",
-    "GPU memory": "--:",
+    "peak GPU": "--:",
     "load": "--:",
     "on disk": "--:",
 }
@@ -52,7 +55,7 @@ def table(folder: Path = RESULTS) -> str:
     parts = [_origin(content)]
     for on_gpu, name in ((False, "CPU"), (True, "GPU")):
         of_device = [row for row in rows if (row["device"] == "cuda") == on_gpu]
-        parts += [part for _, some in groupby(of_device, key=_set) for part in _one(list(some), name)]
+        parts += [part for _, some in groupby(sorted(of_device, key=_set), key=_set) for part in _one(list(some), name)]
         if not of_device:
             parts.append(f"**On a {name}**: not measured.\n")
     if folder == RESULTS:
@@ -79,15 +82,15 @@ def update(readme: Path = README, folder: Path = RESULTS) -> None:
 
 
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:
-    """Its `seconds` or `cpu_seconds` over those of fp32 torch, openai-whisper's own model, on the same work; None where that is missing."""
+    """Its `seconds` or `cpu_seconds` over those of fp32 torch on the same work; None where that is missing."""
     alike = ("model", "data", "batch", "device", "threads", "limit", "windows")
     base = [one for one in rows if (one["engine"], one["precision"]) == BASELINE and all(one[key] == row[key] for key in alike)]
     return float(row[name] / base[0][name]) if base and "failure" not in base[0] else None
 
 
 def plot(folder: Path, rows: Rows) -> str:
-    """Write engines.svg, speed against word error rate; the file's path, or why there is none."""
-    heard = [row for row in rows if row.get("wer") is not None]
+    """Write engines.svg, speed against word error rate, each engine and precision at its fastest batch; its path, or why there is none."""
+    heard = _fastest([row for row in rows if row.get("wer") is not None])
     if not heard:
         return "no plot: no row has a word error rate"
 
@@ -106,14 +109,23 @@ def plot(folder: Path, rows: Rows) -> str:
     return draw(folder / "engines.svg", paint, figsize=(8, 4.5))
 
 
+def _fastest(rows: Rows) -> Rows:
+    """Of each engine and precision, on the same work, the row that is done first."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -float(row["rtfx"])):
+        found.setdefault(tuple(row[name] for name in ("engine", "precision", "model", "data", "device", "threads", "limit")), row)
+    return list(found.values())
+
+
 def _label(row: dict[str, Any], rows: Rows) -> str:
     """As short as it can be told from the others."""
     several = {name for name in ("model", "batch", "device") if len({one[name] for one in rows}) > 1}
     return " ".join([row["engine"], row["precision"], *(str(row[name]) for name in ("model", "batch", "device") if name in several)])
 
 
-def _set(row: dict[str, Any]) -> tuple[str, str]:
-    return row["data"], row["model"]
+def _set(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What rows of one table have in common; words come first."""
+    return row["data"] == "random", row["data"], row["model"], row["threads"], row["limit"] or 0, row["windows"]
 
 
 def _one(rows: Rows, device: str) -> list[str]:
@@ -125,22 +137,26 @@ def _one(rows: Rows, device: str) -> list[str]:
     else:
         amount = f" ({first['recordings']} recordings, {first['words']} words)" if "words" in first else ""
         what = f"{first['model']} on {first['data']}{amount}"
-    titles = {name: way for name, way in _TITLES.items() if _shown(name, rows)}
+    titles = {name: way for name, way in _TITLES.items() if name != "WER" or any("wer" in row for row in rows)}
     measured = [row for row in rows if "failure" not in row]
-    failed = [row for row in rows if "failure" in row]
     cells = [tuple(_cells(row, rows)[name] for name in titles) for row in sorted(measured, key=lambda row: (row["batch"], row["seconds"]))]
-    missing = "".join(f"- {row['engine']} {row['precision']}, batch {row['batch']}: {row['failure']}\n" for row in failed)
+    missing = "".join(f"- {line}\n" for line in _failures([row for row in rows if "failure" in row]))
     loads = [row["measured"]["load_average"][0] for row in rows]
     note = f"load average {min(loads):.0f} to {max(loads):.0f} before the rows"
     parts = [f"**On a {device}**, {threads}: {what}; {note}.\n", _markdown(titles, cells)]
     return [*parts, *([f"Not measured:\n\n{missing}"] if missing else [])]
 
 
-def _shown(name: str, rows: Rows) -> bool:
-    """Columns that would be empty are left out."""
-    if name == "WER":
-        return any("wer" in row for row in rows)
-    return name != "GPU memory" or any(row.get("peak_gpu_mb") is not None for row in rows)
+def _failures(rows: Rows) -> Iterator[str]:
+    """What could not be measured and why, each reason once."""
+    for (engine, failure), some in groupby(sorted(rows, key=_failure), key=_failure):
+        alike = list(some)
+        kinds, batches = (", ".join(dict.fromkeys(str(row[name]) for row in alike)) for name in ("precision", "batch"))
+        yield f"{engine} {kinds}, batch {batches}: {failure}"
+
+
+def _failure(row: dict[str, Any]) -> tuple[str, str]:
+    return row["engine"], row["failure"]
 
 
 def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
@@ -151,15 +167,15 @@ def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
         "engine": f"`{row['engine']}`",
         "precision": row["precision"],
         "batch": str(row["batch"]),
-        "WER": ("" if wer is None else f"{wer:.1%}") + failed,
+        "WER": (NONE if wer is None else f"{wer:.1%}") + failed,
         "time": f"{row['seconds']:.1f} s",
-        "latency ×": "" if latency is None else f"{latency:.2f}",
+        "latency ×": NONE if latency is None else f"{latency:.2f}",
         "RTFx": f"{row['rtfx']:.1f}",
         "processor": f"{row['cpu_seconds']:.1f} s",
-        "processor ×": "" if processor is None else f"{processor:.2f}",
-        "cores": f"{row['cores']:.2f}",
+        "processor ×": NONE if processor is None else f"{processor:.2f}",
+        "CPU": f"{row['cores']:.0%}",
         "peak RSS": f"{row['peak_rss_mb']:.0f} MB",
-        "GPU memory": "" if row["peak_gpu_mb"] is None else f"{row['peak_gpu_mb']:.0f} MB",
+        "peak GPU": NONE if row["peak_gpu_mb"] is None else f"{row['peak_gpu_mb']:.0f} MB",
         "load": f"{row['load_seconds']:.1f} s",
         "on disk": f"{row['disk_mb']:.0f} MB",
     }
@@ -178,6 +194,7 @@ def _origin(content: dict[str, Any]) -> str:
     return (
         f"Measured by `python -m bench engines` at {seen} on an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, "
         f"{', '.join(known)}.\nEach row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
-        "latency × is that over engine `openai` in float32,\nprocessor × the same of the process's processor time, which a busy machine "
-        "hardly changes. Load: from the process's start to the weights in memory,\nimports and all. On disk: what the engine reads.\n"
+        f"latency × is that over engine `{BASELINE[0]}`'s in {BASELINE[1]},\nprocessor × the same of the process's processor time, which a "
+        "busy machine hardly changes; CPU is the processor's share of the time, 100% being one core.\nLoad: from the process's start to "
+        "the weights in memory, imports and all. On disk: what the engine reads. —: not measured, or there is none.\n"
     )

@@ -36,7 +36,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some
 import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-_PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
+PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
 """The first is what auto stands for: not 8 bits, fast as they are, which round the activations of a whole batch by its largest, so that
 what a window gives hangs on others."""
 OPSET, IR_VERSION = 20, 10
@@ -54,7 +54,7 @@ Array = npt.NDArray[np.generic]
 
 def precision(settings: Settings, device: str) -> str:
     """The precision for the settings on `device`, for engine onnx or sherpa. Raises ConfigurationError for one that it lacks there."""
-    wanted = choose_precision(settings.engine, settings, device, _PRECISIONS[device])
+    wanted = choose_precision(settings.engine, settings, device, PRECISIONS[device])
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
     return wanted

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from bench import datasets, engines, engines_table, loss, results
+from bench.datasets import Recording
 from bench.engines import Row
-from whispercore.engines import ENGINES
+from whispercore.engines import ENGINES, precisions
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import ConfigurationError
-from whispercore.types import WINDOW_SAMPLES, Decoded, Window
+from whispercore.settings import Settings
+from whispercore.types import WINDOW_SAMPLES, Decoded, Decoding, Window
 
 ROW = Row(model="nano", data="heldout", engine="openai", precision="float32", batch=2, device="cpu", threads=1, limit=2)
+DTYPES = set(Settings.__dataclass_fields__["dtype"].metadata["choices"])
 FIGURES: dict[str, Any] = {
     "recordings": 38,
     "words": 211,
@@ -105,6 +113,57 @@ def test_what_is_not_there_ends_it_before_it_begins(arguments: list[str], reason
     assert reason in " ".join(capsys.readouterr().err.split())
 
 
+def test_by_default_every_engine_is_measured_in_all_its_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    computes = {"torch": ("float32", "bfloat16"), "ct2": ("float32", "int8", "int8_float32")}
+
+    def precisions(name: str, device: str) -> tuple[str, ...]:
+        if name not in computes:
+            raise ConfigurationError(f"engine '{name}' cannot be imported")
+        return computes[name]
+
+    monkeypatch.setattr(engines, "precisions", precisions)
+    rows = engines.chosen(engines._parser().parse_args(["--sizes", "--device", "cpu"]))
+    found = {(row.engine, row.precision) for row in rows}
+    assert {pair for pair in found if pair[0] in computes} == {(name, dtype) for name in computes for dtype in computes[name]}
+    assert ("jax", "auto") in found, "what is not installed has a row that says so"
+    assert {row.batch for row in rows} == {1, 8} and len(rows) == 2 * len(found)
+
+
+def test_every_engine_tells_its_precisions() -> None:
+    """Those that it refuses are none of them; what is not installed is told."""
+    for name in engines.MEASURED:
+        try:
+            found = precisions(name, "cpu")
+        except ConfigurationError as error:
+            assert "install" in error.message
+            continue
+        assert "float32" in found and "auto" not in found and set(found) <= DTYPES
+
+
+def librispeech(folder: Path, recordings: list[Recording]) -> Path:
+    """A folder in LibriSpeech's layout, SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac, words in capitals, with these recordings."""
+    chapter = folder / "test-clean" / "61" / "70968"
+    chapter.mkdir(parents=True)
+    lines = []
+    for number, recording in enumerate(recordings):
+        shutil.copy(recording.path, chapter / f"61-70968-{number:04d}.flac")
+        lines.append(f"61-70968-{number:04d} {re.sub(r'[^A-Z ]', '', recording.text.upper())}\n")
+    (chapter / "61-70968.trans.txt").write_text("".join(lines))
+    return folder / "test-clean"
+
+
+def test_librispeech_is_measured_where_its_folder_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole command, with a process for its row; the same words as of the held-out set itself."""
+    spoken = datasets.manifest(datasets.HELDOUT)[:2]
+    data, words = librispeech(tmp_path, spoken), sum(len(one.text.split()) for one in spoken)
+    given = ["--data", str(data), "--engines", "openai", "--precisions", "float32", "--batch", "2", "--sizes", "--device", "cpu", "--json"]
+    assert engines.main([*given, "--results", str(tmp_path / "results")]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["result"]["rows"]
+    assert row["data"] == "test-clean" and row["recordings"] == 2 and row["failed"] == 0
+    assert (row["words"], row["wer"]) == (words, 0.0)
+    assert f"nano on test-clean (2 recordings, {words} words)" in engines_table.table(tmp_path / "results")
+
+
 def test_recordings_are_librispeechs_a_folders_or_a_manifests(tmp_path: Path) -> None:
     (tmp_path / "61-70968.trans.txt").write_text("61-70968-0000 HE BEGAN\n")
     assert [one.text for one in engines.recordings_of(str(tmp_path))] == ["HE BEGAN"]
@@ -128,6 +187,41 @@ def test_a_row_that_cannot_be_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not in float16" in engines.apart(replace(ROW, engine="onnx", precision="float16"), timeout=300)["failure"]
     monkeypatch.setattr(engines.sys, "executable", "/bin/false")
     assert engines.apart(ROW, timeout=300)["failure"].startswith("its process ended with status 1")
+
+
+def test_a_row_that_dies_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Killed for want of memory, hanging for ever, and refused; the rows after them are measured."""
+    really = subprocess.run
+    ends = {"openai": "import os; os.kill(os.getpid(), 9)", "torch": "while True: pass"}
+
+    def child(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        row, out = json.loads(command[4]), command[6]
+        done = f"open({out!r}, 'w').write({json.dumps(FIGURES)!r})"
+        return really([sys.executable, "-c", ends.get(row["engine"], done)], **options)
+
+    monkeypatch.setattr(engines.subprocess, "run", lambda command, **options: (child if "--row" in command else really)(command, **options))
+    given = [
+        "--engines",
+        "openai",
+        "torch",
+        "hf",
+        "--precisions",
+        "float32",
+        "--batch",
+        "2",
+        "--sizes",
+        "--device",
+        "cpu",
+        "--timeout",
+        "3",
+    ]
+    assert engines.main([*given, "--model", "nano", "--results", str(tmp_path)]) == 1
+    rows = {row["engine"]: row for row in (results.load(tmp_path, "engines") or {})["result"]["rows"]}
+    assert "killed by signal 9" in rows["openai"]["failure"]
+    assert rows["torch"]["failure"] == "not done after 3 s"
+    assert "failure" not in rows["hf"] and rows["hf"]["wer"] == FIGURES["wer"]
+    page = capsys.readouterr().out
+    assert "| `hf` | float32 |" in page and "- openai float32, batch 2: its process ended with killed by signal 9" in page
 
 
 class _Counting(FakeEngine):
@@ -160,11 +254,47 @@ def test_gpu_memory_is_the_most_that_was_taken(monkeypatch: pytest.MonkeyPatch) 
         assert none() is None
 
 
+def test_every_size_of_a_batch_is_warmed_up() -> None:
+    engine = FakeEngine(max_batch=6)
+    engines._warm_up(engine, 6, Decoding(), np.zeros(1000, np.float32))
+    assert engine.batches == [1, 2, 4, 6]
+
+
 def test_rows_are_compared_with_fp32_torch_on_the_same_work() -> None:
-    base, fast = (replace(ROW, engine=name).named | FIGURES | {"seconds": seconds} for name, seconds in (("openai", 20.0), ("ct2", 5.0)))
+    base, fast = (replace(ROW, engine=name).named | FIGURES | {"seconds": seconds} for name, seconds in (("torch", 20.0), ("ct2", 5.0)))
     assert engines_table.relative("seconds", fast, [base, fast]) == 0.25
     assert engines_table.relative("seconds", fast | {"batch": 8}, [base, fast]) is None
     assert engines_table.relative("seconds", fast, [base | {"failure": "x"}, fast]) is None
+
+
+def test_the_table_shows_every_column_and_each_reason_once() -> None:
+    when = {"measured": {"load_average": [0.4]}}
+    good = replace(ROW, engine="torch").named | FIGURES | when
+    failed = [
+        replace(ROW, engine="sherpa", precision=name, batch=batch).named | {"failure": "no"} | when for name in "ab" for batch in (1, 8)
+    ]
+    title, page, missing = engines_table._one([good, *failed], "CPU")
+    assert "nano on heldout (38 recordings, 211 words)" in title
+    heads, _, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
+    shown = dict(zip(heads, cells, strict=True))
+    assert shown["WER"] == "3.0%" and shown["time"] == "20.0 s" and shown["latency ×"] == "1.00" and shown["RTFx"] == "6.0"
+    assert shown["peak RSS"] == "700 MB" and shown["peak GPU"] == "—" and shown["CPU"] == "90%"
+    assert shown["load"] == "3.0 s" and shown["on disk"] == "26 MB"
+    assert missing == "Not measured:\n\n- sherpa a, b, batch 1, 8: no\n"
+    (on_gpu,) = engines_table._one([good | {"peak_gpu_mb": 5000.0}], "GPU")[1].splitlines()[2:]
+    assert "| 5000 MB |" in on_gpu
+
+
+def test_rows_of_other_threads_stand_in_another_table(tmp_path: Path, measured: list[Row]) -> None:
+    run(tmp_path)
+    run(tmp_path, "--threads", "4")
+    page = engines_table.table(tmp_path)
+    assert "1 thread: nano" in page and "4 threads: nano" in page
+
+
+def test_the_plot_shows_each_kind_at_its_fastest_batch() -> None:
+    rows = [replace(ROW, batch=batch).named | FIGURES | {"rtfx": rtfx} for batch, rtfx in ((1, 2.0), (8, 7.0), (16, 6.0))]
+    assert [row["batch"] for row in engines_table._fastest(rows)] == [8]
 
 
 def test_the_default_rows_are_every_engine_that_knows_words() -> None:

@@ -147,19 +147,8 @@ def load_engine(settings: Settings) -> Engine:
 
 
 def precisions(name: str, device: str) -> tuple[str, ...]:
-    """The dtypes, `auto` left out, that engine `name` computes in on `device`: those that `precision` of its module takes.
-
-    Raises ConfigurationError when a package it needs is missing.
-    """
-    module = _module(name)
-
-    def computes(dtype: str) -> bool:
-        try:
-            return bool(module.precision(Settings(engine=name, dtype=dtype), device) == dtype)
-        except ConfigurationError:
-            return False
-
-    return tuple(filter(computes, Settings.__dataclass_fields__["dtype"].metadata["choices"]))
+    """The dtypes that engine `name` computes in on `device`, the first for auto. Raises ConfigurationError when its package is missing."""
+    return cast(tuple[str, ...], _module(name).precisions(device))
 
 
 def _load(name: str, settings: Settings, device: str) -> Engine:
@@ -167,7 +156,7 @@ def _load(name: str, settings: Settings, device: str) -> Engine:
 
 
 def _module(name: str) -> ModuleType:
-    """The engine's module: `load(settings, device)` makes the engine, `precision(settings, device)` tells what it computes in."""
+    """The engine's module: `load(settings, device)` makes the engine, `precisions(device)` tells what it computes in."""
     try:
         return import_module(f".{name}", __package__)
     except ImportError as error:

@@ -28,9 +28,9 @@ def load(settings: Settings, device: str) -> FakeEngine:
     return FakeEngine(max_batch=settings.batch_size or 8)
 
 
-def precision(settings: Settings, device: str) -> str:
+def precisions(device: str) -> tuple[str, ...]:
     """It computes nothing."""
-    return "float32"
+    return ("float32",)
 
 
 class FakeEngine:

@@ -56,16 +56,16 @@ _MAX_BATCH = {"cpu": 8, "cuda": 32}
 
 def load(settings: Settings, device: str) -> HuggingFaceEngine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
-    dtype = precision(settings, device)
+    dtype = choose_precision("hf", settings, device, precisions(device))
     if device == "cpu":
         torch.set_num_threads(decoding_threads(settings))
     checkpoint = load_checkpoint(locate(settings))
     return HuggingFaceEngine(checkpoint, device=device, dtype=dtype, max_batch=settings.batch_size or _MAX_BATCH[device])
 
 
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
-    return choose_precision("hf", settings, device, _DTYPES[device])
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto."""
+    return tuple(_DTYPES[device])
 
 
 class HuggingFaceEngine:

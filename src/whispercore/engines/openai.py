@@ -41,16 +41,16 @@ _MAX_BATCH = {"cpu": 8, "cuda": 64}
 
 def load(settings: Settings, device: str) -> OpenAIEngine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
-    dtype = _DTYPES[device][precision(settings, device)]
+    dtype = _DTYPES[device][choose_precision("openai", settings, device, precisions(device))]
     if device == "cpu":
         torch.set_num_threads(decoding_threads(settings))
     checkpoint = load_checkpoint(locate(settings))
     return OpenAIEngine(checkpoint, device=device, dtype=dtype, max_batch=settings.batch_size or _MAX_BATCH[device])
 
 
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
-    return choose_precision("openai", settings, device, _DTYPES[device])
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto."""
+    return tuple(_DTYPES[device])
 
 
 class OpenAIEngine:

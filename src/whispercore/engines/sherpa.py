@@ -17,8 +17,7 @@ import sherpa_onnx
 from ..checkpoints import exported_folder
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
-from ..onnx_export import precision as exported_precision
-from ..onnx_export import told
+from ..onnx_export import PRECISIONS, precision, told
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window
@@ -31,7 +30,7 @@ def load(settings: Settings, device: str) -> SherpaEngine:
         raise ConfigurationError("engine 'sherpa' runs on the CPU only: set device: cpu", param="device")
     if settings.fixed_tokens:
         raise ConfigurationError("engine 'sherpa' cannot decode a fixed number of tokens: set fixed_tokens: 0", param="fixed_tokens")
-    folder, threads = exported_folder(settings, "sherpa", precision(settings, device)), decoding_threads(settings)
+    folder, threads = exported_folder(settings, "sherpa", precision(settings, "cpu")), decoding_threads(settings)
     if not (folder / "tokens.txt").is_file():
         command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
         message = f"'{settings.model}' is not exported for engine 'sherpa' in this precision yet; run: {command}"
@@ -54,9 +53,9 @@ def load(settings: Settings, device: str) -> SherpaEngine:
     return SherpaEngine(recognizer, tokenizer, n_mels=int(metadata["n_mels"]), max_batch=max_batch, described={**described, **numbers})
 
 
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings, on the CPU whatever the device. Raises ConfigurationError for one that it does not compute in."""
-    return exported_precision(settings, "cpu")
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in, on the CPU whatever the device; the first for auto."""
+    return PRECISIONS["cpu"]
 
 
 _LEAST_SAMPLES = SAMPLE_RATE // 10

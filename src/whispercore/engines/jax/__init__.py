@@ -55,7 +55,7 @@ _follow = jax.jit(follow, static_argnames=("heads", "eot"))
 
 def load(settings: Settings, device: str) -> JaxEngine:
     """The engine with the settings' checkpoint on the mesh of devices. Raises ConfigurationError."""
-    dtype = precision(settings, device)
+    dtype = choose_precision("jax", settings, device, precisions(device))
     _keep_compiled(settings.converted_path / "jax")
     threads = decoding_threads(settings)
     if device == "cpu":
@@ -66,9 +66,9 @@ def load(settings: Settings, device: str) -> JaxEngine:
     return JaxEngine(checkpoint, mesh, dtype=dtype, threads=threads, max_batch=max_batch)
 
 
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`. Raises ConfigurationError for one that it does not compute in there."""
-    return choose_precision("jax", settings, device, _DTYPES[device])
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto."""
+    return _DTYPES[device]
 
 
 class JaxEngine:

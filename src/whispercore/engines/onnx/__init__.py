@@ -13,7 +13,7 @@ from whisper.model import Whisper
 from ...checkpoints import empty_model, exported_folder
 from ...devices import decoding_threads
 from ...errors import ConfigurationError, EngineError, OutOfMemory
-from ...onnx_export import precision, told
+from ...onnx_export import PRECISIONS, precision, told
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -51,6 +51,11 @@ def load(settings: Settings, device: str) -> OnnxEngine:
         torch.set_num_threads(1)
     max_batch = settings.batch_size or _MAX_BATCH[device]
     return OnnxEngine(model, name=Path(settings.model).name.removesuffix(".pt"), precision=dtype, threads=threads, max_batch=max_batch)
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto."""
+    return PRECISIONS[device]
 
 
 class OnnxEngine:
