@@ -166,7 +166,7 @@ def _module(name: str) -> ModuleType:
 def installation(name: str) -> str:
     """What to do when a package that engine `name` needs is missing."""
     if name in EXTRAS:
-        return f"install its extra: pip install -r requirements-{name}.txt, or pip install '.[{name}]'"
+        return f"install its extra: pip install -r requirements-{name}.txt, or pip install '.[{name}]'; an image: --build-arg ENGINE={name}"
     return f"run: pip install {_PACKAGES.get(name, name)}"
 
 
