@@ -14,7 +14,7 @@ from ctranslate2.specs.transformer_spec import FeedForwardSpec
 from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
 from whisper.model import ModelDimensions
 
-from .errors import ConfigurationError
+from .devices import choose_precision
 from .settings import Settings
 from .staging import staged
 from .tokenizer import Tokenizer
@@ -28,13 +28,14 @@ _FASTEST_FAITHFUL = {"cpu": "int8", "cuda": "float16"}
 
 def precision(settings: Settings, device: str) -> str:
     """CTranslate2's compute type for the settings on `device`. Raises ConfigurationError when the processor has no such type."""
-    supported = sorted(ctranslate2.get_supported_compute_types(device))
-    wanted = _FASTEST_FAITHFUL[device] if settings.dtype == "auto" else settings.dtype
-    if wanted in supported:
-        return wanted
-    if settings.dtype == "auto":
-        return "float32"
-    raise ConfigurationError(f"engine 'ct2' on this {device} computes in {', '.join(supported)}; not in {wanted}", param="dtype")
+    return choose_precision("ct2", settings, device, supported(device))
+
+
+def supported(device: str) -> tuple[str, ...]:
+    """CTranslate2's compute types on this `device` that `dtype` may name, first the fastest faithful one."""
+    found = ctranslate2.get_supported_compute_types(device) - {"int16"}
+    first = _FASTEST_FAITHFUL[device] if _FASTEST_FAITHFUL[device] in found else "float32"
+    return (first, *sorted(found - {first}))
 
 
 def convert(dims: ModelDimensions, state: State, folder: Path, quantization: str, *, alignment_heads: AlignmentHeads) -> None:

@@ -129,7 +129,7 @@ def test_int8_by_torchao_hears_the_same_words(nano: Checkpoint, engine: HuggingF
 def test_int8_without_torchao_names_it(engine: HuggingFaceEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     assert engine.model is not None
-    with pytest.raises(ConfigurationError, match="torchao for int8.*requirements-hf.txt"):
+    with pytest.raises(ConfigurationError, match=r"torchao for int8.*requirements-hf\.txt"):
         _quantize(engine.model)
 
 

@@ -16,7 +16,7 @@ from ctranslate2 import DataType, Device, StorageView
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import ct2_folder, locate
-from ..conversion import precision
+from ..conversion import precision, supported
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..locations import is_ct2, model_name
@@ -67,6 +67,11 @@ def load(settings: Settings, device: str) -> CTranslate2Engine:
         max_batch=settings.batch_size or _MAX_BATCH[device],
         encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
     )
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto."""
+    return supported(device)
 
 
 def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:

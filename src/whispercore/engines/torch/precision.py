@@ -41,6 +41,11 @@ def choose_precision(asked: str, device: str) -> Precision:
     return precision
 
 
+def precisions(device: str) -> tuple[str, ...]:
+    """The dtypes that it computes in on `device`, the first for auto; int8 is a second name for one of them."""
+    return tuple(name for name in _KNOWN[device] if name != "int8")
+
+
 def _for_int8(device: str) -> torch.dtype:
     """What 8 bits are widened to: bfloat16 only where the processor multiplies it itself."""
     from ..encoder import is_fast  # here: that file imports this package
