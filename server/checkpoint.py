@@ -15,6 +15,8 @@ from torchserve import end_with_parent
 
 _DECISIVE = ("WHISPER_MODEL", "WHISPER_MODELS_DIR", "WHISPER_CONVERTED_DIR", "WHISPER_ENGINE", "WHISPER_DEVICE", "WHISPER_DTYPE")
 
+_IN_FOLDERS = ("*.safetensors", "model.bin", "decoder.onnx", "config.json")
+
 
 def prepare(model_store: Path, stop: StopSignals) -> bool:
     """False when that failed, and the reason has been told on standard error, or when told to stop."""
@@ -53,9 +55,16 @@ def _facts(model_store: Path) -> Iterator[str]:
     yield (model_store / "whisper.mar.sources").read_text()
     yield from (f"{name}={os.environ.get(name)}" for name in (*_DECISIVE, "CUDA_VISIBLE_DEVICES"))
     yield from sorted(path.name for path in Path("/dev").glob("nvidia*"))
-    checkpoints = Path(os.environ["WHISPER_MODELS_DIR"]).glob("*.pt")
-    converted = Path(os.environ["WHISPER_CONVERTED_DIR"]).glob("*/model.bin")
-    for path in sorted({*checkpoints, *converted, Path(os.environ.get("WHISPER_MODEL", ""))}):
-        if path.is_file():
-            status = path.stat()
-            yield f"{path} {status.st_size} {int(status.st_mtime)}"  # whole seconds: an image's layers keep no more
+    for path in sorted({path for path in _candidates() if path.is_file()}):
+        status = path.stat()
+        yield f"{path} {status.st_size} {int(status.st_mtime)}"  # whole seconds: an image's layers keep no more
+
+
+def _candidates() -> Iterator[Path]:
+    """The files of checkpoints, of those converted, and of the one chosen by its path."""
+    models, converted = Path(os.environ["WHISPER_MODELS_DIR"]), Path(os.environ["WHISPER_CONVERTED_DIR"])
+    yield from models.glob("*.pt")
+    for name in _IN_FOLDERS:
+        yield from (*models.glob(f"*/{name}"), *models.glob(f"*/*/{name}"), *converted.glob(f"*/{name}"))
+    if chosen := os.environ.get("WHISPER_MODEL"):
+        yield from (Path(chosen), *(path for name in _IN_FOLDERS for path in Path(chosen).glob(name)))

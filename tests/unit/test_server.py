@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "server"))
 
+import checkpoint  # noqa: E402
 import connections  # noqa: E402
 import torchserve  # noqa: E402
 from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
@@ -35,6 +36,24 @@ def test_the_configuration_is_config_properties() -> None:
     assert configuration.properties_file == ROOT / "config" / "config.properties"
     assert any(argument.startswith("-XX:MaxRAMPercentage") for argument in configuration.vm_args)
     assert configuration.grace_seconds == 60
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["models/nano.pt", "models/tuned/model.safetensors", "models/owner/name/model.bin", "converted/nano-0-int8/model.bin"]
+    + ["converted/nano-0-float32-onnx/decoder.onnx", "own/config.json", "own/model-00001-of-00002.safetensors"],
+)
+def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    for name, folder in (("MODELS_DIR", "models"), ("CONVERTED_DIR", "converted"), ("MODEL", "own")):
+        monkeypatch.setenv(f"WHISPER_{name}", str(tmp_path / folder))
+    (tmp_path / "whisper.mar.sources").write_text("sources")
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    found = [checkpoint._fingerprint(tmp_path)]
+    for content in ("one", "another"):
+        path.write_text(content)
+        found += [checkpoint._fingerprint(tmp_path), checkpoint._fingerprint(tmp_path)]
+    assert found[1] == found[2] and found[3] == found[4] and len(set(found)) == 3
 
 
 def test_the_environment_overrides_it() -> None:
