@@ -69,6 +69,11 @@ SIZES = {
 """Width, heads, layers of the encoder and of the decoder of OpenAI's multilingual models."""
 
 
+_INSIDE = ("model.bin", "config.json")
+_GGML = (b"lmgg", b"GGUF")
+"""How its files begin."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names.
@@ -299,7 +304,7 @@ def _read(path: Path) -> Any:
     if path.name in _INSIDE or path.suffix in (".onnx", ".safetensors"):
         raise ConfigurationError(f"{path} is a part of a checkpoint: name the folder it is in, {path.parent}", param="model")
     with path.open("rb") as file:
-        if file.read(4) in _FOREIGN:
+        if file.read(4) in _GGML:
             message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
             raise ConfigurationError(message, param="model")
     try:
@@ -308,11 +313,6 @@ def _read(path: Path) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{path} cannot be read as a checkpoint, it may be cut short ({reason[:120]}); get it again: clients/download_model.py"
         raise ConfigurationError(message, param="model") from None
-
-
-_INSIDE = ("model.bin", "config.json")
-_FOREIGN = (b"lmgg", b"GGUF")
-"""How ggml's files begin."""
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,10 +102,10 @@ def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
 
 def replace_outdated(folder: Path, checkpoint: Path) -> None:
     """Note in a newly converted folder what it was made from; remove those made from the same file when its content was another."""
-    origin, current = str(checkpoint.resolve()), folder.name[: len(model_name(checkpoint)) + 1 + _HASH]
-    (folder / _ORIGIN).write_text(origin)
+    origin, current = os.fsencode(checkpoint.resolve()), folder.name[: len(model_name(checkpoint)) + 1 + _HASH]
+    (folder / _ORIGIN).write_bytes(origin)
     for note in folder.parent.glob(f"*/{_ORIGIN}"):
-        if note.read_text() == origin and not note.parent.name.startswith(current):
+        if note.read_bytes() == origin and not note.parent.name.startswith(current):
             shutil.rmtree(note.parent, ignore_errors=True)
 
 

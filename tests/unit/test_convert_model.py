@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "clients"))
 
 import convert_model  # noqa: E402
+import download_model  # noqa: E402
 from convert_model import conversion, difference, main  # noqa: E402
 
 from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare  # noqa: E402
@@ -171,6 +174,31 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.endswith(f"none.pt; in {tmp_path}: nano\n")
     with pytest.raises(SystemExit, match="2"):
         main(["nano", "--to", "gguf"])
+
+
+def documented(script: str) -> list[tuple[list[str], str]]:
+    """The arguments of the commands with `script` in docs/engines.md, and their comments."""
+    block = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "engines.md").read_text(), re.DOTALL)
+    lines = [line for line in "".join(block).splitlines() if line.startswith(f"python clients/{script} ")]
+    return [(shlex.split(line, comments=True)[2:], line.partition("#")[2].strip()) for line in lines]
+
+
+def test_the_documented_conversions(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the package onnx, which writes graphs, is not installed")
+    (tmp_path / "nano.pt").symlink_to(NANO)
+    commands = documented("convert_model.py")
+    assert {arguments[arguments.index("--to") + 1] for arguments, _ in commands} == set(convert_model.DTYPES)
+    for arguments, comment in commands:
+        assert main([*arguments, "--models-dir", str(tmp_path)]) == 0
+        assert (tmp_path / Path(comment.partition(",")[0]).name).exists()
+
+
+def test_the_documented_downloads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = documented("download_model.py")
+    assert len(commands) >= 4
+    for arguments, _ in commands:
+        assert download_model.main([*arguments, *["--verify"] * ("--verify" not in arguments), "--dir", str(tmp_path)]) == 1
+        assert "is not there; get it" in capsys.readouterr().err
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
