@@ -2,7 +2,7 @@
 #
 #   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
 #   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs; with TORCH_INDEX, below, much smaller
-#   docker build -t whisper-torchserve --build-arg MODEL=base .     with OpenAI's weights inside, and served by default
+#   docker build -t whisper-torchserve --build-arg MODEL=base .     with other weights inside, and served by default
 #   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with what engine hf, jax, onnx or sherpa needs, and served by it
 #
 # From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
@@ -27,13 +27,14 @@ ARG MODEL=nano
 WORKDIR /weights
 COPY clients/requirements.txt clients/download_model.py clients/
 COPY whisper-models/nano.pt whisper-models/
-# A second name of OpenAI's, turbo for one, is a link to the file.
+# whisper-models/MODEL is a link to the file or the folder that the name means, unless it is that folder: OWNER/NAME.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    if [ "$MODEL" != nano ]; then \
+    found=whisper-models/nano.pt \
+ && if [ "$MODEL" != nano ]; then \
       python3 -m venv /venv && /venv/bin/pip install --quiet --requirement clients/requirements.txt \
-   && file=$(/venv/bin/python clients/download_model.py "$MODEL") \
-   && if [ "${file##*/}" != "$MODEL.pt" ]; then ln -s "${file##*/}" "whisper-models/$MODEL.pt"; fi; \
-    fi
+   && found=$(/venv/bin/python clients/download_model.py "$MODEL"); \
+    fi \
+ && if [ ! -e "whisper-models/$MODEL" ]; then ln -s "${found#*whisper-models/}" "whisper-models/$MODEL"; fi
 
 FROM system AS environment
 ARG DEVICE=gpu
@@ -65,7 +66,7 @@ ARG MODEL=nano
 ENV WHISPER_VENV=/opt/venv \
     WHISPER_STATE_DIR=/var/lib/whisper \
     WHISPER_MODELS_DIR=/models \
-    WHISPER_MODEL=/opt/whisper/whisper-models/${MODEL}.pt \
+    WHISPER_MODEL=/opt/whisper/whisper-models/${MODEL} \
     WHISPER_ENGINE=${ENGINE} \
     LOG_LOCATION=/tmp/whisper-logs \
     TS_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
@@ -76,7 +77,7 @@ ENV WHISPER_VENV=/opt/venv \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1
 COPY --from=weights /weights/whisper-models whisper-models/
-RUN install -d /models && ln -s /opt/whisper/whisper-models/*.pt /models/
+RUN install -d /models && ln -s /opt/whisper/whisper-models/* /models/
 USER 1000
 
 # Converted by the whole of the code: which modules that takes is theirs to know. A change anywhere converts again, and gives the same

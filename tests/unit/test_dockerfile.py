@@ -50,10 +50,10 @@ def copied(found: list[Instruction]) -> list[tuple[Path, str]]:
 
 
 def environment(found: list[Instruction]) -> dict[str, str]:
-    """The variables that a container of these instructions has, build arguments at their defaults."""
+    """The variables that a RUN after these instructions sees: build arguments, at their defaults, and what ENV sets."""
     arguments = dict(words.partition("=")[::2] for keyword, words in found if keyword == "ARG")
     pairs = [pair.partition("=")[::2] for keyword, words in found if keyword == "ENV" for pair in shlex.split(words)]
-    return {name: string.Template(value).substitute(arguments) for name, value in pairs}
+    return arguments | {name: string.Template(value).substitute(arguments) for name, value in pairs}
 
 
 def last(keyword: str) -> str:
@@ -122,54 +122,51 @@ def test_code_is_in_the_context() -> None:
     assert in_context("src/whispercore/audio.py")
 
 
-@pytest.fixture
-def container(tmp_path: Path) -> Path:
-    """A folder for /opt/whisper and one for the state, empty as the base image."""
-    (tmp_path / "state" / "models").mkdir(parents=True)
-    return tmp_path
-
-
-def put(container: Path, found: list[Instruction]) -> Path:
-    """Do the COPYs of these instructions; the folder that stands for /opt/whisper."""
-    home = container / "opt" / "whisper"
+def put(home: Path, found: list[Instruction]) -> None:
+    """Do the COPYs of these instructions, `home` being the folder they copy to."""
     for path, target in copied(found):
-        place = home / target / ("" if path.is_dir() else path.name)
-        if path.is_file():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, place)
+        if path.is_dir():
+            shutil.copytree(path, home / target, ignore=outside, dirs_exist_ok=True)
         else:
-            shutil.copytree(path, place, ignore=_outside, dirs_exist_ok=True)
-    return home
+            (home / target).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, home / target)
 
 
-def _outside(folder: str, names: list[str]) -> list[str]:
+def outside(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not in_context(str((Path(folder) / name).relative_to(ROOT)))]
 
 
-def run(container: Path, found: list[Instruction], text: str) -> subprocess.CompletedProcess[str]:
-    """Run the RUN with this text where these instructions have put things, in the tests' own Python environment."""
-    home = put(container, found)
-    put(container, [each for each in stage("weights") if "whisper-models/" in each[1]])
-    places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(container / "state")}
-    command, *values = (
-        re.sub("|".join(places), lambda match: places[match.group()], words)
-        for words in (next(words for keyword, words in found if keyword == "RUN" and text in words), *environment(found).values())
-    )
-    told = {"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | dict(zip(environment(found), values, strict=True))
-    return subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=told, capture_output=True, text=True, timeout=300)
+def run(place: Path, name: str, text: str) -> Path:
+    """Run the stage's RUN with this text in a folder that has what the stage copies and nothing else, and in the tests' own Python
+    environment; the folder."""
+    home, found = place / f"stage-{name}", stage(name)
+    put(home, found)
+    places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(place / "state")}
+    told = {
+        name: re.sub("|".join(places), lambda match: places[match.group()], words)
+        for name, words in ({"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | environment(found)).items()
+    }
+    command = next(words for keyword, words in found if keyword == "RUN" and text in words)
+    command = re.sub(r"^--mount=\S+", "", command).replace("/opt/venv", sys.prefix)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=told, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (home / "stderr").write_text(done.stderr)
+    return home
 
 
-def test_its_steps_run_on_what_is_copied_alone(container: Path) -> None:
+def test_its_steps_run_on_what_is_copied_alone(tmp_path: Path) -> None:
     """Neither the conversion nor the archive may need a file that is not copied, or leave anything for the container's start."""
-    converted = run(container, stage("converted"), "whispercore.checkpoints prepare")
-    assert (converted.returncode, converted.stderr) == (0, ""), converted.stderr
-    model = next((container / "state" / "models").glob("nano-*/model.bin"))
-    shutil.rmtree(container / "opt")
+    state = tmp_path / "state"
+    (state / "models").mkdir(parents=True)
+    weights = run(tmp_path, "weights", "download_model") / "whisper-models"
+    for name in ("converted", ""):
+        shutil.copytree(weights, tmp_path / f"stage-{name}" / "whisper-models", symlinks=True)
+    run(tmp_path, "converted", "whispercore.checkpoints prepare")
+    (model,) = state.glob("models/nano-*/model.bin")
     made = model.stat().st_mtime_ns
-    ready = run(container, stage(""), "./serve.sh --setup")
-    assert ready.returncode == 0, ready.stderr
-    assert "is ready for engine 'ct2'" in ready.stderr and model.stat().st_mtime_ns == made, "converted a second time"
-    assert (container / "state" / "model-store" / "whisper.mar").is_file()
+    image = run(tmp_path, "", "./serve.sh --setup")
+    assert "is ready for engine 'ct2'" in (image / "stderr").read_text() and model.stat().st_mtime_ns == made, "converted a second time"
+    assert (state / "model-store" / "whisper.mar").is_file() and (state / "checkpoint").is_file()
 
 
 def test_the_engine_asked_for_brings_its_packages_and_serves() -> None:
