@@ -15,6 +15,7 @@ from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
 from whisper.model import ModelDimensions
 
 from .devices import choose_precision
+from .huggingface import generation_config
 from .settings import Settings
 from .staging import staged
 from .tokenizer import Tokenizer
@@ -61,7 +62,7 @@ def _spec(dims: ModelDimensions, state: State, alignment_heads: AlignmentHeads) 
     _set_encoder(spec, state)
     _set_decoder(spec, state)
     spec.register_vocabulary(token_names(Tokenizer(dims.n_vocab)))
-    _set_config(spec.config, Tokenizer(dims.n_vocab), alignment_heads)
+    _set_config(spec.config, dims, alignment_heads)
     return spec
 
 
@@ -122,10 +123,9 @@ def _linear(state: State, name: str) -> LinearSpec:
     return spec
 
 
-def _set_config(config: WhisperConfig, tokenizer: Tokenizer, alignment_heads: AlignmentHeads) -> None:
+def _set_config(config: WhisperConfig, dims: ModelDimensions, alignment_heads: AlignmentHeads) -> None:
     """The decoding rules that CTranslate2 and faster-whisper read beside the weights."""
-    openai = tokenizer.openai
-    config.suppress_ids = list(openai.non_speech_tokens)
-    config.suppress_ids_begin = [*openai.encode(" "), openai.eot]
-    config.lang_ids = list(openai.all_language_tokens)
+    told = generation_config(dims, alignment_heads)
+    config.suppress_ids, config.suppress_ids_begin = told["suppress_tokens"], told["begin_suppress_tokens"]
+    config.lang_ids = sorted(Tokenizer(dims.n_vocab).openai.all_language_tokens)
     config.alignment_heads = alignment_heads

@@ -123,6 +123,21 @@ def _samples() -> Any:
     return soundfile.read(SPEECH, dtype="float32")[0]
 
 
+def test_ctranslate2s_own_converter_makes_the_same_folder(convert: Convert, nano: Checkpoint, tmp_path: Path) -> None:
+    """What faster-whisper's models were made by, from what was made for transformers."""
+    pytest.importorskip("transformers", reason="transformers, by which CTranslate2's converter reads, is not installed")
+    from ctranslate2.converters import TransformersConverter
+
+    theirs, ours = (
+        Path(TransformersConverter(str(convert("hf"))).convert(str(tmp_path / "theirs"), quantization="float16")),
+        convert("ct2", "float16"),
+    )
+    read = load_checkpoint(theirs)
+    assert same(nano, read) and read.heads == nano.heads
+    for name in ("model.bin", "config.json", "vocabulary.json"):
+        assert (theirs / name).read_bytes() == (ours / name).read_bytes(), name
+
+
 @pytest.mark.parametrize("engine", ["openai", "torch", "ct2"])
 def test_a_ctranslate2_folder_serves_on_every_engine(convert: Convert, tmp_path: Path, engine: str) -> None:
     folder = convert("ct2", "float16")
