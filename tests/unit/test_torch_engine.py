@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 from whisper.model import ModelDimensions
 
 from whispercore.audio import read_samples
 from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, write_random
-from whispercore.engines import RefillingEngine
+from whispercore.engines import RefillingEngine, features
+from whispercore.engines.encoder import is_fast
 from whispercore.engines.openai import OpenAIEngine
-from whispercore.engines.torch import TorchEngine
+from whispercore.engines.torch import TorchEngine, load
+from whispercore.engines.torch import device as device_module
+from whispercore.engines.torch import model as model_module
+from whispercore.engines.torch.admission import Entry, enter
+from whispercore.engines.torch.arrivals import make_arrivals
+from whispercore.engines.torch.cache import make_cache
+from whispercore.engines.torch.compiling import check_compiler
+from whispercore.engines.torch.decoding import Shape, step
 from whispercore.engines.torch.device import Cuda, Host, Snapshot
-from whispercore.engines.torch.logits import penalise
+from whispercore.engines.torch.linear import Int8, Packed, quantized
+from whispercore.engines.torch.logits import Vocabulary, penalise
+from whispercore.engines.torch.model import load_model
+from whispercore.engines.torch.precision import Precision, choose_precision
 from whispercore.engines.torch.slots import Slots
-from whispercore.engines.torch.state import make_rows
-from whispercore.errors import EngineError, OutOfMemory
+from whispercore.engines.torch.state import make_bank, make_heard, make_rows
+from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
+from whispercore.settings import Settings
+from whispercore.tokenizer import Tokenizer
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -326,7 +342,7 @@ def test_without_packed_weights(
     with monkeypatch.context() as patch:
         patch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refused)
         engine = TorchEngine(nano, max_batch=2)
-    assert not engine._model.unembed.packed
+    assert not isinstance(engine._model.unembed, Packed)
     asked = windows(recordings[:2], replace(ENGLISH, alignment="all"))
     check_equal(engine.decode(asked), reference.decode(asked))
 
@@ -343,6 +359,78 @@ def test_half_precision_hears_the_same_words(
         assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_of_8_bits_hear_the_same_words(
+    nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], dtype: torch.dtype
+) -> None:
+    found = TorchEngine(nano, dtype=dtype, int8=True, max_batch=4).decode(windows(recordings[4:]))
+    expected = reference.decode(windows(recordings[4:]))
+    assert sum(one.text == other.text for one, other in zip(found, expected, strict=True)) >= 3
+    for one, other in zip(found, expected, strict=True):
+        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 8, 40])
+def test_a_layer_of_8_bits(dtype: torch.dtype, rows: int) -> None:
+    """Within half a step of each output's scale, however many rows there are, in a quarter of float32's memory."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(96, 64) * torch.logspace(-4, 2, 96)[:, None], torch.randn(96)
+    weight[7] = 0.0
+    layer = quantized(weight, bias, dtype)
+    assert layer.weight.dtype == torch.int8
+    assert ((layer.weight * layer.scale.float()[:, None] - weight).abs() <= 0.51 * layer.scale.float()[:, None]).all()
+    x = torch.randn(2, rows // 2, 64).to(dtype) if rows > 1 else torch.randn(1, 64).to(dtype)
+    expected = torch.nn.functional.linear(x.double(), layer.weight.double() * layer.scale.double()[:, None], layer.bias.double())
+    assert layer(x).dtype == dtype and layer(x).shape == expected.shape
+    error = (layer(x).double() - expected).abs() / (expected.abs() + layer.scale.double() * 127 * 8)
+    assert float(error.max()) < {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+
+
+def test_what_a_precision_means() -> None:
+    assert choose_precision("auto", "cpu") == Precision(torch.float32)
+    assert choose_precision("auto", "cuda") == Precision(torch.float16)
+    assert choose_precision("int8_float16", "cuda") == choose_precision("int8", "cuda") == Precision(torch.float16, int8=True)
+    assert str(choose_precision("int8_bfloat16", "cpu")) == "int8_bfloat16"
+    assert choose_precision("int8", "cpu").dtype == (torch.bfloat16 if is_fast() else torch.float32)
+    for asked, device in (("float16", "cpu"), ("int8_float16", "cpu"), ("uint8", "cuda")):
+        with pytest.raises(ConfigurationError, match=f"on {device} computes in .*not in {asked}") as caught:
+            choose_precision(asked, device)
+        assert caught.value.param == "dtype"
+
+
+def test_an_old_gpu_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    for asked in ("bfloat16", "int8_bfloat16"):
+        with pytest.raises(ConfigurationError, match="set dtype to float16"):
+            choose_precision(asked, "cuda")
+    assert choose_precision("int8", "cuda").dtype == torch.float16
+
+
+def test_settings_reach_the_engine(recordings: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models_dir=str(ROOT / "whisper-models"), device="cpu", dtype="int8_float32", threads=1, batch_size=2)
+    engine = load(settings, "cpu")
+    assert engine.describe() | {"precision": "int8_float32", "compiled": False, "batch": 2} == engine.describe()
+    assert isinstance(engine._model.decoder[0].qkv, Int8)
+    assert engine.decode(windows(recordings[:1]))[0].text
+
+    def lacking(function: object) -> object:
+        raise RuntimeError("No working C++ compiler found\nmore")
+
+    monkeypatch.setattr("whispercore.engines.torch.compiling.compiled", lacking)
+    with pytest.raises(ConfigurationError, match=r"C\+\+ compiler.*No working.*compile: false") as caught:
+        load(replace(settings, compile=True), "cpu")
+    assert caught.value.param == "compile"
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: torch.compile is not tested here")
+def test_compiled_parts_sample_the_same_tokens(nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples]) -> None:
+    check_compiler(torch.device("cpu"))
+    engine = TorchEngine(nano, max_batch=2, compiles=True)
+    together = windows(recordings[:2], replace(ENGLISH, max_tokens=12, ignore_eot=True))
+    check_equal(engine.decode(together), reference.decode(together))
+
+
 class Forbidding(TorchDispatchMode):
     """Lets no operation through for which a GPU's host has to wait."""
 
@@ -356,19 +444,64 @@ class Forbidding(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_a_step_asks_the_device_nothing(ours: TorchEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_asks_the_device(ours: TorchEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU `item`, `tolist`, `nonzero` and the like wait for all that is queued, and break the capture of a CUDA graph."""
-    from whispercore.engines.torch import slots as module
+    from whispercore.engines.torch import admission, slots
 
-    real = module.step
+    watched: list[str] = []
 
-    def watched(*arguments: object) -> None:
-        with Forbidding():
-            real(*arguments)  # type: ignore[arg-type]
+    def watch(module: ModuleType, name: str) -> None:
+        real = getattr(module, name)
 
-    monkeypatch.setattr(module, "step", watched)
-    for decoding in (ENGLISH, replace(ENGLISH, temperature=0.5), replace(ENGLISH, no_repeat_ngram_size=2), replace(ENGLISH, beam_size=2)):
+        def run(*arguments: object) -> None:
+            watched.append(name)
+            with Forbidding():
+                real(*arguments)
+
+        monkeypatch.setattr(module, name, run)
+
+    watch(slots, "step")
+    watch(admission, "enter")
+    for decoding in (
+        Decoding(),
+        replace(ENGLISH, temperature=0.5),
+        replace(ENGLISH, no_repeat_ngram_size=2),
+        replace(ENGLISH, beam_size=2),
+    ):
         assert ours.decode(windows(recordings[:2], replace(decoding, max_tokens=4)))
+    assert {"step", "enter"} == set(watched)
+
+
+class Alone(TorchDispatchMode):
+    """Lets no operation through that takes or makes a tensor elsewhere than on the device."""
+
+    def __torch_dispatch__(
+        self, function: torch._ops.OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        found = function(*args, **(kwargs or {}))
+        for each in tree_leaves((args, kwargs, found)):
+            assert not isinstance(each, torch.Tensor) or each.device.type == "meta", (function, each)
+        return found
+
+
+@pytest.mark.parametrize("beams", [0, 3])
+@pytest.mark.parametrize("int8", [False, True], ids=["whole", "int8"])
+def test_a_devices_work_needs_nothing_of_the_hosts(nano: Checkpoint, monkeypatch: pytest.MonkeyPatch, beams: int, int8: bool) -> None:
+    """The tensors of a device that keeps no values: a number of the host's in between would be a copy that a GPU waits for."""
+    meta = torch.device("meta")
+    monkeypatch.setattr(features, "mel_filters", lambda device, n_mels: torch.zeros(n_mels, 201, device=device))
+    monkeypatch.setattr(model_module, "attend", lambda q, k, v, mask=None: torch.nn.functional.scaled_dot_product_attention(q, k, v, mask))
+    model = load_model(nano, meta, torch.float16, int8=int8)
+    tokenizer, group = Tokenizer(nano.dims.n_vocab), max(1, beams)
+    cache = make_cache(nano.dims, 4, 4 * group, torch.float16, meta)
+    rows, heard, bank = make_rows(4 * group, nano.dims.n_vocab, meta), make_heard(4, meta), make_bank(4, beams, meta) if beams else None
+    languages = torch.zeros(len(tokenizer.languages), dtype=torch.long, device=meta)
+    new = make_arrivals(2, tokenizer.vocabulary, len(languages), meta, audio=True)
+    vocabulary = Vocabulary(tokenizer.eot, tokenizer.timestamp_begin, torch.zeros(2, dtype=torch.long, device=meta))
+    with Alone():
+        enter(model, cache, tokenizer, languages, new, new.number("slot"), rows, heard, Entry(2, group, 4, True), None)
+        for sampled in (False, True):
+            step(model, cache, rows, bank, vocabulary, Shape(4, group, 64, sampled, None, beams))
 
 
 class Delayed(Host):
@@ -395,40 +528,206 @@ def test_looks_that_arrive_late(
         check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
 
 
-class Recorded:
-    """A CUDA graph that replays what was called while it was captured."""
+class Graph(TorchDispatchMode):
+    """A CUDA graph on a CPU: the operations that ran while it was captured, on that very memory and with those very numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[torch._ops.OpOverload, object, object, object]] = []
+
+    def __torch_dispatch__(
+        self, function: torch._ops.OpOverload, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
+        assert function.overloadpacket.__name__ not in Forbidding.WAIT, function
+        before = tree_map(self.as_it_is, (args, kwargs or {}))
+        found = function(*args, **(kwargs or {}))
+        self.calls.append((function, *before, tree_map(self.as_it_is, found)))
+        return found
+
+    @staticmethod
+    def as_it_is(value: object) -> object:
+        """A tensor's memory with its present sizes, which `transpose_` changes."""
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+            return value
+        return value.as_strided(value.size(), value.stride(), value.storage_offset())
+
+    def replay(self) -> None:
+        for function, args, kwargs, found in self.calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(found), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Capturing(Delayed):
+    """A GPU on the CPU: what comes again is replayed from a graph, whatever the host does in the meantime."""
+
+    captures = True
+    parts, width = Cuda.parts, Cuda.width
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: dict[object, Graph | None] = {}
+        self.replays = 0
+
+    def run(self, key: object, step: Callable[[], None]) -> None:
+        if key is None or key not in self.graphs:
+            self.graphs[key] = None
+            step()
+        elif graph := self.graphs[key]:
+            self.replays += 1
+            graph.replay()
+        else:
+            self.graphs[key] = graph = Graph()
+            with graph:
+                step()
+
+
+def test_graphs_hold_nothing_that_changes(
+    nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entries and steps as CUDA graphs: other windows, slots, prompts and languages, told by static tensors only."""
+    device = Capturing()
+    monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: device)
+    engine = TorchEngine(nano, max_batch=3)
+    prompt = engine.tokenizer.encode(WORDS)
+    decodings = (
+        ENGLISH,
+        Decoding(),
+        replace(ENGLISH, prompt=prompt[:5]),
+        replace(ENGLISH, timestamps=False, max_tokens=9),
+        Decoding(max_tokens=4),
+    )
+    asked = [Window(samples, 0.0, each) for samples in recordings for each in decodings]
+    feed = Listed(asked, at_most=2)
+    engine.decode_feed(feed)
+    check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
+    assert device.replays > 20
+    assert {type(key).__name__ for key, graph in device.graphs.items() if graph} == {"Entry", "Shape"}
+
+
+def test_what_comes_often_is_there_before_the_first_request(
+    nano: Checkpoint, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Capturing()
+    monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: device)
+    engine, cold = TorchEngine(nano, max_batch=2), TorchEngine(nano, max_batch=2)
+    with caplog.at_level("INFO"):
+        engine.warm_up(600.0)
+    assert "is warm" in caplog.text
+    known = set(device.graphs)
+    assert {type(key).__name__ for key in known} == {"Entry", "Shape"} and all(device.graphs.values())
+    asked = windows(recordings[:3], Decoding(max_tokens=6))
+    found = engine.decode(asked)
+    assert set(device.graphs) == known
+    monkeypatch.setattr(device, "graphs", {})
+    assert found == cold.decode(asked)
+
+
+def test_a_warm_start_ends_in_time_and_survives_short_memory(
+    nano: Checkpoint, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine(nano, max_batch=2)
+    expected = engine.decode(windows(recordings[:2]))
+    slots = engine._opened()
+    assert slots.warm(0.0, together=2, encodes=False) == 1
+
+    def short(self: Slots, *_: object, **__: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Slots, "warm", short)
+    engine.warm_up(1.0)
+    assert engine._encoded_at_once == 1
+    assert [one.tokens for one in engine.decode(windows(recordings[:2]))] == [one.tokens for one in expected]
+
+
+class Pretended:
+    """A CUDA graph as `Cuda` uses it."""
+
+    captured: ClassVar[list[object]] = []
+    ended = 0
 
     def __init__(self) -> None:
         self.replays = 0
+
+    def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local"
+        self.of = pool
+        Pretended.captured.append(pool)
+
+    def capture_end(self) -> None:
+        Pretended.ended += 1
+
+    def pool(self) -> object:
+        return self.of
 
     def replay(self) -> None:
         self.replays += 1
 
 
-def test_a_step_is_warmed_up_captured_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the calls is one step: run, captured and replayed, replayed. What cannot be captured is run each time."""
-    calls: list[str] = []
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    """A GPU's layer without a GPU."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Pretended)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(Pretended, "captured", [])
+    monkeypatch.setattr(Pretended, "ended", 0)
     device = Cuda.__new__(Cuda)
-    vars(device).update(_graphs={}, _refused=set(), _pool=None, _stream=None)
+    vars(device).update(_graphs={}, _refused=set(), _stream=SimpleNamespace(synchronize=lambda: None))
+    return device
+
+
+def test_a_step_is_warmed_up_captured_and_replayed(gpu: Cuda) -> None:
+    """Each of the calls is one step: run, captured and replayed, replayed."""
+    calls: list[str] = []
     for _ in range(4):
-        device.run("a", lambda: calls.append("a"))
+        gpu.run("a", lambda: calls.append("a"))
     assert calls == ["a", "a"]
-    assert device._graphs["a"].replays == 3
-    device.run(None, lambda: calls.append("rare"))
-    assert calls[2:] == ["rare"] and set(device._graphs) == {"a"}
+    assert gpu._graphs["a"].replays == 3
+    gpu.run(None, lambda: calls.append("rare"))
+    assert calls[2:] == ["rare"] and set(gpu._graphs) == {"a"}
 
-    def refuse() -> None:
-        calls.append("b")
-        if len(calls) == 5:
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    for _ in range(3):
-        device.run("b", refuse)
-    assert calls[3:] == ["b", "b", "b", "b"]  # the second one, that was to be captured, was run after all
-    device.forget()
-    assert not device._graphs
+def test_what_cannot_be_captured_is_run_each_time(gpu: Cuda, caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[str] = []
+
+    for error in (RuntimeError("operation not permitted when stream is capturing"), torch.OutOfMemoryError("CUDA out of memory")):
+
+        def refuse(error: RuntimeError = error) -> None:
+            calls.append("b")
+            if len(calls) == 2:
+                raise error
+
+        calls.clear()
+        gpu.forget()
+        for _ in range(3):
+            gpu.run("b", refuse)
+        assert calls == ["b"] * 4  # the second one, that was to be captured, was run after all
+    assert Pretended.ended == 2
+    assert caplog.text.count("without a CUDA graph") == 2
+
+
+def test_graphs_share_a_pool_while_one_of_them_lives(gpu: Cuda) -> None:
+    """PyTorch takes the name of a pool again only as long as a graph keeps it."""
+    for _ in range(2):
+        gpu.run("a", lambda: None)
+        gpu.run("b", lambda: None)
+    gpu.forget()
+    assert not gpu._graphs
+    for _ in range(2):
+        gpu.run("a", lambda: None)
+    first, second, third = Pretended.captured
+    assert first is second and first is not third
+
+
+def test_only_one_graph_is_captured_at_a_time(gpu: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of however many GPUs: PyTorch allows a process no more."""
+    assert not device_module._CAPTURING.locked()
+    seen: list[bool] = []
+    for _ in range(2):
+        gpu.run("a", lambda: seen.append(device_module._CAPTURING.locked()))
+    assert seen == [False, True]
+    assert not device_module._CAPTURING.locked()
 
 
 def test_sizes_of_steps() -> None:
@@ -436,6 +735,8 @@ def test_sizes_of_steps() -> None:
     assert [device.bucket(n, 96) for n in (1, 2, 3, 5, 8, 9, 17, 64, 65, 90)] == [1, 2, 4, 8, 8, 16, 24, 64, 80, 96]
     assert all(device.bucket(n, 100) >= n for n in range(1, 101))
     assert [device.reach(n, 448) for n in (1, 64, 65, 440, 449)] == [64, 64, 128, 448, 448]
+    assert [device.parts(n) for n in (1, 2, 7, 8, 12)] == [[1], [2], [4, 2, 1], [8], [8, 4]]
+    assert [device.width(n) for n in (1, 3, 4, 5, 226)] == [4, 4, 4, 64, 256]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CUDA graphs and half precision on one are not tested here")
