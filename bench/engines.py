@@ -85,6 +85,8 @@ class Row:
     threads: int
     limit: int | None = None
     windows: int = WINDOWS
+    compiled: bool = False
+    """By torch.compile, which engine torch alone can be."""
 
     @property
     def settings(self) -> Settings:
@@ -99,6 +101,7 @@ class Row:
             threads=self.threads,
             batch_size=self.batch,
             fixed_tokens=TOKENS if self.data == "random" else 0,
+            compile=self.compiled,
         )
 
     @property
@@ -287,7 +290,7 @@ def run(rows: Sequence[Row], folder: Path, *, again: bool, timeout: float, conso
         task = progress.add_task("engines", total=len(rows))
         try:
             for row in rows:
-                progress.update(task, description=f"{row.model} {row.engine} {row.precision} batch {row.batch}")
+                progress.update(task, description=f"{row.model} {row.engine} {engines_table.precision(row.named)} batch {row.batch}")
                 if again or not any(_is(one, row) and "failure" not in one for one in known):
                     figures = row.named | {"measured": _when(), **apart(row, timeout)}
                     known = [one for one in known if not _is(one, row)] + [figures]
@@ -300,7 +303,7 @@ def run(rows: Sequence[Row], folder: Path, *, again: bool, timeout: float, conso
 
 
 def _is(known: dict[str, Any], row: Row) -> bool:
-    return all(known.get(name) == value for name, value in row.named.items())
+    return all(known.get(name, False) == value for name, value in row.named.items())
 
 
 def _when() -> dict[str, Any]:
@@ -348,11 +351,16 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     for model, data in models:
         checkpoints.locate(given(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
     device = choose_device(Settings(device=arguments.device))
-    kinds = [(engine, precision) for engine in arguments.engines for precision in arguments.precisions or _precisions(engine, device)]
+    kinds = [
+        {"engine": engine, "precision": precision, "compiled": compiled}
+        for engine in arguments.engines
+        for precision in arguments.precisions or _precisions(engine, device)
+        for compiled in (False, True)[: 1 + (arguments.compile and engine == "torch")]
+    ]
     amounts = {True: {"windows": arguments.windows}, False: {"limit": arguments.limit}}
     return [
-        given(model=model, data=data, engine=engine, precision=precision, batch=batch, **amounts[data == "random"])
-        for (model, data), batch, (engine, precision) in itertools.product(models, arguments.batch, kinds)
+        given(model=model, data=data, batch=batch, **kind, **amounts[data == "random"])
+        for (model, data), batch, kind in itertools.product(models, arguments.batch, kinds)
     ]
 
 
@@ -396,6 +404,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument(
         "--batch", nargs="+", type=int, default=list(BATCHES), metavar="N", help="windows decoded together at most; default: 1 8"
     )
+    which.add_argument("--compile", action="store_true", help="engine torch by torch.compile, too")
     which.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     which.add_argument("--threads", type=int, default=1, help="CPU threads of the engine; default: 1")
     work = parser.add_argument_group("work")

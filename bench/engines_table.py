@@ -65,11 +65,16 @@ def table(folder: Path = RESULTS) -> str:
 
 def line(row: dict[str, Any]) -> str:
     """A row in one line, as it is done."""
-    name = f"{row['model']} {row['data']}: {row['engine']} {row['precision']} batch {row['batch']}"
+    name = f"{row['model']} {row['data']}: {row['engine']} {precision(row)} batch {row['batch']}"
     if "failure" in row:
         return f"{name}: {row['failure']}"
     words = f"WER {row['wer']:.1%}, " if row.get("wer") is not None else ""
     return f"{name}: {words}{row['seconds']:.1f} s, RTFx {row['rtfx']:.1f}, {row['peak_rss_mb']:.0f} MB"
+
+
+def precision(row: dict[str, Any]) -> str:
+    """What it computes in, and whether by torch.compile."""
+    return f"{row['precision']}{', compiled' * row.get('compiled', False)}"
 
 
 def update(readme: Path = README, folder: Path = RESULTS) -> None:
@@ -84,7 +89,7 @@ def update(readme: Path = README, folder: Path = RESULTS) -> None:
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:
     """Its `seconds` or `cpu_seconds` over those of fp32 torch on the same work; None where that is missing."""
     alike = ("model", "data", "batch", "device", "threads", "limit", "windows")
-    base = [one for one in rows if (one["engine"], one["precision"]) == BASELINE and all(one[key] == row[key] for key in alike)]
+    base = [one for one in rows if (one["engine"], precision(one)) == BASELINE and all(one[key] == row[key] for key in alike)]
     return float(row[name] / base[0][name]) if base and "failure" not in base[0] else None
 
 
@@ -113,14 +118,14 @@ def _fastest(rows: Rows) -> Rows:
     """Of each engine and precision, on the same work, the row that is done first."""
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: -float(row["rtfx"])):
-        found.setdefault(tuple(row[name] for name in ("engine", "precision", "model", "data", "device", "threads", "limit")), row)
+        found.setdefault((precision(row), *(row[name] for name in ("engine", "model", "data", "device", "threads", "limit"))), row)
     return list(found.values())
 
 
 def _label(row: dict[str, Any], rows: Rows) -> str:
     """As short as it can be told from the others."""
     several = {name for name in ("model", "batch", "device") if len({one[name] for one in rows}) > 1}
-    return " ".join([row["engine"], row["precision"], *(str(row[name]) for name in ("model", "batch", "device") if name in several)])
+    return " ".join([row["engine"], precision(row), *(str(row[name]) for name in ("model", "batch", "device") if name in several)])
 
 
 def _set(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -151,7 +156,7 @@ def _failures(rows: Rows) -> Iterator[str]:
     """What could not be measured and why, each reason once."""
     for (engine, failure), some in groupby(sorted(rows, key=_failure), key=_failure):
         alike = list(some)
-        kinds, batches = (", ".join(dict.fromkeys(str(row[name]) for row in alike)) for name in ("precision", "batch"))
+        kinds, batches = (", ".join(dict.fromkeys(each)) for each in (map(precision, alike), (str(row["batch"]) for row in alike)))
         yield f"{engine} {kinds}, batch {batches}: {failure}"
 
 
@@ -165,7 +170,7 @@ def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
     failed = f", {row['failed']} failed" if row.get("failed") else ""
     return {
         "engine": f"`{row['engine']}`",
-        "precision": row["precision"],
+        "precision": precision(row),
         "batch": str(row["batch"]),
         "WER": (NONE if wer is None else f"{wer:.1%}") + failed,
         "time": f"{row['seconds']:.1f} s",

@@ -59,7 +59,8 @@ class WhisperHandler:
         except ConfigurationError as error:
             logger.error("whisper cannot start: %s", error.message)
             raise
-        logger.info("whispercore %s serves %s", __version__, self.transcriber.engine.describe())
+        described = self.transcriber.engine.describe().items()
+        logger.info("whispercore %s serves %s", __version__, ", ".join(f"{name} {value}" for name, value in described))
         self.mailbox = Mailbox(self.transcriber)
         self._publish_open_requests(context)
 

@@ -58,7 +58,8 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
         return finish(server, stop) if unfinished(server).open > 1 else 0
     inference = server.configuration.inference
     url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
-    say(f"ready after {time.monotonic() - began:.1f} s, heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}")
+    log.failure()  # the worker's last lines: the probe may have been quicker
+    say(f"ready after {time.monotonic() - began:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}")
     watch(server, stop)
     return finish(server, stop)
 

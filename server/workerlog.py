@@ -1,4 +1,4 @@
-"""The log since this start, read for one thing: why the worker could not start."""
+"""The log since this start, read for two things: what the worker serves, and why it could not start."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 TRACEBACK_SECONDS = 2.0
 
+_SERVES = re.compile(r"whispercore \S+ serves (.*)")
 _REFUSED = "whisper cannot start: "
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
@@ -20,6 +21,8 @@ class WorkerLog:
         self.path = path
         self._offset = path.stat().st_size if path.exists() else 0
         self._died_at: float | None = None
+        self.serves = ""
+        """The engine, and what was chosen for this machine, when `failure` has come across it."""
 
     def failure(self) -> str | None:
         """The reason as one line; None while nothing tells of one."""
@@ -33,6 +36,8 @@ class WorkerLog:
     def _reason(self, message: str) -> str | None:
         if message.startswith(_REFUSED):
             return message
+        if told := _SERVES.match(message):
+            self.serves = told[1]
         if message.startswith("Failed to load model"):
             return f"TorchServe cannot load whisper.mar: see {self.path}"
         if message.startswith("Backend worker process died"):

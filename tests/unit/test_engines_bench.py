@@ -129,6 +129,31 @@ def test_by_default_every_engine_is_measured_in_all_its_precisions(monkeypatch: 
     assert {row.batch for row in rows} == {1, 8} and len(rows) == 2 * len(found)
 
 
+def test_torch_is_measured_compiled_too_when_asked(measured: list[Row], tmp_path: Path) -> None:
+    given = [
+        "--engines",
+        "torch",
+        "ct2",
+        "--precisions",
+        "float32",
+        "--batch",
+        "2",
+        "--sizes",
+        "--device",
+        "cpu",
+        "--results",
+        str(tmp_path),
+    ]
+    assert engines.main([*given, "--compile"]) == 0
+    assert [(row.engine, row.compiled, row.settings.compile) for row in measured] == [
+        ("torch", False, False),
+        ("torch", True, True),
+        ("ct2", False, False),
+    ]
+    assert engines.main(given) == 0 and len(measured) == 3, "they are not the same row"
+    assert "| `torch` | float32, compiled | 2 |" in engines_table.table(tmp_path)
+
+
 def test_every_engine_tells_its_precisions() -> None:
     """Those that it refuses are none of them; what is not installed is told."""
     for name in engines.MEASURED:

@@ -94,6 +94,15 @@ def write(log: Path, *messages: str) -> None:
         file.writelines(json.dumps({"time": "now", "message": message}) + "\n" for message in messages)
 
 
+def test_the_log_tells_what_the_worker_serves(tmp_path: Path) -> None:
+    path = tmp_path / "whisper.log"
+    write(path, "whispercore 1.0 serves engine openai, as the last time")
+    log = WorkerLog(path)
+    write(path, "Model server started.", "whispercore 1.0 serves engine ct2, precision int8", "and more")
+    assert log.failure() is None
+    assert log.serves == "engine ct2, precision int8"
+
+
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
