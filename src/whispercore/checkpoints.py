@@ -24,7 +24,7 @@ import whisper
 import yaml
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
-from . import huggingface, modelbin
+from . import modelbin
 from .devices import choose_device, choose_engine
 from .errors import ConfigurationError
 from .locations import (
@@ -32,7 +32,7 @@ from .locations import (
     converted_folder,
     ct2_folder,
     exported_folder,
-    is_ct2,
+    form_of,
     is_graphs,
     locate,
     model_name,
@@ -292,10 +292,7 @@ def _section(config: Path) -> dict[str, Any]:
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     """A folder of Hugging Face's or CTranslate2's as the content of a .pt file."""
-    if is_graphs(folder):
-        advice = "set engine: onnx or sherpa, or name the checkpoint it was made from"
-        raise ConfigurationError(f"{folder} holds ONNX graphs, from which no weights are read: {advice}", param="model")
-    form = modelbin if is_ct2(folder) else huggingface
+    form = form_of(folder)
     dims, state, heads = form.read_dimensions(folder), form.read_state(folder), form.read_alignment_heads(folder)
     return {"dims": dims, "model_state_dict": state, "alignment_heads": heads}
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import whisper
 
@@ -60,6 +61,14 @@ def is_graphs(path: Path) -> bool:
 def is_ct2(path: Path) -> bool:
     """Whether CTranslate2 reads the folder `path`; one with safetensors beside model.bin is taken for Hugging Face's."""
     return modelbin.is_folder(path) and not list(path.glob("*.safetensors"))
+
+
+def form_of(folder: Path) -> ModuleType:
+    """What reads the folder's weights, `huggingface` or `modelbin`. Raises ConfigurationError for graphs, whose weights nobody reads."""
+    if is_graphs(folder):
+        advice = "set engine: onnx or sherpa, or name the checkpoint it was made from"
+        raise ConfigurationError(f"{folder} holds ONNX graphs, from which no weights are read: {advice}", param="model")
+    return modelbin if is_ct2(folder) else huggingface
 
 
 def model_name(path: Path) -> str:
@@ -123,7 +132,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     told = [path / "config.json", path / "generation_config.json"]
-    return [*filter(Path.is_file, told), *(modelbin if is_ct2(path) else huggingface).weight_files(path)]
+    return [*filter(Path.is_file, told), *form_of(path).weight_files(path)]
 
 
 def _missing(settings: Settings, path: Path) -> str:

@@ -169,8 +169,9 @@ def test_graphs_are_made_checked_and_served_but_not_read(
     other = {"onnx": "sherpa", "sherpa": "onnx"}[form]
     with pytest.raises(ConfigurationError, match=f"another form than engine '{other}' reads"):
         prepare(Settings(model=str(folder), engine=other, device="cpu"))
-    with pytest.raises(ConfigurationError, match="holds ONNX graphs, from which no weights are read: set engine: onnx or sherpa"):
-        prepare(Settings(model=str(folder), engine="torch", device="cpu"))
+    for reading in ("torch", "ct2"):
+        with pytest.raises(ConfigurationError, match="holds ONNX graphs, from which no weights are read: set engine: onnx or sherpa"):
+            prepare(Settings(model=str(folder), engine=reading, device="cpu"))
     assert main([str(folder), "--to", "hf", "--out", str(tmp_path / "out")]) == 1
     assert "name the checkpoint it was made from" in capsys.readouterr().err
 
