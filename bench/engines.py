@@ -45,6 +45,7 @@ from whispercore.audio import read_samples
 from whispercore.devices import choose_device
 from whispercore.engines import ENGINES, Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
+from whispercore.locations import ct2_folder, exported_folder, locate
 from whispercore.options import Options
 from whispercore.settings import Settings
 from whispercore.transcriber import Transcriber
@@ -193,23 +194,22 @@ def recordings_of(data: str) -> list[Recording]:
 
 def disk_mb(settings: Settings, described: dict[str, Any]) -> float:
     """The size of what the engine reads, MB: the checkpoint too where PyTorch encodes for CTranslate2."""
-    read = {artifact(settings)} | ({checkpoints.locate(settings)} if str(described.get("encoder")).startswith("torch") else set())
+    read = {artifact(settings)} | ({locate(settings)} if str(described.get("encoder")).startswith("torch") else set())
     return round(sum(file.stat().st_size for path in read for file in _files(path)) / 1e6, 1)
 
 
 def artifact(settings: Settings) -> Path:
     """The checkpoint, or the folder made from it for the engine."""
-    path, device = checkpoints.locate(settings), choose_device(settings)
+    device = choose_device(settings)
     if settings.engine == "ct2":
         from whispercore.conversion import precision
 
-        return checkpoints.converted_folder(settings, path, precision(settings, device))
+        return ct2_folder(settings, locate(settings), precision(settings, device))
     if settings.engine in ("onnx", "sherpa"):
         from whispercore.onnx_export import precision as exported
 
-        dtype = exported(settings, device if settings.engine == "onnx" else "cpu")
-        return checkpoints.converted_folder(settings, path, f"{dtype}-{settings.engine}")
-    return path
+        return exported_folder(settings, settings.engine, exported(settings, device if settings.engine == "onnx" else "cpu"))
+    return locate(settings)
 
 
 def _files(path: Path) -> list[Path]:
@@ -349,7 +349,7 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     models = [(model, arguments.data) for model in arguments.model * arguments.words] + [(size, "random") for size in arguments.sizes]
     given = partial(Row, device=arguments.device, threads=arguments.threads)
     for model, data in models:
-        checkpoints.locate(given(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
+        locate(given(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
     device = choose_device(Settings(device=arguments.device))
     kinds = [
         {"engine": engine, "precision": precision, "compiled": compiled}
