@@ -155,7 +155,8 @@ def test_torch_is_measured_compiled_too_when_asked(measured: list[Row], tmp_path
 
 
 def test_every_engine_tells_its_precisions() -> None:
-    """Those that it refuses are none of them; what is not installed is told."""
+    """As docs/engines.md does; what is not installed is told."""
+    page = (engines.ROOT / "docs" / "engines.md").read_text(encoding="utf-8").splitlines()
     for name in engines.MEASURED:
         try:
             found = precisions(name, "cpu")
@@ -163,6 +164,8 @@ def test_every_engine_tells_its_precisions() -> None:
             assert "install" in error.message
             continue
         assert "float32" in found and "auto" not in found and set(found) <= DTYPES
+        (told,) = (line.split("|")[3] for line in page if line.startswith(f"| `{name}` |"))
+        assert set(found) <= set(re.findall(r"\w+", told)), f"docs/engines.md on {name}"
 
 
 def librispeech(folder: Path, recordings: list[Recording]) -> Path:
