@@ -28,8 +28,10 @@ EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
 # So do smaller ones, the largest first, while all that are sent again come to more than this: else 32 clips of 320 kB cost a tenth of
 # a second of processor time each.
 CROWD_BYTES = 4 * 1024 * 1024
-RESENT_BYTES_PER_SECOND = 100e6
-SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.1
+# A call costs some tenths of a millisecond of processor time for each open request, and the bodies it hands over again. A wait in which
+# nothing happens delays nobody but who comes meanwhile, so it grows with what the next call will cost, to a few percent of a core.
+SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.25
+WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
 # TorchServe looks whether a client is still there only when there is something for it: a begun reply gets an empty chunk so often; a
 # stream of events a comment, which clients pass over, and proxies take for a sign of life.
 KNOCK_SECONDS = 1.0
@@ -79,7 +81,6 @@ class Open:
     arrived: float
     resent_bytes: int
     begun: bool = False
-    knocked: float = 0.0
     told: Progress = field(default_factory=Progress)
 
     def __str__(self) -> str:
@@ -124,6 +125,7 @@ class Mailbox:
         self._tokenizer = transcriber.engine.tokenizer
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
+        self._knocked = 0.0
 
     def __len__(self) -> int:
         """Requests that have not had their last letter."""
@@ -135,13 +137,19 @@ class Mailbox:
         for gone in self._open.keys() - by_id.keys():
             self._give_up(self._open.pop(gone))
         letters = {post.id: letter for post in by_id.values() if post.id not in self._open and (letter := self._receive(post))}
-        if not letters:
-            self._news.wait(self._patience())
-        self._news.clear()
-        for open in sorted(self._open.values(), key=lambda open: open.resent_bytes, reverse=True):
-            if letter := self._letter(open):
-                letters[open.id] = letter
+        until = time.monotonic() + (0.0 if letters else self._patience())
+        while not (letters := letters | self._letters()) and (left := until - time.monotonic()) > 0:
+            self._news.wait(left)
+            self._news.clear()
         return letters
+
+    def _letters(self) -> dict[str, Letter]:
+        """What there is to tell the open requests now."""
+        costly, now = self._costly(), time.monotonic()
+        knocking = now - self._knocked >= KNOCK_SECONDS  # all at once: each for itself would be a call each
+        self._knocked = now if knocking else self._knocked
+        due = {open: knocking if open.begun else open in costly for open in self._open.values()}
+        return {open.id: letter for open in due if (letter := self._letter(open, due[open]))}
 
     def _give_up(self, gone: Open) -> None:
         """Cancel the job of a client that has left, unless somebody else waits for it too."""
@@ -191,22 +199,27 @@ class Mailbox:
         return None
 
     def _patience(self) -> float:
-        """Seconds to wait for news: the longer, the more bytes the next call costs."""
-        return min(max(SHORTEST_WAIT, self._resent_bytes() / RESENT_BYTES_PER_SECOND), LONGEST_WAIT)
+        """Seconds to wait for news."""
+        resent = sum(open.resent_bytes for open in self._open.values() if not open.begun)
+        return min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
 
-    def _costs_much(self, open: Open) -> bool:
-        """Whether the server's sending its body again and again is to end."""
-        return open.resent_bytes >= EARLY_FIRST_CHUNK_BYTES or self._resent_bytes() > CROWD_BYTES
+    def _costly(self) -> set[Open]:
+        """The requests whose bodies the server is to stop sending again and again: large ones, and the largest of a crowd."""
+        waiting = sorted((open for open in self._open.values() if not open.begun), key=lambda open: open.resent_bytes, reverse=True)
+        resent, costly = sum(open.resent_bytes for open in waiting), set[Open]()
+        for open in waiting:
+            if open.resent_bytes < EARLY_FIRST_CHUNK_BYTES and resent <= CROWD_BYTES:
+                break
+            if open.job.opened:
+                costly.add(open)
+                resent -= open.resent_bytes
+        return costly
 
-    def _resent_bytes(self) -> int:
-        """Bytes that the server hands over at each call."""
-        return sum(open.resent_bytes for open in self._open.values() if not open.begun)
-
-    def _letter(self, open: Open) -> Letter | None:
+    def _letter(self, open: Open, due: bool) -> Letter | None:
         """The last letter when the job has ended or the reply cannot be made, a chunk when there is something for one."""
         try:
             if not open.job.ended:
-                return self._chunk(open)
+                return self._chunk(open, due)
             letter = self._final(open)
         except WhisperError as error:
             letter = self._failure(open, error)
@@ -218,13 +231,12 @@ class Mailbox:
         self._give_up(open)
         return letter
 
-    def _chunk(self, open: Open) -> Letter | None:
+    def _chunk(self, open: Open, due: bool) -> Letter | None:
         """News of a stream; or an empty chunk that begins a large upload's reply, or finds out whether its client is still there."""
-        payload, now = open.news(self._tokenizer), time.monotonic()
-        due = now - open.knocked >= KNOCK_SECONDS if open.begun else open.job.opened and self._costs_much(open)
+        payload = open.news(self._tokenizer)
         if not (payload or due):
             return None
-        open.begun, open.knocked = True, now
+        open.begun = True
         return Letter(200, open.content_type, payload or open.knock, open.request_id, last=False)
 
     def _final(self, open: Open) -> Letter:

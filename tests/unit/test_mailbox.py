@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore.engines.fake import FakeEngine
-from whispercore.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, Letter, Mailbox, Post
+from whispercore.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Letter, Mailbox, Post
 from whispercore.settings import Settings
 from whispercore.transcriber import Transcriber
 from whispercore.types import Decoded, Window
@@ -167,6 +167,41 @@ def test_a_call_returns_within_its_patience_when_there_is_no_news(mailbox: Mailb
     assert mailbox.exchange([post("waits", wav(1))]) == {}
     assert time.monotonic() - begun < LONGEST_WAIT + 1
     engine.gate.set()
+
+
+def test_a_call_waits_on_when_what_happened_is_nothing_to_tell(mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SHORTEST_WAIT", "LONGEST_WAIT"):
+        monkeypatch.setattr(f"whispercore.mailbox.{name}", PATIENCE)
+    engine.gate.clear()
+
+    def finish_once_opened() -> None:
+        while not any(job.opened for job in mailbox.transcriber._open):
+            time.sleep(0.01)
+        engine.gate.set()
+
+    opener = threading.Thread(target=finish_once_opened, daemon=True)
+    opener.start()
+    begun = time.monotonic()
+    assert mailbox.exchange([post("small", wav(1))])["small"].status == 200  # not the news that it has been opened
+    assert time.monotonic() - begun < PATIENCE
+    opener.join()
+
+
+def test_who_waits_for_many_waits_longer(mailbox: Mailbox, engine: Recorder) -> None:
+    """A call costs processor time for every open request and its body."""
+
+    def seconds(posts: list[Post]) -> float:
+        mailbox.exchange(posts)
+        begun = time.monotonic()
+        assert mailbox.exchange(posts) == {}
+        return time.monotonic() - begun
+
+    engine.gate.clear()
+    few = [post("0", wav(1))]
+    many = [post(str(number), wav(1, seed=number)) for number in range(40)]
+    assert min(seconds(few) for _ in range(3)) < WAIT_PER_REQUEST * len(many) <= seconds(many)
+    engine.gate.set()
+    drive(mailbox, many)
 
 
 def test_an_engine_that_fails_is_a_500_of_its_own_request() -> None:
