@@ -149,6 +149,7 @@ def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
         "recordings": errors["recordings"],
         "words": errors["words"],
         "wer": errors["wer"],
+        "wer_normalized": errors["whisper_normalizer"]["wer"],
         "failed": len(heard.failures),
         "failures": heard.failures[:3],
         "audio_seconds": round(sum(one.seconds for one in recordings), 2),
@@ -308,7 +309,7 @@ def _is(known: dict[str, Any], row: Row) -> bool:
 
 def _when() -> dict[str, Any]:
     now = results.provenance()
-    return {name: now[name] for name in ("date", "commit", "dirty", "load_average")}
+    return {name: now[name] for name in ("date", "commit", "dirty", "load_average", "machine")}
 
 
 def _keep(folder: Path, origin: dict[str, Any], rows: list[dict[str, Any]]) -> None:

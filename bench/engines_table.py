@@ -26,6 +26,8 @@ COLOURS = {
     "sherpa": "#57ab5a",
 }
 
+_WITHOUT = {"WER": "wer", "normalized": "wer_normalized"}
+"""Columns that are left out when no row has the figure."""
 Rows = list[dict[str, Any]]
 
 _TITLES = {
@@ -33,6 +35,7 @@ _TITLES = {
     "precision": "---",
     "batch": "--:",
     "WER": "--:",
+    "normalized": "--:",
     "time": "--:",
     "latency ×": "--:",
     "RTFx": "--:",
@@ -142,7 +145,7 @@ def _one(rows: Rows, device: str) -> list[str]:
     else:
         amount = f" ({first['recordings']} recordings, {first['words']} words)" if "words" in first else ""
         what = f"{first['model']} on {first['data']}{amount}"
-    titles = {name: way for name, way in _TITLES.items() if name != "WER" or any("wer" in row for row in rows)}
+    titles = {name: way for name, way in _TITLES.items() if _WITHOUT.get(name) is None or any(_WITHOUT[name] in row for row in rows)}
     measured = [row for row in rows if "failure" not in row]
     cells = [tuple(_cells(row, rows)[name] for name in titles) for row in sorted(measured, key=lambda row: (row["batch"], row["seconds"]))]
     missing = "".join(f"- {line}\n" for line in _failures([row for row in rows if "failure" in row]))
@@ -166,13 +169,13 @@ def _failure(row: dict[str, Any]) -> tuple[str, str]:
 
 def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
     latency, processor = (relative(name, row, rows) for name in ("seconds", "cpu_seconds"))
-    wer = row.get("wer")
     failed = f", {row['failed']} failed" if row.get("failed") else ""
     return {
         "engine": f"`{row['engine']}`",
         "precision": precision(row),
         "batch": str(row["batch"]),
-        "WER": (NONE if wer is None else f"{wer:.1%}") + failed,
+        "WER": _percent(row.get("wer")) + failed,
+        "normalized": _percent(row.get("wer_normalized")),
         "time": f"{row['seconds']:.1f} s",
         "latency ×": NONE if latency is None else f"{latency:.2f}",
         "RTFx": f"{row['rtfx']:.1f}",
@@ -186,20 +189,28 @@ def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
     }
 
 
+def _percent(rate: float | None) -> str:
+    return NONE if rate is None else f"{rate:.1%}"
+
+
 def _markdown(titles: dict[str, str], cells: list[tuple[str, ...]]) -> str:
     return "".join("| " + " | ".join(one) + " |\n" for one in [tuple(titles), tuple(titles.values()), *cells])
 
 
 def _origin(content: dict[str, Any]) -> str:
-    rows, machine = content["result"]["rows"], content["provenance"]["machine"]
+    rows = content["result"]["rows"]
+    machines = [row["measured"].get("machine", content["provenance"]["machine"]) for row in rows]
+    where = " and ".join(dict.fromkeys(f"an {machine['cpu']}, {machine['gpu'] or 'no GPU'}" for machine in machines))
     by_date = sorted((row["measured"] for row in rows), key=lambda measured: measured["date"])
     commits = dict.fromkeys(f"`{one['commit'][:7]}`" for one in (by_date[0], by_date[-1]))
     seen = " to ".join(commits) + " with changes" * any(one["dirty"] for one in by_date)
     known = dict.fromkeys(row["package"] for row in rows if row.get("package"))
     return (
-        f"Measured by `python -m bench engines` at {seen} on an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, "
-        f"{', '.join(known)}.\nEach row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
-        f"latency × is that over engine `{BASELINE[0]}`'s in {BASELINE[1]},\nprocessor × the same of the process's processor time, which a "
-        "busy machine hardly changes; CPU is the processor's share of the time, 100% being one core.\nLoad: from the process's start to "
-        "the weights in memory, imports and all. On disk: what the engine reads. —: not measured, or there is none.\n"
+        f"Measured by `python -m bench engines` at {seen} on {where}, {', '.join(known)}.\n"
+        "Each row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
+        f"latency × is that over engine `{BASELINE[0]}`'s in {BASELINE[1]},\n"
+        "processor × the same of the process's processor time, which a busy machine hardly changes; CPU is the processor's share of the time, "
+        "100% being one core.\n"
+        "Normalized: WER by Whisper's own normalizer. Load: from the process's start to the weights in memory, imports and all. On disk: "
+        "what the engine reads. —: there is none.\n"
     )

@@ -30,6 +30,7 @@ FIGURES: dict[str, Any] = {
     "recordings": 38,
     "words": 211,
     "wer": 0.03,
+    "wer_normalized": 0.02,
     "failed": 0,
     "failures": [],
     "audio_seconds": 120.0,
@@ -164,7 +165,7 @@ def test_every_engine_tells_its_precisions() -> None:
             assert "install" in error.message
             continue
         assert "float32" in found and "auto" not in found and set(found) <= DTYPES
-        (told,) = (line.split("|")[3] for line in page if line.startswith(f"| `{name}` |"))
+        told = next(line.split("|")[3] for line in page if line.startswith(f"| `{name}` |"))
         assert set(found) <= set(re.findall(r"\w+", told)), f"docs/engines.md on {name}"
 
 
@@ -188,7 +189,7 @@ def test_librispeech_is_measured_where_its_folder_is_given(tmp_path: Path, capsy
     assert engines.main([*given, "--results", str(tmp_path / "results")]) == 0
     (row,) = json.loads(capsys.readouterr().out)["result"]["rows"]
     assert row["data"] == "test-clean" and row["recordings"] == 2 and row["failed"] == 0
-    assert (row["words"], row["wer"]) == (words, 0.0)
+    assert (row["words"], row["wer"], row["wer_normalized"]) == (words, 0.0, 0.0)
     assert f"nano on test-clean (2 recordings, {words} words)" in engines_table.table(tmp_path / "results")
 
 
@@ -305,7 +306,8 @@ def test_the_table_shows_every_column_and_each_reason_once() -> None:
     assert "nano on heldout (38 recordings, 211 words)" in title
     heads, _, cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines())
     shown = dict(zip(heads, cells, strict=True))
-    assert shown["WER"] == "3.0%" and shown["time"] == "20.0 s" and shown["latency ×"] == "1.00" and shown["RTFx"] == "6.0"
+    assert (shown["WER"], shown["normalized"]) == ("3.0%", "2.0%")
+    assert shown["time"] == "20.0 s" and shown["latency ×"] == "1.00" and shown["RTFx"] == "6.0"
     assert shown["peak RSS"] == "700 MB" and shown["peak GPU"] == "—" and shown["CPU"] == "90%"
     assert shown["load"] == "3.0 s" and shown["on disk"] == "26 MB"
     assert missing == "Not measured:\n\n- sherpa a, b, batch 1, 8: no\n"
