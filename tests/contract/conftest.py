@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 
 from whispercore.audio import read_samples
 from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare
-from whispercore.engines import Engine, load_engine
+from whispercore.engines import UNSUPPORTED, Engine, load_engine
 from whispercore.settings import Settings
 from whispercore.types import Samples
 
@@ -29,16 +29,25 @@ ENGINES = {
     "onnx-int8": {"engine": "onnx", "dtype": "int8"},
     "fake": {"engine": "fake"},
 }
-if find_spec("transformers"):
-    ENGINES["hf-float32"] = {"engine": "hf", "dtype": "float32"}
-else:
-    warnings.warn("engine hf is left out: transformers is not installed: pip install -r requirements-hf.txt", stacklevel=1)
-if find_spec("jax"):
-    ENGINES["jax-float32"] = {"engine": "jax", "dtype": "float32"}
-else:
-    warnings.warn("engine jax is left out: jax is not installed: pip install -r requirements-jax.txt", stacklevel=1)
+for extra, package in {"hf": "transformers", "jax": "jax", "sherpa": "sherpa_onnx"}.items():
+    if find_spec(package):
+        ENGINES[f"{extra}-float32"] = {"engine": extra, "dtype": "float32"}
+    else:
+        warnings.warn(f"engine {extra} is left out: {package} is not installed: pip install -r requirements-{extra}.txt", stacklevel=1)
 WEIGHTED = [name for name in ENGINES if name != "fake"]
 """The engines that know words."""
+LIKELY = "token_logprobs"
+"""The option that only those engines honour which tell how likely their words are."""
+
+
+def honours(name: str, *options: str) -> bool:
+    """Whether the engine can do what these options of `Options` ask."""
+    return UNSUPPORTED[ENGINES[name]["engine"]].isdisjoint(options)
+
+
+def having(*options: str, among: Iterable[str] = ENGINES) -> pytest.MarkDecorator:
+    """The test is for every engine among these that honours the options."""
+    return pytest.mark.parametrize("name", [name for name in among if honours(name, *options)])
 
 
 @dataclass(frozen=True)

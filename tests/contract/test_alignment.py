@@ -13,7 +13,7 @@ import pytest
 import torch
 import whisper
 import whisper.timing
-from conftest import ENGINES, WEIGHTED
+from conftest import WEIGHTED, having
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ from whispercore.engines.rules import complete
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Segment, Window
 from whispercore.words import add_words
 
-EVERY = pytest.mark.parametrize("name", ENGINES)
-KNOWS_WORDS = pytest.mark.parametrize("name", WEIGHTED)
+EVERY = having("word_timestamps")
+KNOWS_WORDS = having("word_timestamps", among=WEIGHTED)
 ALIGNED = Decoding(language="en", alignment="all")
 DTW, BACKTRACE = whisper.timing.dtw_cpu.py_func, whisper.timing.backtrace.py_func
 """openai-whisper's functions without their compiler, which takes longer than they do."""

@@ -16,16 +16,17 @@ import jiwer
 import numpy as np
 import pytest
 import whisper
-from conftest import ENGINES, ROOT, WEIGHTED, Recording
+from conftest import ENGINES, LIKELY, ROOT, WEIGHTED, Recording, having, honours
 
-from whispercore.checkpoints import Checkpoint
+from whispercore import huggingface
+from whispercore.checkpoints import Checkpoint, prepare
 from whispercore.engines import Engine, load_engine
 from whispercore.engines.features import log_mel
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 
-EVERY = pytest.mark.parametrize("name", ENGINES)
-KNOWS_WORDS = pytest.mark.parametrize("name", WEIGHTED)
+EVERY = having()
+KNOWS_WORDS = having(among=WEIGHTED)
 ENGLISH = Decoding(language="en")
 # Weights of 8 bits shift log-probabilities; float32 differs from openai-whisper by the order of sums only.
 TOLERANCE = {
@@ -38,8 +39,21 @@ TOLERANCE = {
     "ct2-int8": 0.15,
     "onnx-float32": 1e-3,
     "onnx-int8": 0.15,
+    "sherpa-float32": 0.0,
     "fake": 0.0,
 }
+DECODINGS: list[tuple[Decoding, tuple[str, ...]]] = [
+    (ENGLISH, ()),
+    (Decoding(), ()),
+    (Decoding(language="en", beam_size=2), ("beam_size",)),
+    (Decoding(language="en", beam_size=2, patience=1.5), ("beam_size", "patience")),
+    (Decoding(language="en", beam_size=2, length_penalty=0.6), ("beam_size", "length_penalty")),
+    (Decoding(language="en", temperature=0.4), ("temperature",)),
+    (Decoding(language="en", temperature=0.8, best_of=3), ("temperature", "best_of")),
+    (Decoding(language="en", timestamps=False), ()),
+    (Decoding(language="en", prompt=(220,) * 300), ("initial_prompt",)),
+]
+"""Ways to decode, and the options that ask for them."""
 
 
 def windows(each: Sequence[Samples], decoding: Decoding = ENGLISH) -> list[Window]:
@@ -73,7 +87,7 @@ def test_it_hears_what_is_said(transcripts: dict[str, list[Decoded]], heldout: l
     assert wer(*zip(*pairs, strict=True)) <= limit
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith("float32")])
+@having(LIKELY, among=[name for name in WEIGHTED if name.endswith("float32")])
 def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Decoded]], name: str) -> None:
     for reference, other in zip(transcripts["openai"], transcripts[name], strict=True):
         assert other.tokens == reference.tokens
@@ -82,10 +96,24 @@ def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Deco
         assert other.compression_ratio == reference.compression_ratio
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHTED if name.endswith(("int8", "bfloat16"))])
-def test_eight_bits_hear_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
+@KNOWS_WORDS
+def test_every_engine_hears_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
     reference, other = ([d.text for d in transcripts[each]] for each in ("openai", name))
     assert wer(reference, other) <= 0.02
+
+
+@KNOWS_WORDS
+def test_times_are_within_one_step(engines: dict[str, Engine], transcripts: dict[str, list[Decoded]], name: str) -> None:
+    """Where the words are the same. The bundled model tells tenths of a second: 8 bits, and sherpa-onnx's spectrogram, move some by one."""
+    apart = list[int]()
+    begin = engines[name].tokenizer.timestamp_begin
+    for reference, other in zip(transcripts["openai"], transcripts[name], strict=True):
+        if other.text == reference.text:
+            times = [[token - begin for token in each.tokens if token >= begin] for each in (reference, other)]
+            apart += [abs(one - two) for one, two in zip(*times, strict=True)]
+    assert len(apart) >= 60 and max(apart) <= 5
+    exact = name.endswith("float32") and honours(name, LIKELY)
+    assert sum(each <= 1 for each in apart) / len(apart) >= (1.0 if exact else 0.9)
 
 
 def test_the_samples_are_heard_as_written(engines: dict[str, Engine]) -> None:
@@ -120,20 +148,16 @@ def test_a_batch_is_its_singles(engines: dict[str, Engine], speech: list[Samples
     assert [d.avg_logprob for d in together] == pytest.approx([d.avg_logprob for d in alone], abs=TOLERANCE[name])
 
 
-@EVERY
 @pytest.mark.parametrize(
-    "decoding",
+    ("name", "decoding"),
     [
-        ENGLISH,
-        Decoding(),
-        Decoding(language="en", beam_size=2, patience=1.5),
-        Decoding(language="en", beam_size=2, length_penalty=0.6),
-        Decoding(language="en", temperature=0.4),
-        Decoding(language="en", temperature=0.8, best_of=3),
-        Decoding(language="en", timestamps=False),
-        Decoding(language="en", prompt=(220,) * 300),
+        pytest.param(
+            *(name, one), id=f"{name}-t{one.temperature}-beam{one.beam_size}-patience{one.patience}-prompt{len(one.prompt)}-{one.language}"
+        )
+        for name in ENGINES
+        for one, options in DECODINGS
+        if honours(name, *options)
     ],
-    ids=lambda decoding: f"t{decoding.temperature}-beam{decoding.beam_size}-prompt{len(decoding.prompt)}-{decoding.language}",
 )
 def test_every_decoding_gives_sound_values(engines: dict[str, Engine], speech: list[Samples], name: str, decoding: Decoding) -> None:
     engine = engines[name]
@@ -183,7 +207,7 @@ def test_a_very_short_window(engines: dict[str, Engine], name: str, length: int,
     assert math.isfinite(result.avg_logprob)
 
 
-@KNOWS_WORDS
+@having("languages", among=WEIGHTED)
 def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     mixed = [
         replace(window, decoding=replace(ENGLISH, language=language))
@@ -195,7 +219,7 @@ def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str
     assert [result.language_probability is None for result in results] == [False, True, False]
 
 
-@EVERY
+@having("languages")
 def test_the_language_is_detected_among_candidates(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     decodings = [Decoding(), Decoding(languages=("de", "es")), Decoding(languages=("es",)), Decoding(language="fr", languages=("es",))]
     each = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
@@ -208,7 +232,7 @@ def test_the_language_is_detected_among_candidates(engines: dict[str, Engine], s
     assert given.language_probability is None
 
 
-@KNOWS_WORDS
+@having("initial_prompt", among=WEIGHTED)
 def test_prompts_of_any_length_share_a_batch(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     engine = engines[name]
     prompts = [
@@ -230,7 +254,7 @@ def test_parts_of_a_batch_come_back_in_order(settings: Settings, engines: dict[s
         assert [d.tokens for d in parted.decode(mixed)] == [d.tokens for d in engines["ct2-float32"].decode(mixed)]
 
 
-@KNOWS_WORDS
+@having("suppress_tokens", among=WEIGHTED)
 def test_a_suppressed_token_is_never_sampled(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     engine = engines[name]
     (plain,) = engine.decode(windows(speech[:1]))
@@ -241,7 +265,7 @@ def test_a_suppressed_token_is_never_sampled(engines: dict[str, Engine], speech:
     assert all_may.tokens == plain.tokens  # what was suppressed is not likely here anyway
 
 
-@KNOWS_WORDS
+@having("max_initial_timestamp", among=WEIGHTED)
 @pytest.mark.parametrize("limit", [0.0, 0.1, None])
 def test_the_first_timestamp_is_bounded(engines: dict[str, Engine], speech: list[Samples], name: str, limit: float | None) -> None:
     engine = engines[name]
@@ -251,7 +275,7 @@ def test_the_first_timestamp_is_bounded(engines: dict[str, Engine], speech: list
     assert first <= limit + 1e-9 if limit is not None else first > 0.1
 
 
-@KNOWS_WORDS
+@having("suppress_blank", among=WEIGHTED)
 def test_a_window_may_end_at_once(engines: dict[str, Engine], name: str) -> None:
     silence = windows([np.zeros(5 * SAMPLE_RATE, np.float32)], replace(ENGLISH, timestamps=False))
     (kept,) = engines[name].decode(silence)
@@ -266,7 +290,7 @@ def test_a_window_may_end_at_once(engines: dict[str, Engine], name: str) -> None
         assert math.isfinite(beams.avg_logprob)
 
 
-@pytest.mark.parametrize("name", ["torch-float32", "ct2-float32", "ct2-int8"])
+@having("repetition_penalty", "no_repeat_ngram_size", among=WEIGHTED)
 @pytest.mark.parametrize(
     "penalties", [{"repetition_penalty": 5.0}, {"no_repeat_ngram_size": 2}], ids=lambda penalties: next(iter(penalties))
 )
@@ -284,7 +308,7 @@ def test_penalties_are_ctranslate2s(engines: dict[str, Engine], speech: list[Sam
         assert [d.tokens for d in ours] == [d.tokens for d in theirs]
 
 
-@KNOWS_WORDS
+@having("temperature", "best_of", among=WEIGHTED)
 def test_samples_at_a_temperature_keep_each_windows_own_silence(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     silence = np.zeros(3 * SAMPLE_RATE, np.float32)
     sampled = engines[name].decode(windows([silence, speech[0], speech[1]], replace(ENGLISH, temperature=0.4, best_of=3)))
@@ -294,7 +318,7 @@ def test_samples_at_a_temperature_keep_each_windows_own_silence(engines: dict[st
     assert [d.no_speech_prob for d in sampled] == pytest.approx(expected, abs=1e-3)
 
 
-@KNOWS_WORDS
+@having("max_new_tokens", "beam_size", "initial_prompt", among=WEIGHTED)
 @pytest.mark.parametrize(
     "decoding",
     [
@@ -311,14 +335,14 @@ def test_a_fixed_number_of_tokens(engines: dict[str, Engine], speech: list[Sampl
     assert [len(result.tokens) for result in results] == [decoding.max_tokens or 224] * 2
 
 
-@KNOWS_WORDS
+@having("max_new_tokens", "initial_prompt", among=WEIGHTED)
 def test_a_long_prompt_and_a_long_text_end_with_the_text_context(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     """As whisper.transcribe's: 448 tokens from <|startofprev|> on, and one more that is never fed back."""
     [result] = engines[name].decode(windows(speech[:1], Decoding(language="en", ignore_eot=True, prompt=(220,) * 223)))
     assert len(result.tokens) == 448 + 1 - (1 + 223 + 3)
 
 
-@EVERY
+@having("max_new_tokens")
 def test_max_tokens_bounds(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     whole, cut = (engines[name].decode(windows(speech[:1], replace(ENGLISH, max_tokens=limit)))[0] for limit in (None, 3))
     assert len(cut.tokens) == 3
@@ -333,6 +357,25 @@ def test_it_describes_itself(engines: dict[str, Engine], name: str) -> None:
     assert described["batch"] == engines[name].max_batch > 0
     assert engines[name].n_mels == 80
     engines[name].free_memory()
+
+
+@pytest.fixture(scope="module")
+def folder(nano: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in Hugging Face's layout."""
+    made = tmp_path_factory.mktemp("hub") / "household"
+    huggingface.write(nano.dims, nano.state, made, alignment_heads=nano.alignment_heads)
+    return made
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHTED if ENGINES[name]["dtype"] == "float32"])
+def test_a_folder_of_hugging_faces_is_the_same_checkpoint(
+    settings: Settings, engines: dict[str, Engine], folder: Path, speech: list[Samples], name: str
+) -> None:
+    chosen = replace(settings, **ENGINES[name], model=str(folder))
+    prepare(chosen)
+    with closing(load_engine(chosen)) as loaded:
+        assert loaded.describe()["model"] == "household"
+        assert loaded.decode(windows(speech[:1])) == engines[name].decode(windows(speech[:1]))
 
 
 def test_faster_whisper_reads_the_converted_folder_offline(
