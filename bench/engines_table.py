@@ -209,8 +209,8 @@ def _origin(content: dict[str, Any]) -> str:
         f"Measured by `python -m bench engines` at {seen} on {where}, {', '.join(known)}.\n"
         "Each row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
         f"latency × is that over engine `{BASELINE[0]}`'s in {BASELINE[1]},\n"
-        "processor × the same of the process's processor time, which a busy machine hardly changes; CPU is the processor's share of the time, "
-        "100% being one core.\n"
+        "processor × the same of the process's processor time, which a busy machine hardly changes; CPU is the processor's share of the "
+        "time, 100% being one core.\n"
         "Normalized: WER by Whisper's own normalizer. Load: from the process's start to the weights in memory, imports and all. On disk: "
         "what the engine reads. —: there is none.\n"
     )
