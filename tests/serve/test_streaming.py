@@ -64,7 +64,7 @@ def test_lines_of_json(server: Server, long: Path, strategy: str) -> None:
     assert "".join(segment["text"] for segment in segments).strip() == whole["text"]
     assert len(words(whole["text"])) == pytest.approx(REPEATS * len(HOME), rel=0.1)
     seconds = [line["progress"]["seconds"] for line in streamed]
-    assert seconds == sorted(seconds) and len(set(seconds)) > 5
+    assert seconds == sorted(seconds) and len(set(seconds)) > 2
     assert streamed[-1]["progress"] == {"seconds": whole["duration"], "duration": whole["duration"]}
 
 

@@ -19,12 +19,12 @@ from tests.serve.server import Server, wait_for
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
 SAID = words(TRANSCRIPTS["timer.flac"])
-LONG_REPEATS = 6
+LONG_REPEATS = 15
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Nearly five minutes of speech, 9 MB as WAV: its reply begins before it is transcribed."""
+    """Nearly twelve minutes of speech, 22 MB as WAV: its reply begins before it is transcribed."""
     return repeat("home.flac", LONG_REPEATS, tmp_path_factory.mktemp("long") / "long.wav").read_bytes()
 
 
