@@ -300,11 +300,11 @@ def _read_folder(folder: Path) -> dict[str, Any]:
 def _read(path: Path) -> Any:
     if path.name in _INSIDE or path.suffix in (".onnx", ".safetensors"):
         raise ConfigurationError(f"{path} is a part of a checkpoint: name the folder it is in, {path.parent}", param="model")
-    with path.open("rb") as file:
-        if file.read(4) in _GGML:
-            message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
-            raise ConfigurationError(message, param="model")
     try:
+        with path.open("rb") as file:
+            if file.read(4) in _GGML:
+                message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
+                raise ConfigurationError(message, param="model")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
