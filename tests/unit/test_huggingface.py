@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from whisper.model import ModelDimensions
 
+from whispercore import huggingface
 from whispercore.checkpoints import Checkpoint, converted_folder, dimensions, empty_model, load_checkpoint, locate, write_random
 from whispercore.errors import ConfigurationError
 from whispercore.huggingface import openai_name
 from whispercore.settings import Settings
+from whispercore.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 THEIRS = {
@@ -39,6 +42,7 @@ THEIRS = {
 def test_names() -> None:
     assert {openai_name(theirs) for theirs in THEIRS.values()} == set(THEIRS)
     assert all(openai_name(theirs) == ours for ours, theirs in THEIRS.items())
+    assert all(huggingface.transformers_name(ours) == theirs for ours, theirs in THEIRS.items())
 
 
 def config(checkpoint: Checkpoint) -> dict[str, object]:
@@ -93,6 +97,28 @@ def test_transformers_own_model_computes_the_same(tuned: Path) -> None:
     settings = Settings(model="my-tuned.en", models_dir=str(tuned.parent), converted_dir="converted")
     assert locate(settings) == tuned == locate(Settings(model=str(tuned)))
     assert converted_folder(settings, tuned, "int8").name.startswith("my-tuned.en-")
+
+
+@pytest.mark.parametrize(("vocabulary", "mels"), [(51_864, 80), (51_865, 80), (51_866, 128)], ids=["english", "multilingual", "large-v3"])
+def test_what_is_written_transformers_loads(tmp_path: Path, vocabulary: int, mels: int) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers, which is to load what was written, is not installed")
+    dims, tokenizer = ModelDimensions(mels, 1500, 64, 2, 1, vocabulary, 448, 64, 2, 2), Tokenizer(vocabulary)
+    write_random(dims, tmp_path / "small.pt", dtype=torch.bfloat16)
+    written = load_checkpoint(tmp_path / "small.pt")
+    huggingface.write(dims, written.state, tmp_path / "small", alignment_heads=[(1, 0), (0, 1)])
+    read = load_checkpoint(tmp_path / "small")
+    assert read.dims == dims and read.heads == ((1, 0), (0, 1))
+    assert read.state.keys() == written.state.keys() and all(torch.equal(read.state[name], each) for name, each in written.state.items())
+    processor = transformers.WhisperProcessor.from_pretrained(tmp_path / "small")
+    assert processor.feature_extractor.feature_size == mels
+    assert processor.tokenizer.convert_tokens_to_ids("<|0.00|>") == tokenizer.timestamp_begin
+    model, information = transformers.WhisperForConditionalGeneration.from_pretrained(
+        tmp_path / "small", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(information[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    chosen = {"language": "de", "task": "translate"} if tokenizer.multilingual else {}
+    tokens = model.generate(torch.randn(1, mels, 3000), max_new_tokens=4, return_timestamps=True, **chosen)
+    assert tokens.shape[0] == 1 and model.generation_config.is_multilingual == tokenizer.multilingual
 
 
 @pytest.fixture(scope="module")
