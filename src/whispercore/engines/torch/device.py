@@ -193,15 +193,21 @@ class Cuda:
             return None
         if sum(graph is not None for graph in self._graphs.values()) >= _MOST_GRAPHS:
             self.forget()
-        try:
-            self._graphs[key] = self._capture(step)
-        except RuntimeError as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            logger.warning("%s runs without a CUDA graph: %s", key, reason)
-            self._refused.add(key)
-            self._graphs[key] = None
-            torch.cuda.empty_cache()
+        for last in (False, True):
+            try:
+                self._graphs[key] = self._capture(step)
+                break
+            except RuntimeError as error:
+                torch.cuda.empty_cache()  # which PyTorch does by itself when the memory is short, but not while it captures
+                if last or not isinstance(error, torch.OutOfMemoryError):
+                    self._refuse(key, error)
+                    break
         return self._graphs[key]
+
+    def _refuse(self, key: Hashable, error: Exception) -> None:
+        logger.warning("%s runs without a CUDA graph: %s", key, (str(error) or type(error).__name__).splitlines()[0])
+        self._refused.add(key)
+        self._graphs[key] = None
 
     def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """As `torch.cuda.graph` does it, which however gives all cached memory back first and so makes the next steps wait for it."""
@@ -232,9 +238,9 @@ class Cuda:
         target.copy_(source.pin_memory(), non_blocking=True)
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
-        """Into pinned memory, with an event to wait for."""
+        """Into pinned memory, with an event to sleep for: waiting awake would take a core from those who read audio."""
         copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True) for tensor in tensors]
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
         return _Taken(copies, event)
 

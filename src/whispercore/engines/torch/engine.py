@@ -165,6 +165,7 @@ class TorchEngine:
         """As many windows as the GPU's free memory has room for."""
         if self._kind == "cpu":
             return windows
+        torch.cuda.empty_cache()  # what loading took
         own, cross = cache_bytes(self._model.dims, self._precision.dtype)
         free, _ = torch.cuda.mem_get_info(self._device.torch)
         return max(1, min(windows, int((free * _CACHE_SHARE - _MOST_ROWS * own) / (cross + _ROWS_A_WINDOW["cuda"] * own))))
