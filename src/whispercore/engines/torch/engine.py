@@ -86,7 +86,7 @@ class TorchEngine:
         """
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self.n_mels = checkpoint.dims.n_mels
-        self._model_name, self._kind, self._precision = checkpoint.name, device, Precision(dtype, int8)
+        self._model_name, self._kind, self._precision, self._compiles = checkpoint.name, device, Precision(dtype, int8), compiles
         self._device: Device = make_device(device, index)
         self._encoded_at_once = _ENCODED_AT_ONCE[device]
         with self._device.working():
@@ -99,7 +99,7 @@ class TorchEngine:
     def warm_up(self, seconds: float) -> None:
         """Run, compile and capture what common requests need, for about so long, so that the first one finds it there."""
         began, slots = time.monotonic(), self._opened()
-        encodes = self._device.captures or self._model.compiles
+        encodes = self._device.captures or self._compiles
         try:
             with self._at_work(slots):
                 shapes = slots.warm(began + seconds, together=self._encoded_at_once, encodes=encodes)
@@ -138,7 +138,7 @@ class TorchEngine:
             "model": self._model_name,
             "device": torch.cuda.get_device_name(self._device.torch) if self._kind == "cuda" else "cpu",
             "precision": str(self._precision),
-            "compiled": self._model.compiles,
+            "compiled": self._compiles,
             "threads": torch.get_num_threads(),
             "batch": self.max_batch,
         }
