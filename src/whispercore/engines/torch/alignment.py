@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,17 +12,27 @@ from torch.nn import functional as F
 from ..alignment import FRAMES_PER_TOKEN, MEDIAN_FRAMES, jumps
 from ..rules import Text
 from .cache import Cache, places
-from .device import Device
+from .device import Device, Snapshot
 from .model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Aligning:
+    """An alignment on its way."""
+
+    snapshot: Snapshot
+
+    def wait(self) -> list[tuple[list[int], list[float]]]:
+        """Of each text: at which step of the encoder's output its tokens begin, and the last one ends, n + 1; their probabilities, n."""
+        arrived = self.snapshot.wait()
+        steps = jumps([-matrix.double().numpy() for matrix in arrived[::2]])
+        return [(each.tolist(), probs.tolist()) for each, probs in zip(steps, arrived[1::2], strict=True)]
 
 
 def align(
     model: Model, cache: Cache, device: Device, slots: Sequence[int], texts: Sequence[Text], *, no_timestamps: int, eot: int
-) -> list[tuple[list[int], list[float]]]:
-    """Align each text, none of them empty, with the sound whose keys are still in its slot. One pass for all, then it waits for it.
-
-    Of each text: at which step of the encoder's output its tokens begin, and the last one ends, n + 1; their probabilities, n.
-    """
+) -> Aligning:
+    """Align each text, none of them empty, with the sound whose keys are still in its slot. One pass for all; nothing waits for it."""
     rows = [[*text.start, no_timestamps, *text.tokens, eot] for text in texts]
     width = max(map(len, rows))
     tokens = device.send(torch.tensor([row + [eot] * (width - len(row)) for row in rows]))
@@ -33,9 +44,7 @@ def align(
         probs = model.unembed(hidden[index, foretelling]).float()[:, :eot].softmax(dim=1)
         told = tokens[index, foretelling.start + 1 : foretelling.stop + 1]
         wanted += [_attended(scores[index, :, : len(rows[index])], text), probs.gather(1, told[:, None])[:, 0]]
-    arrived = device.snapshot(wanted).wait()
-    steps = jumps([-matrix.double().numpy() for matrix in arrived[::2]])
-    return [(each.tolist(), probs.tolist()) for each, probs in zip(steps, arrived[1::2], strict=True)]
+    return Aligning(device.snapshot(wanted))
 
 
 def _attended(scores: Tensor, text: Text) -> Tensor:

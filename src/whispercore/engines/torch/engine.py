@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
@@ -17,9 +18,9 @@ from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
 from .. import Feed
-from ..rules import decoded, text_to_align, with_times
+from ..rules import Text, decoded, text_to_align, with_times
 from .admission import Flight, Hypothesis
-from .alignment import align
+from .alignment import Aligning, align
 from .cache import cache_bytes, make_cache
 from .compiling import check_compiler
 from .device import Device, make_device
@@ -122,14 +123,16 @@ class TorchEngine:
     def decode_feed(self, feed: Feed) -> None:
         """Decode until the feed has nothing more and all that was taken from it is done."""
         waiting: deque[Window] = deque()
+        landings: deque[_Landing] = deque()
         slots = self._opened()
         with self._at_work(slots):
             while self._refill(slots, feed, waiting):
-                slots.advance()
-                landed = slots.landed()
-                for flight, result in zip(landed, self._decoded(landed), strict=True):
-                    slots.release(flight)
-                    feed.done(flight.window, result)
+                decoding = sum(len(each.flights) for each in landings) < len(slots.flights)
+                if decoding:
+                    slots.advance()
+                    landings.append(self._land(slots, feed))
+                while landings and (len(landings) > self._device.lag or not decoding):
+                    self._time(slots, feed, landings.popleft())
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -208,17 +211,31 @@ class TorchEngine:
             self._admit(slots, windows[:half])
             self._admit(slots, windows[half:])
 
-    def _decoded(self, flights: Sequence[Flight]) -> list[Decoded]:
-        found = [self._untimed(flight, _best(flight)) for flight in flights]
-        texts = [text_to_align(self.tokenizer, flight.window, one) for flight, one in zip(flights, found, strict=True)]
-        asked = [index for index, text in enumerate(texts) if text.tokens]
-        if asked:
-            slots, openai = [flights[index].slot for index in asked], self.tokenizer.openai
+    def _land(self, slots: Slots, feed: Feed) -> _Landing:
+        """Hand back what is done; the times of the others' words are on their way, while the next steps are queued."""
+        landing = _Landing()
+        for flight in slots.landed():
+            found = self._untimed(flight, _best(flight))
+            text = text_to_align(self.tokenizer, flight.window, found)
+            if text.tokens:
+                landing.flights.append(flight)
+                landing.found.append(found)
+                landing.texts.append(text)
+            else:
+                slots.release(flight)
+                feed.done(flight.window, found)
+        if landing.flights:
+            places, openai = [flight.slot for flight in landing.flights], self.tokenizer.openai
             tokens = {"no_timestamps": openai.no_timestamps, "eot": openai.eot}
-            times = align(self._model, self._cache, self._device, slots, [texts[index] for index in asked], **tokens)
-            for index, of_text in zip(asked, times, strict=True):
-                found[index] = with_times(found[index], *of_text)
-        return found
+            landing.aligning = align(self._model, self._cache, self._device, places, landing.texts, **tokens)
+        return landing
+
+    def _time(self, slots: Slots, feed: Feed, landing: _Landing) -> None:
+        """Hand back a landing's windows with the times of their words."""
+        times = landing.aligning.wait() if landing.aligning else ()
+        for flight, found, of_text in zip(landing.flights, landing.found, times, strict=True):
+            slots.release(flight)
+            feed.done(flight.window, with_times(found, *of_text))
 
     def _untimed(self, flight: Flight, best: Hypothesis) -> Decoded:
         return decoded(
@@ -230,6 +247,16 @@ class TorchEngine:
             avg_logprob=best.score / (len(best.tokens) + 1),
             no_speech_prob=flight.no_speech,
         )
+
+
+@dataclass(slots=True)
+class _Landing:
+    """Windows that are done but for the times of their words, which keep their slots until these are there."""
+
+    flights: list[Flight] = field(default_factory=list)
+    found: list[Decoded] = field(default_factory=list)
+    texts: list[Text] = field(default_factory=list)
+    aligning: Aligning | None = None
 
 
 class _Batch:
