@@ -30,6 +30,7 @@ from whispercore.engines.torch import TorchEngine, load
 from whispercore.engines.torch import device as device_module
 from whispercore.engines.torch import model as model_module
 from whispercore.engines.torch.admission import Entry, enter
+from whispercore.engines.torch.alignment import Aligning, align
 from whispercore.engines.torch.arrivals import make_arrivals
 from whispercore.engines.torch.cache import make_cache
 from whispercore.engines.torch.compiling import check_compiler
@@ -535,6 +536,39 @@ def test_looks_that_arrive_late(
         feed = Listed(asked, at_most=2)
         engine.decode_feed(feed)
         check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
+
+
+def test_times_of_words_are_not_waited_for(nano: Checkpoint, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next steps are queued before the host asks for an alignment, unless nothing is left to decode."""
+    monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: Delayed())
+    engine, events = TorchEngine(nano, max_batch=2), list[str]()
+    advance, wait = Slots.advance, Aligning.wait
+
+    def advancing(self: Slots) -> None:
+        events.append("steps")
+        advance(self)
+
+    def waiting(self: Aligning) -> list[tuple[list[int], list[float]]]:
+        events.append("times")
+        return wait(self)
+
+    def aligning(*arguments: object, **named: object) -> Aligning:
+        events.append("aligned")
+        return align(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Slots, "advance", advancing)
+    monkeypatch.setattr(Aligning, "wait", waiting)
+    monkeypatch.setattr("whispercore.engines.torch.engine.align", aligning)
+    limits = (4, 60)
+    found = engine.decode(
+        [
+            Window(samples, 0.0, replace(ENGLISH, alignment="all", max_tokens=most))
+            for samples, most in zip(recordings[4:], limits, strict=False)
+        ]
+    )
+    assert all(len(one.token_times) == len(one.token_probs) + 1 > 1 for one in found)
+    first = events.index("aligned")
+    assert events[first + 1] == "steps" and events.count("times") == events.count("aligned")
 
 
 class Graph(TorchDispatchMode):
