@@ -12,7 +12,7 @@ ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# More of Debian's packages: "g++ python3-dev" is the compiler of the setting compile.
+# More of Debian's packages: "g++ python3-dev", 450 MB, is what the setting compile needs, and Triton on a GPU.
 ARG PACKAGES=
 # Unpinned: a rebuild must bring Debian's security updates. The user's group is 0, which any other user may be given (--user 12345:0).
 # hadolint ignore=DL3008,SC2086
@@ -45,7 +45,7 @@ WORKDIR /opt/whisper
 COPY requirements.txt requirements-serve.txt ./
 COPY server/setup.sh server/
 # The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. openai-whisper asks for triton
-# (1 GB), but imports it only for tensors on a GPU.
+# (1 GB), but imports it only for tensors on a GPU, as PyTorch does.
 RUN --mount=type=cache,target=/root/.cache/pip \
     export ROOT="$PWD" && . server/setup.sh \
  && case $DEVICE in \
