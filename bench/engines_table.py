@@ -28,6 +28,16 @@ COLOURS = {
 
 _WITHOUT = {"WER": "wer", "normalized": "wer_normalized"}
 """Columns that are left out when no row has the figure."""
+SHAPES = {
+    "float32": "o",
+    "float16": "s",
+    "bfloat16": "D",
+    "int8": "v",
+    "uint8": "^",
+    "int8_float32": "<",
+    "int8_float16": "P",
+    "int8_bfloat16": ">",
+}
 Rows = list[dict[str, Any]]
 
 _TITLES = {
@@ -102,19 +112,36 @@ def plot(folder: Path, rows: Rows) -> str:
     if not heard:
         return "no plot: no row has a word error rate"
 
-    def paint(_: Any, axes: Any) -> None:
-        for row in heard:
-            x, y, colour = row["rtfx"], 100 * row["wer"], COLOURS.get(row["engine"], "#000000")
-            slower = sum(one["wer"] == row["wer"] and one["rtfx"] < x for one in heard)
-            above = 5 + 9 * (slower % 4)  # equal error rates are usual: their names stand on steps
-            axes.scatter(x, y, color=colour, s=30)
-            axes.annotate(_label(row, heard), (x, y), xytext=(3, above), textcoords="offset points", fontsize=7, color=colour)
-        axes.set_xlabel("RTFx: seconds of audio a second")
-        axes.set_ylabel("word error rate, %")
-        axes.set_ylim(0, 1.25 * max(100 * row["wer"] for row in heard) or 1)
-        axes.set_xlim(0, 1.25 * max(row["rtfx"] for row in heard))
+    panels = [list(some) for _, some in groupby(sorted(heard, key=_panel), key=_panel)]
 
-    return draw(folder / "engines.svg", paint, figsize=(8, 4.5))
+    def paint(figure: Any, axes: Any) -> None:
+        for one, rows in zip(axes[0], panels, strict=True):
+            _scatter(one, rows)
+        named: dict[str, Any] = {}
+        for one in axes[0]:
+            named |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named, loc="outside right center", fontsize=8, frameon=False)
+
+    return draw(folder / "engines.svg", paint, ncols=len(panels), squeeze=False, figsize=(2 + 6 * len(panels), 4.5))
+
+
+def _scatter(axes: Any, rows: Rows) -> None:
+    """A point for each row: the engine's colour, the precision's shape, hollow when compiled."""
+    for row in sorted(rows, key=lambda row: (row["engine"], precision(row))):
+        colour, hollow = COLOURS.get(row["engine"], "#000000"), row.get("compiled", False)
+        label, shape = f"{row['engine']} {precision(row)}", SHAPES.get(row["precision"], "x")
+        look = {"markerfacecolor": "none" if hollow else colour, "markeredgecolor": colour}
+        axes.plot(row["rtfx"], 100 * row["wer"], shape, label=label, linestyle="none", alpha=0.8, **look)
+    axes.set_xlabel("RTFx: seconds of audio a second")
+    axes.set_ylabel("word error rate, %")
+    axes.set_xlim(0, 1.1 * max(row["rtfx"] for row in rows))
+    axes.set_ylim(0, 1.25 * max(100 * row["wer"] for row in rows) or 1)
+    axes.set_title(_panel(rows[0]), fontsize=10)
+
+
+def _panel(row: dict[str, Any]) -> str:
+    """What is comparable: the same words on the same device."""
+    return f"{row['model']} on {row['data']}, {row['device']}"
 
 
 def _fastest(rows: Rows) -> Rows:
@@ -123,12 +150,6 @@ def _fastest(rows: Rows) -> Rows:
     for row in sorted(rows, key=lambda row: -float(row["rtfx"])):
         found.setdefault((precision(row), *(row[name] for name in ("engine", "model", "data", "device", "threads", "limit"))), row)
     return list(found.values())
-
-
-def _label(row: dict[str, Any], rows: Rows) -> str:
-    """As short as it can be told from the others."""
-    several = {name for name in ("model", "batch", "device") if len({one[name] for one in rows}) > 1}
-    return " ".join([row["engine"], precision(row), *(str(row[name]) for name in ("model", "batch", "device") if name in several)])
 
 
 def _set(row: dict[str, Any]) -> tuple[Any, ...]:
