@@ -38,7 +38,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system AS environment
 ARG DEVICE=gpu
-# Another package index for PyTorch, as its installation page names them: for DEVICE=cpu the one of CPU builds (2 GB less; without it the
+# Another package index for PyTorch, as its installation page names them: for DEVICE=cpu the one of CPU builds (gigabytes less; without it the
 # build from PyPI runs on the CPU), for a GPU one of an older CUDA when the driver is older than PyPI's.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
