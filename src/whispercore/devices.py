@@ -11,6 +11,7 @@ from .settings import Settings
 
 _ENGINES = {"cuda": "torch", "cpu": "ct2"}
 """The engine that `auto` stands for on each device."""
+_MEMORY, _CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def choose_device(settings: Settings) -> str:
@@ -42,6 +43,16 @@ def choose_precision(engine: str, settings: Settings, device: str, known: Iterab
 def decoding_threads(settings: Settings) -> int:
     """`settings.threads`, or the physical cores this process may run on."""
     return settings.threads or len({_siblings(core) for core in os.sched_getaffinity(0)})
+
+
+def free_memory() -> int:
+    """Bytes that this process may still take: what the machine has available, at most what its container may use."""
+    fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        return min(available, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no container, or "max"
+        return available
 
 
 def _siblings(core: int) -> str:

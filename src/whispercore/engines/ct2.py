@@ -17,7 +17,7 @@ from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import ct2_folder, locate
 from ..conversion import precision, supported
-from ..devices import decoding_threads
+from ..devices import decoding_threads, free_memory
 from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..locations import is_ct2, model_name
 from ..modelbin import is_float
@@ -43,7 +43,9 @@ from .rules import (
     with_times,
 )
 
-_MAX_BATCH = {"cpu": 8, "cuda": 32}
+_GPU_BATCH = 32
+_LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
+"""On a CPU: the weights are read once for the windows of a core; with more than four it gains little, and who comes waits longer."""
 _LEAST_FRAMES = 2
 """An alignment needs one step of the encoder's output, which is two frames, at least."""
 
@@ -58,15 +60,27 @@ def load(settings: Settings, device: str) -> CTranslate2Engine:
             f"{checkpoint} is not converted for engine 'ct2' yet; run: python -m whispercore.checkpoints prepare --model {settings.model}"
         )
         raise ConfigurationError(message, param="model")
+    threads = decoding_threads(settings)
+    best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, (folder / "model.bin").stat().st_size, free_memory())
     return CTranslate2Engine(
         folder,
         name=model_name(checkpoint),
         device=device,
         compute_type=compute_type,
-        threads=decoding_threads(settings),
-        max_batch=settings.batch_size or _MAX_BATCH[device],
+        threads=threads,
+        max_batch=settings.batch_size or best,
         encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
     )
+
+
+def cpu_batch(threads: int, weights: int, memory: int) -> int:
+    """Windows that are decoded together on so many cores, with `weights` bytes of weights, in `memory` bytes.
+
+    A window's keys and values take up to half of what the weights of its model do in 8 bits, and the weights are held twice; half of
+    the rest is left to audio and to others.
+    """
+    room = (memory - 2 * weights) // (2 * weights)
+    return max(1, min(max(_LEAST_BATCH, _WINDOWS_A_CORE * threads), room))
 
 
 def precisions(device: str) -> tuple[str, ...]:
