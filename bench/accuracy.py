@@ -1,6 +1,6 @@
 """Accuracy: every engine and strategy of ours beside openai-whisper and faster-whisper, on the same recordings, in one run.
 
-python -m bench accuracy         the bundled model on its held-out set; then the tables in ../README.md
+python -m bench accuracy         the bundled model on its held-out set; then the tables in ../docs/measured.md
 python bench/accuracy.py --dataset librispeech --root LibriSpeech/test-clean --model large-v3-turbo
 python bench/accuracy.py --root FOLDER --rows ct2:chunked:int8 faster-whisper:batched:int8
 """
@@ -217,7 +217,7 @@ def _keep(
     texts: list[dict[str, str]],
     console: Console,
 ) -> None:
-    """The JSON, the plot, what was heard (not among the committed results), and the README's table."""
+    """The JSON, the plot, what was heard (not among the committed results), and the tables of docs/measured.md."""
     path = results.save(folder, "accuracy", origin, settings, {"rows": found})
     console.print(f"accuracy: {path}")
     console.print(f"accuracy: {plot.save(folder, found)}")
@@ -252,7 +252,7 @@ def _setups(arguments: argparse.Namespace) -> list[Setup]:
 
 
 def _standard(arguments: argparse.Namespace) -> bool:
-    """Whether this is the measurement that the README shows."""
+    """Whether this is the measurement that docs/measured.md shows."""
     usual = vars(_parser().parse_args([]))
     return all(value == usual[name] for name, value in vars(arguments).items() if name not in ("json", "results"))
 

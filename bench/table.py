@@ -1,4 +1,4 @@
-"""The README's tables, written from the committed results and from nothing else: `python -m bench table`."""
+"""The tables of README.md and docs/measured.md, written from the committed results and from nothing else: `python -m bench table`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from whispercore.engines import ENGINES
 from .results import RESULTS, load
 from .work import ROOT
 
-README = ROOT / "README.md"
+README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"
 ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy -->\n", "<!-- /accuracy -->"
 SERVE_BEGIN, SERVE_END = "<!-- serve -->\n", "<!-- /serve -->"
@@ -71,7 +71,7 @@ def accuracy(folder: Path = RESULTS) -> str:
     times = _markdown(_TIME_TITLES, [_times_row(row, several) for row in timed]) + (
         _LOOSE if list(content["settings"]["models"]) == ["nano"] else ""
     )
-    plot = "![Word error rate, speed and word times of every row](bench/results/accuracy.svg)\n"
+    plot = "![Word error rate, speed and word times of every row](../bench/results/accuracy.svg)\n"
     return "\n".join([_accuracy_origin(content), words, *([times] if timed else []), *([plot] if folder == RESULTS else [])])
 
 
@@ -90,14 +90,14 @@ def block(page: str, begin: str = BEGIN, end: str = END) -> str:
     return page.partition(begin)[2].partition(end)[0]
 
 
-def update(readme: Path = README, folder: Path = RESULTS) -> None:
-    """Put the table between the README's markers."""
-    put(readme, table(folder), BEGIN, END)
+def update(page: Path = MEASURED, folder: Path = RESULTS) -> None:
+    """Put the table between the page's markers."""
+    put(page, table(folder), BEGIN, END)
 
 
-def update_accuracy(readme: Path = README, folder: Path = RESULTS) -> None:
-    """Put the accuracy bench's tables between the README's markers."""
-    put(readme, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
+def update_accuracy(page: Path = MEASURED, folder: Path = RESULTS) -> None:
+    """Put the accuracy bench's tables between the page's markers."""
+    put(page, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
 
 
 def update_serve(readme: Path = README, folder: Path = RESULTS) -> None:
