@@ -716,7 +716,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     monkeypatch.setattr(Pretended, "captured", [])
     monkeypatch.setattr(Pretended, "ended", 0)
     device = Cuda.__new__(Cuda)
-    vars(device).update(_graphs={}, _refused=set(), _stream=SimpleNamespace(synchronize=lambda: None))
+    vars(device).update(_graphs={}, _refused=set(), _pool=None, torch=torch.device("cpu"))
+    vars(device)["_stream"] = SimpleNamespace(synchronize=lambda: None)
     return device
 
 
@@ -748,7 +749,7 @@ def test_what_cannot_be_captured_is_run_each_time(gpu: Cuda, caplog: pytest.LogC
             gpu.run("b", refuse)
         attempts = ["captured"] * (2 if isinstance(error, torch.OutOfMemoryError) else 1)
         assert calls == ["run", *attempts, "run", "run"]
-    assert Pretended.ended == 3
+    assert Pretended.ended == 3 + 2  # after each of them one that ends well
     assert caplog.text.count("without a CUDA graph") == 2
 
 
@@ -763,6 +764,22 @@ def test_graphs_share_a_pool_while_one_of_them_lives(gpu: Cuda) -> None:
         gpu.run("a", lambda: None)
     first, second, third = Pretended.captured
     assert first is second and first is not third
+
+
+def test_a_capture_that_breaks_off_leaves_its_pool(gpu: Cuda) -> None:
+    """In PyTorch's books it goes on: another pool for the next ones, and a capture that ends well for the random numbers' sake."""
+
+    def broken() -> None:
+        if len(Pretended.captured) > Pretended.ended:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    for work, key in ((lambda: None, "a"), (broken, "b"), (lambda: None, "c"), (lambda: None, "d")):
+        for _ in range(2):
+            gpu.run(key, work)
+    before, failed, recovery, after, last = Pretended.captured
+    assert before is failed
+    assert len({id(pool) for pool in (failed, recovery, after)}) == 3 and after is last
+    assert [key for key, graph in gpu._graphs.items() if graph] == ["a", "c", "d"]
 
 
 def test_only_one_graph_is_captured_at_a_time(gpu: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import Protocol
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -153,6 +153,7 @@ class Cuda:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._refused: set[Hashable] = set()
+        self._pool: Any = None
         # its plans for one query a row are made anew for every shape, and not while a graph is captured
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32: the two convolutions cost next to nothing
@@ -208,17 +209,23 @@ class Cuda:
         logger.warning("%s runs without a CUDA graph: %s", key, (str(error) or type(error).__name__).splitlines()[0])
         self._refused.add(key)
         self._graphs[key] = None
+        # a capture that the driver broke off goes on in PyTorch's books: its pool takes no other, and no random number is drawn
+        # outside of it until another one ends well
+        self._pool = None
+        with suppress(RuntimeError):
+            self._capture(torch.zeros(1, device=self.torch).zero_)
+        self._pool = None
 
-    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    def _capture(self, step: Callable[[], object]) -> torch.cuda.CUDAGraph:
         """As `torch.cuda.graph` does it, which however gives all cached memory back first and so makes the next steps wait for it."""
-        # a pool lives as long as a graph does: PyTorch refuses the name of one whose graphs are gone
-        living = next(filter(None, self._graphs.values()), None)
-        pool = torch.cuda.graph_pool_handle() if living is None else living.pool()
+        if self._pool is None or not any(self._graphs.values()):
+            # a pool lives as long as a graph of it does: PyTorch refuses the name of one whose graphs are gone
+            self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
             self._stream.synchronize()
             # thread_local: another GPU's engine in another thread may allocate meanwhile
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 step()
             finally:
