@@ -267,6 +267,8 @@ def apart(row: Row, timeout: float) -> dict[str, Any]:
             done = subprocess.run(command, cwd=ROOT, env=_environment(row), capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
             return {"failure": f"not done after {timeout:g} s"}
+        except OSError as error:  # no memory for another process
+            return {"failure": reason(error)}
         if out.exists():
             figures: dict[str, Any] = json.loads(out.read_text())
             return figures
