@@ -782,6 +782,26 @@ def test_a_capture_that_breaks_off_leaves_its_pool(gpu: Cuda) -> None:
     assert [key for key, graph in gpu._graphs.items() if graph] == ["a", "c", "d"]
 
 
+def test_a_broken_capture_ends_in_the_allocators_books(gpu: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch leaves it open there: `torch.cuda.empty_cache` would fail from then on."""
+    ended: list[object] = []
+
+    def broken(self: Pretended) -> None:
+        Pretended.ended += 1
+        if Pretended.ended == 1:
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Pretended, "capture_end", broken)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda index, pool: ended.append(pool), raising=False)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: ended.append(device_module._CAPTURING.locked()))
+    calls: list[str] = []
+    for _ in range(3):
+        gpu.run("a", lambda: calls.append("a"))
+    assert calls == ["a"] * 4 and ended == Pretended.captured[:1]
+    gpu.forget()
+    assert ended[1:] == [True]  # no other GPU captures meanwhile
+
+
 def test_only_one_graph_is_captured_at_a_time(gpu: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of however many GPUs: PyTorch allows a process no more."""
     assert not device_module._CAPTURING.locked()

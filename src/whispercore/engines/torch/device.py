@@ -79,7 +79,7 @@ class Device(Protocol):
         ...
 
     def forget(self) -> None:
-        """Let go of what is kept for `run`."""
+        """Let go of what is kept for `run`, and of all memory that is not in use."""
         ...
 
 
@@ -199,10 +199,10 @@ class Cuda:
                 self._graphs[key] = self._capture(step)
                 break
             except RuntimeError as error:
-                torch.cuda.empty_cache()  # which PyTorch does by itself when the memory is short, but not while it captures
                 if last or not isinstance(error, torch.OutOfMemoryError):
                     self._refuse(key, error)
                     break
+                _clear()  # which PyTorch does by itself when the memory is short, but not while it captures
         return self._graphs[key]
 
     def _refuse(self, key: Hashable, error: Exception) -> None:
@@ -229,7 +229,7 @@ class Cuda:
             try:
                 step()
             finally:
-                graph.capture_end()
+                _end(graph, self.torch, self._pool)
         return graph
 
     def send(self, tensor: Tensor) -> Tensor:
@@ -259,10 +259,28 @@ class Cuda:
         return stack
 
     def forget(self) -> None:
-        """Drop the graphs, none of which is running any more."""
+        """Drop the graphs, none of which is running any more, and give the memory back."""
         self._stream.synchronize()
         self._graphs.clear()
         self._refused.clear()
+        _clear()
+
+
+def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """End a capture, in the allocator's books too, where PyTorch leaves it open when the driver has broken it off: `_clear` would fail."""
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the second one before 2.8
+            with suppress(RuntimeError, AttributeError):
+                getattr(torch._C, name)(device.index, pool)
+        raise
+
+
+def _clear() -> None:
+    """Give the memory that PyTorch keeps back to all GPUs: not while one of them captures, for which PyTorch's allocator fails."""
+    with _CAPTURING:
+        torch.cuda.empty_cache()
 
 
 class _Taken:

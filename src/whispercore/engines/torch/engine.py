@@ -149,8 +149,6 @@ class TorchEngine:
     def free_memory(self) -> None:
         """Give the GPU memory of the graphs, which are made again as they are used, and what PyTorch caches back to the device."""
         self._device.forget()
-        if self._kind == "cuda":
-            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Free the weights, the caches and the graphs."""
@@ -168,7 +166,7 @@ class TorchEngine:
         """As many windows as the GPU's free memory has room for."""
         if self._kind == "cpu":
             return windows
-        torch.cuda.empty_cache()  # what loading took
+        self._device.forget()  # what loading took
         own, cross = cache_bytes(self._model.dims, self._precision.dtype)
         free, _ = torch.cuda.mem_get_info(self._device.torch)
         return max(1, min(windows, int((free * _CACHE_SHARE - _MOST_ROWS * own) / (cross + _ROWS_A_WINDOW["cuda"] * own))))
