@@ -645,6 +645,9 @@ def test_graphs_hold_nothing_that_changes(
     feed = Listed(asked, at_most=2)
     engine.decode_feed(feed)
     check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
+    for decoding in (replace(ENGLISH, beam_size=2, max_tokens=12), replace(ENGLISH, temperature=1e-4, max_tokens=12)):
+        for some in (recordings[:3], recordings[3:5], recordings[5:8]):
+            check_equal(engine.decode(windows(some, decoding)), reference.decode(windows(some, decoding)))
     assert device.replays > 20
     assert {type(key).__name__ for key, graph in device.graphs.items() if graph} == {"Entry", "Shape"}
 
