@@ -26,6 +26,9 @@ R = TypeVar("R")
 _FEW = 16
 """Queries: on a CPU plain products are up to five times faster for so few than the fused attention, which is made for many."""
 
+_IN_CACHE = 500
+"""Queries whose scores over a window, 1.5 MB, stay in a core's cache between the two products."""
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -195,11 +198,15 @@ def attend_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same, one head after the other: a head's scores fit into a core's cache, and oneDNN multiplies bfloat16 with the processor's
-    own instructions for it, which on a CPU the fused attention does not. Half its time.
+    """The same, a third of a window's queries of one head at a time: their scores fit into a core's cache, and oneDNN multiplies
+    bfloat16 with the processor's own instructions for it, which on a CPU the fused attention does not. Less than half its time.
     """
-    heads = zip((query * query.shape[-1] ** -0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), strict=True)
-    return torch.stack([torch.softmax(q @ k.T, dim=-1) @ v for q, k, v in heads]).view(query.shape)
+    seen = torch.empty_like(query)
+    heads = zip((query * query.shape[-1] ** -0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), seen.flatten(0, 1), strict=True)
+    for q, k, v, out in heads:
+        for some, place in zip(q.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
+            torch.matmul(torch.softmax(some @ k.T, dim=-1), v, out=place)
+    return seen
 
 
 def _merged(heads: Tensor) -> Tensor:
