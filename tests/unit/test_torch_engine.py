@@ -427,6 +427,15 @@ def test_settings_reach_the_engine(recordings: list[Samples], monkeypatch: pytes
     assert caught.value.param == "compile"
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_attention_of_many_queries_in_bfloat16(count: int) -> None:
+    """As the encoder's queries, keys and values lie in memory: windows behind each other, heads beside each other."""
+    torch.manual_seed(0)
+    query, key, value = torch.randn(count, 1500, 3, 2, 64).bfloat16().permute(2, 0, 3, 1, 4).unbind(0)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(model_module.attend(query, key, value), expected, rtol=0, atol=5e-3)
+
+
 def test_attention_of_one_query_in_sums() -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 2, 1, 16), torch.randn(3, 2, 50, 16), torch.randn(3, 2, 50, 16)

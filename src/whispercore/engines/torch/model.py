@@ -202,10 +202,10 @@ def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     bfloat16 with the processor's own instructions for it, which on a CPU the fused attention does not. Less than half its time.
     """
     seen = torch.empty_like(query)
-    heads = zip((query * query.shape[-1] ** -0.5).flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), seen.flatten(0, 1), strict=True)
-    for q, k, v, out in heads:
-        for some, place in zip(q.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
-            torch.matmul(torch.softmax(some @ k.T, dim=-1), v, out=place)
+    for of_window in zip(query * query.shape[-1] ** -0.5, key, value, seen, strict=True):
+        for q, k, v, out in zip(*of_window, strict=True):
+            for some, place in zip(q.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
+                torch.matmul(torch.softmax(some @ k.T, dim=-1), v, out=place)
     return seen
 
 
