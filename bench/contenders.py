@@ -26,7 +26,7 @@ import psutil
 import soundfile
 
 from whispercore import checkpoints, wire
-from whispercore.conversion import precision
+from whispercore.checkpoints.conversion import precision
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Samples
 

@@ -42,10 +42,10 @@ from bench.peers import Heard
 from bench.work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 from whispercore import checkpoints
 from whispercore.audio import read_samples
+from whispercore.checkpoints.locations import ct2_folder, exported_folder, locate
 from whispercore.devices import choose_device
 from whispercore.engines import ENGINES, Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
-from whispercore.locations import ct2_folder, exported_folder, locate
 from whispercore.options import Options
 from whispercore.settings import Settings
 from whispercore.transcriber import Transcriber
@@ -203,11 +203,11 @@ def artifact(settings: Settings) -> Path:
     """The checkpoint, or the folder made from it for the engine."""
     device = choose_device(settings)
     if settings.engine == "ct2":
-        from whispercore.conversion import precision
+        from whispercore.checkpoints.conversion import precision
 
         return ct2_folder(settings, locate(settings), precision(settings, device))
     if settings.engine in ("onnx", "sherpa"):
-        from whispercore.onnx_export import precision as exported
+        from whispercore.checkpoints.onnx_export import precision as exported
 
         return exported_folder(settings, settings.engine, exported(settings, device if settings.engine == "onnx" else "cpu"))
     return locate(settings)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from whispercore.checkpoints import load_checkpoint
-from whispercore.huggingface import generation_config
+from whispercore.checkpoints.huggingface import generation_config
 from whispercore.tokenizer import Tokenizer
 
 

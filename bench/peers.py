@@ -13,7 +13,7 @@ import torch
 
 from whispercore import checkpoints
 from whispercore.audio import read_samples
-from whispercore.conversion import precision
+from whispercore.checkpoints.conversion import precision
 from whispercore.devices import choose_device
 from whispercore.engines import ENGINES
 from whispercore.errors import ConfigurationError

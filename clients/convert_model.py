@@ -20,11 +20,16 @@ sys.path.insert(0, str(ROOT / "src"))  # the core need not be installed
 
 import torch  # noqa: E402
 
-from whispercore import huggingface  # noqa: E402
-from whispercore.checkpoints import Checkpoint, load_checkpoint, locate, write_checkpoint  # noqa: E402
+from whispercore.checkpoints import (  # noqa: E402
+    Checkpoint,
+    huggingface,
+    load_checkpoint,
+    locate,
+    write_checkpoint,
+)
+from whispercore.checkpoints.staging import staged  # noqa: E402
 from whispercore.errors import ConfigurationError  # noqa: E402
 from whispercore.settings import Settings  # noqa: E402
-from whispercore.staging import staged  # noqa: E402
 
 _FLOATS = ("float32", "float16", "bfloat16")
 DTYPES = {
@@ -67,7 +72,7 @@ class Conversion:
         dims, state, heads = self.checkpoint.dims, self.checkpoint.state, self.checkpoint.alignment_heads
         if self.form == "ct2":
             try:
-                from whispercore.conversion import convert  # here: other forms need no ctranslate2
+                from whispercore.checkpoints.conversion import convert  # here: other forms need no ctranslate2
             except ImportError as error:
                 raise ConfigurationError(f"form 'ct2' needs ctranslate2 ({error}); run: pip install -r requirements.txt") from error
             return convert(dims, state, made, self.dtype, alignment_heads=heads)
@@ -78,7 +83,7 @@ class Conversion:
 
     def _export(self) -> str:
         try:
-            from whispercore import onnx_export, sherpa_export  # here: other forms need no onnx
+            from whispercore.checkpoints import onnx_export, sherpa_export  # here: other forms need no onnx
         except ImportError as error:
             raise ConfigurationError(f"form '{self.form}' needs more ({error}); run: pip install -r requirements-onnx.txt") from error
         dims, state, heads = self.checkpoint.dims, self.checkpoint.state, self.checkpoint.alignment_heads

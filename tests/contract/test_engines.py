@@ -18,8 +18,7 @@ import pytest
 import whisper
 from conftest import ENGINES, LIKELY, ROOT, WEIGHTED, Recording, having, honours
 
-from whispercore import huggingface
-from whispercore.checkpoints import Checkpoint, prepare
+from whispercore.checkpoints import Checkpoint, huggingface, prepare
 from whispercore.engines import Engine, load_engine
 from whispercore.engines.features import log_mel
 from whispercore.settings import Settings

@@ -16,11 +16,12 @@ import whisper
 from whisper.model import ModelDimensions
 
 from whispercore import checkpoints
-from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, locate, main, prepare, write_random
-from whispercore.conversion import precision
+from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, locate, prepare, write_random
+from whispercore.checkpoints.__main__ import main
+from whispercore.checkpoints.conversion import precision
+from whispercore.checkpoints.locations import FILES
 from whispercore.engines import load_engine
 from whispercore.errors import ConfigurationError
-from whispercore.locations import FILES
 from whispercore.settings import Settings
 
 SMALL = ModelDimensions(80, 1500, 64, 2, 2, 51_865, 448, 64, 2, 2)
@@ -215,7 +216,7 @@ def test_what_was_made_of_an_older_content_is_removed_and_nothing_else(settings:
 
 
 def test_a_folder_without_alignment_heads_is_converted(settings: Settings, small: Path, tmp_path: Path) -> None:
-    from whispercore.conversion import convert
+    from whispercore.checkpoints.conversion import convert
 
     checkpoint, folder = load_checkpoint(small), tmp_path / "old"
     convert(checkpoint.dims, checkpoint.state, folder, "float16", alignment_heads=[(1, 0)])
@@ -229,7 +230,7 @@ def test_a_folder_without_alignment_heads_is_converted(settings: Settings, small
 
 
 def test_conversion_leaves_the_checkpoint_as_it_was(settings: Settings, small: Path, tmp_path: Path) -> None:
-    from whispercore.conversion import convert
+    from whispercore.checkpoints.conversion import convert
 
     checkpoint = load_checkpoint(small)
     before = {name: tensor.clone() for name, tensor in checkpoint.state.items()}
@@ -288,7 +289,7 @@ def test_a_gpu_that_is_not_there(settings: Settings, monkeypatch: pytest.MonkeyP
 
 def test_a_missing_package_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    for name in ("whispercore.engines.ct2", "whispercore.conversion"):
+    for name in ("whispercore.engines.ct2", "whispercore.checkpoints.conversion"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ConfigurationError, match="pip install ctranslate2"):
         load_engine(replace(settings, engine="ct2"))
@@ -334,7 +335,7 @@ def test_the_command_makes_random_checkpoints(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_command_runs_as_a_module(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "whispercore.checkpoints", "prepare", "--model", str(tmp_path / "none.pt")]
-    source = {"PYTHONPATH": str(Path(checkpoints.__file__).parents[1])}  # the core is not installed into the environment
+    source = {"PYTHONPATH": str(Path(checkpoints.__file__).parents[2])}  # the core is not installed into the environment
     run = subprocess.run(command, env=os.environ | source, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 1
     assert run.stderr.startswith("error: no checkpoint at") and run.stderr.count("\n") == 1

@@ -244,13 +244,13 @@ def test_what_half_precision_cannot_hold_is_told(nano: Checkpoint, tmp_path: Pat
 
 @pytest.mark.parametrize(("form", "package"), [("ct2", "ctranslate2"), ("onnx", "onnx")])
 def test_a_missing_package_is_named(form: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import whispercore
+    from whispercore import checkpoints
 
     todo = conversion(str(NANO), form, folder=tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
     for name in ("conversion", "onnx_export", "sherpa_export"):
-        monkeypatch.delitem(sys.modules, f"whispercore.{name}", raising=False)
-        monkeypatch.delattr(whispercore, name, raising=False)
+        monkeypatch.delitem(sys.modules, f"whispercore.checkpoints.{name}", raising=False)
+        monkeypatch.delattr(checkpoints, name, raising=False)
     with pytest.raises(ConfigurationError, match=f"form '{form}' needs .*{package}.*pip install"):
         todo.run()
     assert list(tmp_path.iterdir()) == []

@@ -264,7 +264,7 @@ def test_a_name_of_faster_whispers_is_its_folder(server: Any, tmp_path: Path) ->
 
 
 def test_a_folder_is_found_where_it_was_put(server: Any, tmp_path: Path) -> None:
-    from whispercore.locations import locate
+    from whispercore.checkpoints.locations import locate
     from whispercore.settings import Settings
 
     path = download("distil-small.en", tmp_path, hub(server, CONVERTED), quiet=True)

@@ -57,7 +57,7 @@ def test_files_that_name_a_package_agree_about_it() -> None:
 def test_a_missing_package_is_an_error_that_names_the_extra(name: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [module for module in sys.modules if module.startswith(f"whispercore.engines.{name}") or module.endswith("_export")]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.delitem(sys.modules, "whispercore.conversion", raising=False)
+    monkeypatch.delitem(sys.modules, "whispercore.checkpoints.conversion", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     how = f"requirements-{name}.txt, or pip install '.[{name}]'" if name in EXTRAS else f"pip install {package}"
     with pytest.raises(ConfigurationError) as caught:

@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from whisper.model import ModelDimensions
 
-from whispercore import huggingface
-from whispercore.checkpoints import Checkpoint, converted_folder, dimensions, empty_model, load_checkpoint, locate, write_random
+from whispercore.checkpoints import (
+    Checkpoint,
+    converted_folder,
+    dimensions,
+    empty_model,
+    huggingface,
+    load_checkpoint,
+    locate,
+    write_random,
+)
+from whispercore.checkpoints.huggingface import openai_name
 from whispercore.errors import ConfigurationError
-from whispercore.huggingface import openai_name
 from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 

@@ -13,10 +13,7 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
-    ("values", "wire", "audio", "silero", "vad", "windows", "devices", "staging"),
-    ("vocabulary",),
-    ("conversion", "huggingface", "modelbin", "onnx_export", "sherpa_export"),
-    ("locations",),
+    ("values", "wire", "audio", "silero", "vad", "windows", "devices"),
     ("checkpoints",),
     ("engines",),
     ("backlog", "scheduler", "reference"),
@@ -33,7 +30,7 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init
 
 
 def module(path: Path) -> str:
-    """A file's name on the road: its own, or engines for all in that folder."""
+    """A file's name on the road: its own, or its folder's."""
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from whisper.model import ModelDimensions
 
-from whispercore import modelbin
-from whispercore.checkpoints import Checkpoint, load_checkpoint, main, write_random
-from whispercore.conversion import convert
+from whispercore.checkpoints import Checkpoint, load_checkpoint, modelbin, write_random
+from whispercore.checkpoints.__main__ import main
+from whispercore.checkpoints.conversion import convert
 from whispercore.errors import ConfigurationError
 
 SMALL = ModelDimensions(128, 1500, 64, 2, 1, 51_866, 448, 64, 4, 3)

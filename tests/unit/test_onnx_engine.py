@@ -15,9 +15,8 @@ import onnx
 import torch
 from whisper.model import ModelDimensions
 
-from whispercore import onnx_export
 from whispercore.audio import read_samples
-from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, prepare, write_random
+from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, onnx_export, prepare, write_random
 from whispercore.engines import load_engine
 from whispercore.engines.onnx import OnnxEngine
 from whispercore.engines.onnx.model import Model

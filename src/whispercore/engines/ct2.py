@@ -16,11 +16,11 @@ from ctranslate2 import DataType, Device, StorageView
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import ct2_folder, locate
-from ..conversion import precision, supported
+from ..checkpoints.conversion import precision, supported
+from ..checkpoints.locations import is_ct2, model_name
+from ..checkpoints.modelbin import is_float
 from ..devices import decoding_threads, free_memory
 from ..errors import ConfigurationError, EngineError, OutOfMemory
-from ..locations import is_ct2, model_name
-from ..modelbin import is_float
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window

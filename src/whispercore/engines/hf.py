@@ -20,9 +20,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from whisper.decoding import LogitFilter, SuppressBlank, SuppressTokens
 
 from ..checkpoints import Checkpoint, load_checkpoint, locate
+from ..checkpoints.huggingface import config, state
 from ..devices import choose_precision, decoding_threads
 from ..errors import ConfigurationError, EngineError
-from ..huggingface import config, state
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window

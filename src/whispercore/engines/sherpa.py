@@ -1,4 +1,4 @@
-"""sherpa-onnx's own Whisper on its own exported form (see `whispercore.sherpa_export`): greedy, one window after the other, on the CPU.
+"""sherpa-onnx's own Whisper on its own exported form (`checkpoints.sherpa_export`): greedy, one window after the other, on the CPU.
 
 It tells no scores: nothing falls back to a higher temperature for improbable words, and nothing is taken for silence. Of a window it
 hears 29.5 s at most. Prompts are left out.
@@ -15,9 +15,9 @@ import numpy as np
 import sherpa_onnx
 
 from ..checkpoints import exported_folder
+from ..checkpoints.onnx_export import PRECISIONS, precision, told
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
-from ..onnx_export import PRECISIONS, precision, told
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window

@@ -1,4 +1,4 @@
-"""ONNX Runtime: our own export of the model (see `whispercore.onnx_export`), openai-whisper's decoding."""
+"""ONNX Runtime: our own export of the model (see `whispercore.checkpoints.onnx_export`), openai-whisper's decoding."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
 from ...checkpoints import empty_model, exported_folder
+from ...checkpoints.onnx_export import PRECISIONS, precision, told
 from ...devices import decoding_threads
 from ...errors import ConfigurationError, EngineError, OutOfMemory
-from ...onnx_export import PRECISIONS, precision, told
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window

@@ -1,4 +1,4 @@
-"""The two graphs of `whispercore.onnx_export` in ONNX Runtime: torch's tensors in and out, none of them copied.
+"""The two graphs of `whispercore.checkpoints.onnx_export` in ONNX Runtime: torch's tensors in and out, none of them copied.
 
 Letters in the shapes as there: b windows, r sequences, n new tokens, k positions kept, h heads, d width of a head, V vocabulary.
 """

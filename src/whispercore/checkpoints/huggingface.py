@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from whisper.model import ModelDimensions
 
-from .errors import ConfigurationError
-from .tokenizer import Tokenizer
+from ..errors import ConfigurationError
+from ..tokenizer import Tokenizer
 from .vocabulary import tokenizer_json
 
 State = Mapping[str, torch.Tensor]

@@ -1,17 +1,11 @@
-"""Checkpoints, OpenAI's .pt files, Hugging Face's and CTranslate2's folders: checked, loaded; made ready for the engine, or made up.
-
-python -m whispercore.checkpoints prepare [--config config/model-config.yaml] [--model NAME|PATH]
-python -m whispercore.checkpoints random --size base --out PATH [--dtype float16]
-"""
+"""Checkpoints, OpenAI's .pt files, Hugging Face's and CTranslate2's folders: checked, loaded; made ready for the engine, or made up."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import gzip
 import pickle
 import re
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 import whisper
-import yaml
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
+from ..devices import choose_device, choose_engine
+from ..errors import ConfigurationError
+from ..settings import Settings
 from . import modelbin
-from .devices import choose_device, choose_engine
-from .errors import ConfigurationError
 from .locations import (
     FILES,
     converted_folder,
@@ -39,7 +33,6 @@ from .locations import (
     replace_outdated,
     sha256,
 )
-from .settings import Settings
 
 __all__ = [
     "Checkpoint",
@@ -248,48 +241,6 @@ _TOLD = {"onnx": "dims", "sherpa": "sot_sequence"}
 """What only the exports for an engine tell of themselves."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: exit status 0, or 1 after one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m whispercore.checkpoints", description="Make checkpoints ready, or make them up.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    preparing = commands.add_parser("prepare", help="check the checkpoint and convert it for the engine")
-    preparing.add_argument("--config", type=Path, help="model-config.yaml, whose section 'whisper' holds settings")
-    preparing.add_argument("--model", help="instead of the settings' model")
-    making = commands.add_parser("random", help="write a checkpoint with random weights, for benchmarks")
-    making.add_argument("--size", required=True, help=", ".join(SIZES))
-    making.add_argument("--out", type=Path, required=True)
-    making.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    given = parser.parse_args(arguments)
-    try:
-        print(_prepare(given.config, given.model) if given.command == "prepare" else _random(given.size, given.out, given.dtype))
-    except (ConfigurationError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _prepare(config: Path | None, model: str | None) -> str:
-    settings = Settings.load(_section(config) if config else None)
-    return prepare(replace(settings, model=model) if model else settings)
-
-
-def _random(size: str, out: Path, dtype: str) -> str:
-    write_random(dimensions(size), out, dtype=torch.float16 if dtype == "float16" else torch.float32)
-    return f"wrote {out}: {size}, random weights, {dtype}"
-
-
-def _section(config: Path) -> dict[str, Any]:
-    """The `whisper:` section of model-config.yaml."""
-    try:
-        content = yaml.safe_load(config.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"{config} is not YAML: {' '.join(str(error).split())}", param="config") from None
-    section = content.get("whisper") if isinstance(content, dict) else None
-    if section is not None and not isinstance(section, dict):
-        raise ConfigurationError(f"{config}: section 'whisper' must map settings to values", param="config")
-    return section or {}
-
-
 def _read_folder(folder: Path) -> dict[str, Any]:
     """A folder of Hugging Face's or CTranslate2's as the content of a .pt file."""
     form = form_of(folder)
@@ -310,7 +261,3 @@ def _read(path: Path) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{path} cannot be read as a checkpoint, it may be cut short ({reason[:120]}); get it again: clients/download_model.py"
         raise ConfigurationError(message, param="model") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

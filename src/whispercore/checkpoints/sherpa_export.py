@@ -21,8 +21,8 @@ import onnx
 from onnx import TensorProto, helper
 from whisper.model import ModelDimensions
 
+from ..tokenizer import Tokenizer
 from .onnx_export import LIMITS, MICROSOFT, Array, Graph, State, difference, publish, sessions, write_graph
-from .tokenizer import Tokenizer
 
 _CACHES = ("k", "v")
 

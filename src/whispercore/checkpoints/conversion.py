@@ -14,11 +14,11 @@ from ctranslate2.specs.transformer_spec import FeedForwardSpec
 from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
 from whisper.model import ModelDimensions
 
-from .devices import choose_precision
+from ..devices import choose_precision
+from ..settings import Settings
+from ..tokenizer import Tokenizer
 from .huggingface import generation_config
-from .settings import Settings
 from .staging import staged
-from .tokenizer import Tokenizer
 from .vocabulary import token_names, tokenizer_json
 
 State = dict[str, torch.Tensor]

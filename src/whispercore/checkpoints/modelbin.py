@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from .errors import ConfigurationError
+from ..errors import ConfigurationError
 from .huggingface import read_json
 
 _WEIGHTS = "model.bin"

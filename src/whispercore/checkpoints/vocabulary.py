@@ -5,7 +5,7 @@ from __future__ import annotations
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from .tokenizer import Tokenizer
+from ..tokenizer import Tokenizer
 
 
 def token_names(tokenizer: Tokenizer) -> list[str]:

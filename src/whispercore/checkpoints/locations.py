@@ -11,9 +11,9 @@ from types import ModuleType
 
 import whisper
 
+from ..errors import ConfigurationError
+from ..settings import Settings
 from . import huggingface, modelbin
-from .errors import ConfigurationError
-from .settings import Settings
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """OpenAI's second names of two checkpoints, and the names of their files."""

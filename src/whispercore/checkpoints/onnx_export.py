@@ -27,9 +27,9 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
-from .devices import choose_precision
-from .errors import ConfigurationError
-from .settings import Settings
+from ..devices import choose_precision
+from ..errors import ConfigurationError
+from ..settings import Settings
 from .staging import staged
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
