@@ -3,6 +3,7 @@
 #
 #   ./serve.sh            set up what is missing, build whisper.mar when its sources changed, serve
 #   ./serve.sh --setup    all that but serving: an image is built so, and then needs no network and no writable checkout
+#   ./serve.sh serve      the same as without: with it SageMaker starts a container
 #   ./serve.sh --help     this text
 #
 # Environment, all optional:
@@ -24,6 +25,7 @@ source "$ROOT/server/setup.sh"
 main() {
     case ${1:-} in
         "" | --setup) ;;
+        serve) shift ;;
         --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
         *) fail "unknown argument '$1': see ./serve.sh --help" ;;
     esac

@@ -1,4 +1,4 @@
-"""The engines' table and plot, for the README, from engines.json and nothing else."""
+"""The engines' tables and plot from engines.json and nothing else: all rows for docs/measured.md, what to choose by for the README."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from . import table as tables
 from .plot import draw
 from .results import RESULTS, load
 
-README = tables.README
+README, MEASURED = tables.README, tables.MEASURED
 BEGIN, END = "<!-- engines -->\n", "<!-- /engines -->"
 BASELINE = ("torch", "float32")
 """What latencies are relative to: fp32 torch."""
 NONE = "—"
+_PLOT = "bench/results/engines.svg"
 COLOURS = {
     "openai": "#8b949e",
     "torch": "#d1242f",
@@ -60,19 +61,29 @@ _TITLES = {
 
 
 def table(folder: Path = RESULTS) -> str:
-    """The Markdown: a table for each model and set on the CPU, then on the GPU; empty when nothing has been measured."""
+    """The Markdown of all rows: a table for each model and set on the CPU, then on the GPU; empty when nothing has been measured."""
     content = load(folder, "engines")
-    if not content or not content["result"]["rows"]:
+    return _tables(content, content["result"]["rows"]) if content and content["result"]["rows"] else ""
+
+
+def choice(folder: Path = RESULTS) -> str:
+    """The Markdown of what to choose by: on recordings, each engine and precision at its largest batch; then the plot."""
+    content = load(folder, "engines")
+    if not content:
         return ""
-    rows = content["result"]["rows"]
+    heard = [row for row in content["result"]["rows"] if "failure" not in row and row["data"] != "random"]
+    most = max((row["batch"] for row in heard), default=0)
+    tables = _tables(content, [row for row in heard if row["batch"] == most])
+    return tables + (f"\n![Speed against word error rate of every engine]({_PLOT})\n" if folder == RESULTS else "")
+
+
+def _tables(content: dict[str, Any], rows: Rows) -> str:
     parts = [_origin(content)]
     for on_gpu, name in ((False, "CPU"), (True, "GPU")):
         of_device = [row for row in rows if (row["device"] == "cuda") == on_gpu]
         parts += [part for _, some in groupby(sorted(of_device, key=_set), key=_set) for part in _one(list(some), name)]
         if not of_device:
             parts.append(f"**On a {name}**: not measured.\n")
-    if folder == RESULTS:
-        parts.append("![Speed against word error rate of every engine](bench/results/engines.svg)\n")
     return "\n".join(parts)
 
 
@@ -90,13 +101,14 @@ def precision(row: dict[str, Any]) -> str:
     return f"{row['precision']}{', compiled' * row.get('compiled', False)}"
 
 
-def update(readme: Path = README, folder: Path = RESULTS) -> None:
-    """Put the tables between the README's markers. Raises ValueError when it has none."""
-    page = readme.read_text(encoding="utf-8")
-    if BEGIN not in page or END not in page:
-        raise ValueError(f"{readme.name} needs the lines {BEGIN.strip()} and {END}")
-    head, _, rest = page.partition(BEGIN)
-    readme.write_text(head + BEGIN + table(folder) + END + rest.partition(END)[2], encoding="utf-8")
+def update(readme: Path = README, measured: Path = MEASURED, folder: Path = RESULTS) -> None:
+    """Put the tables between the pages' markers. Raises ValueError when one has none."""
+    for page, text in ((readme, choice(folder)), (measured, table(folder))):
+        old = page.read_text(encoding="utf-8")
+        if BEGIN not in old or END not in old:
+            raise ValueError(f"{page.name} needs the lines {BEGIN.strip()} and {END}")
+        head, _, rest = old.partition(BEGIN)
+        page.write_text(head + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
 
 
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:

@@ -152,6 +152,10 @@ def _environment(folder: Path) -> dict[str, str]:
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))
     environment["TEMP"] = environment["TMPDIR"] = str(folder)
+    # torch.compile keeps its kernels in the temporary folder, which goes with the server
+    state = os.environ.get("WHISPER_STATE_DIR")
+    if state and os.access(state, os.W_OK):
+        environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(state) / "compiled"))
     return environment
 
 

@@ -42,7 +42,17 @@ def choose_precision(engine: str, settings: Settings, device: str, known: Iterab
 
 def decoding_threads(settings: Settings) -> int:
     """`settings.threads`, or the physical cores this process may run on."""
-    return settings.threads or len({_siblings(core) for core in os.sched_getaffinity(0)})
+    return settings.threads or _cores()
+
+
+def reading_threads(settings: Settings) -> int:
+    """`settings.readers`, or half of the cores: what a GPU decodes takes several of them to read."""
+    return settings.readers or max(2, _cores() // 2)
+
+
+def _cores() -> int:
+    """The physical cores this process may run on."""
+    return len({_siblings(core) for core in os.sched_getaffinity(0)})
 
 
 def free_memory() -> int:

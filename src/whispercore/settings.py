@@ -43,7 +43,7 @@ class Settings:
     jax_mesh: str = _setting("auto", "jax: devices as DATAxMODEL, such as 2x4; auto: all of them, each with the whole model")
     threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores of this process", minimum=0)
     batch_size: int = _setting(0, "windows decoded together at most; 0: chosen for the device", minimum=0)
-    readers: int = _setting(2, "threads that decode audio and cut windows", minimum=1)
+    readers: int = _setting(0, "threads that decode audio and cut windows; 0: half as many as there are cores, two at least", minimum=0)
     max_audio_bytes: int = _setting(150 * 1024 * 1024, "largest upload, bytes", minimum=1)
     max_audio_seconds: float = _setting(4 * 3600.0, "longest recording, seconds", minimum=1)
     max_open_requests: int = _setting(1000, "requests open at once before a new one is refused with 503", minimum=1)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Final
 from . import audio, windows
 from .backlog import Ticket
 from .checkpoints import prepare
+from .devices import reading_threads
 from .engines import UNSUPPORTED, Engine, load_engines
 from .errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
 from .longform import Heard, Passage, Strand, Strands, chunked
@@ -330,7 +331,7 @@ class Transcriber:
         self.engines = [loaded] if loaded else load_engines(self.settings)
         self.engine = self.engines[0]
         self.scheduler = Scheduler(*self.engines)
-        self._readers = ThreadPoolExecutor(self.settings.readers, thread_name_prefix="reader")
+        self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._open: set[Job] = set()
         self._lock = threading.Lock()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -17,35 +18,61 @@ _FADE = 0.7  # of the remembered level with each call: silence after speech is n
 _WARM_UP = 16  # frames; without half a second before it, 5% of the digits that begin at once are missed
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """A piece as the network hears it, before it remembers anything.
+
+    `features`, shape (frames, 128), None of digital silence; `before`: those of the half second before it; `begins`: nothing came before.
+    """
+
+    frames: int
+    features: Samples | None = None
+    before: Samples | None = None
+    begins: bool = True
+
+
 class VoiceDetector:
-    """Speech probabilities of one recording, called with its samples piece by piece: about five seconds each."""
+    """Speech probabilities of one recording, called with its samples piece by piece: about five seconds each.
+
+    `hear` and `judge` are its halves, each called once for a piece and in their order: one thread may hear a piece while another judges
+    the one before it.
+    """
 
     def __init__(self) -> None:
         self._network = network()
         self._level = 0.0
-        self._memory: Memory | None = None
-        self._heard = self._context = np.zeros(0, np.float32)
+        self._before: Samples | None = None
+        self._context = np.zeros(CONTEXT, np.float32)
+        self._memory = nothing()
 
     def __call__(self, samples: Samples) -> Samples:
         """Probabilities, shape (n,), of the n frames of 512 samples in `samples`, shape (512 n,); the last frame zero-padded."""
+        return self.judge(self.hear(samples))
+
+    def hear(self, samples: Samples) -> Sound:
+        """The first half: levelled, and through the layers that know one frame only."""
         frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
         levelled = self._levelled(frames)
         if not frames.any():  # an unused channel costs nothing
-            self._memory = None
-            return np.zeros(len(frames), np.float32)
-        memory = self._memory or self._begin()
+            self._before = None
+            return Sound(len(frames))
+        begins, before = self._before is None, self._before
+        if before is None:  # half a second of hiss has been heard, nothing else
+            self._context = np.zeros(CONTEXT, np.float32)
+            before = self._features(_hiss(_WARM_UP))
         features = self._features(levelled)
-        anew = self._network.listen(self._heard, nothing())[1]
-        probabilities, (h, c) = self._network.listen(features, _both(memory, anew))
-        self._memory = h[:, :1], c[:, :1]
-        self._heard = np.concatenate([self._heard, features])[-_WARM_UP:]
-        return np.asarray(probabilities.max(axis=1))
+        self._before = np.concatenate([before, features])[-_WARM_UP:]
+        return Sound(len(frames), features, before, begins)
 
-    def _begin(self) -> Memory:
-        """Half a second of hiss has been heard, nothing else."""
-        self._context = np.zeros(CONTEXT, np.float32)
-        self._heard = self._features(_hiss(_WARM_UP))
-        return self._network.listen(self._heard, nothing())[1]
+    def judge(self, sound: Sound) -> Samples:
+        """The second half: the layers that remember, with all that came before and with half a second of it."""
+        if sound.features is None or sound.before is None:
+            return np.zeros(sound.frames, np.float32)
+        anew = self._network.listen(sound.before, nothing())[1]
+        memory = anew if sound.begins else self._memory
+        probabilities, (h, c) = self._network.listen(sound.features, _both(memory, anew))
+        self._memory = h[:, :1], c[:, :1]
+        return np.asarray(probabilities.max(axis=1))
 
     def _levelled(self, frames: Samples) -> Samples:
         """The loudest frame at the level the detector knows best, and the hiss."""

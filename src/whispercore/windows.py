@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .options import Options
 from .silero import FRAME
 from .types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from .vad import VoiceDetector
+from .vad import Sound, VoiceDetector
 
 _PER_SECOND = SAMPLE_RATE / FRAME
 CHUNK = 160 * FRAME  # analysed at a time whatever the size of the blocks: the same cuts for all
@@ -26,7 +26,7 @@ MIN_PAUSE = int(0.1 * _PER_SECOND)
 LEAD_IN = int(0.4 * _PER_SECOND)  # at most so much of a pause before the stretch after it: Whisper's first timestamp is at most 1.0 s
 _NEAR = np.array([1.0, 1.0, 4.0, 4.0, 1.0, 1.0])
 _HYSTERESIS, _LEAST = 0.15, 0.01  # Silero's own: speech lasts until its probability is that far below the threshold
-_EARS = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ear")
+_EARS = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="ear")  # decoding needs a core, too
 
 Mask = npt.NDArray[np.bool_]
 
@@ -112,25 +112,33 @@ class _Listener:
         self._detector = VoiceDetector() if options.vad else None
         self._speaking = False
 
-    def __call__(self, chunk: Samples) -> Mask:
-        voiced = np.ones(-(-len(chunk) // FRAME), bool)
-        if self._detector:
-            for index, probability in enumerate(self._detector(chunk).tolist()):
+    def hear(self, chunk: Samples) -> Sound | None:
+        """What there is to judge of a chunk: nothing, without the filter."""
+        return self._detector.hear(chunk) if self._detector else None
+
+    def judge(self, frames: int, sound: Sound | None) -> Mask:
+        """Which frames of a chunk are voiced."""
+        voiced = np.ones(frames, bool)
+        if self._detector and sound is not None:
+            for index, probability in enumerate(self._detector.judge(sound).tolist()):
                 self._speaking = probability >= (self._lasts if self._speaking else self._begins)
                 voiced[index] = self._speaking
         return voiced
 
 
 def _heard(chunks: Iterable[Samples], listener: _Listener) -> Iterator[tuple[Samples, Mask]]:
-    """The chunks and which of their frames are voiced; while one is listened to on a thread of its own, the next is decoded."""
-    waiting: tuple[Samples, Future[Mask]] | None = None
-    for chunk in chunks:
-        listened = waiting and (waiting[0], waiting[1].result())  # the listener remembers: one chunk at a time
-        waiting = chunk, _EARS.submit(listener, chunk)
-        if listened:
-            yield listened
-    if waiting:
-        yield waiting[0], waiting[1].result()
+    """The chunks and which of their frames are voiced: one is judged while the next is heard and that after it decoded.
+
+    On one thread the detector would take as long for an hour as a GPU does for two (bench/profile.md).
+    """
+    hearing: tuple[Samples, Future[Sound | None]] | None = None
+    judging: tuple[Samples, Future[Mask]] | None = None
+    for chunk in chain(chunks, (None, None)):
+        judged = judging and (judging[0], judging[1].result())
+        judging = hearing and (hearing[0], _EARS.submit(listener.judge, -(-len(hearing[0]) // FRAME), hearing[1].result()))
+        hearing = None if chunk is None else (chunk, _EARS.submit(listener.hear, chunk))
+        if judged:
+            yield judged
 
 
 class _Cutter:

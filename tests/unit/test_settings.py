@@ -41,7 +41,7 @@ def test_every_setting_can_come_from_the_environment_and_is_documented() -> None
         ("threads", -1),
         ("threads", 1.5),
         ("threads", True),
-        ("readers", 0),
+        ("readers", -1),
         ("compile", "perhaps"),
         ("compile", 1),
         ("compile", None),
