@@ -218,7 +218,8 @@ def _export(settings: Settings, engine: str, device: str) -> str:
     try:
         from . import onnx_export, sherpa_export  # here: the other engines work without the package onnx
     except ImportError as error:
-        message = f"engine '{engine}' cannot export ({error}); run: pip install -r requirements-{engine}.txt"
+        install = f"run: pip install -r requirements-{engine}.txt; an image: --build-arg ENGINE={engine}"
+        message = f"engine '{engine}' cannot export ({error}); {install}"
         raise ConfigurationError(message, param="engine") from error
     dtype = onnx_export.precision(settings, device if engine == "onnx" else "cpu")
     folder = exported_folder(settings, engine, dtype)
