@@ -42,6 +42,7 @@ def snapshot(folder: Path) -> dict[str, int]:
 
 
 def test_a_second_start_sets_up_nothing(start: Start, state: Path) -> None:
+    assert start().wait_until_ready().stop() == 0  # the first with this engine: others share the folder
     before = snapshot(state)
     server = start().wait_until_ready()
     assert server.said.count("\n") == 1, "it says nothing but that it is ready"
