@@ -18,8 +18,9 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -191,7 +192,6 @@ def choose(arguments: argparse.Namespace) -> Sets:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0; 1 when a row failed or was not reached, 2 when what was asked for is not there."""
     arguments = _parser().parse_args(argv)
-    logging.getLogger("whispercore").setLevel(logging.CRITICAL)  # what failed is in the rows
     console = Console(stderr=True, highlight=False)
     try:
         rows, sets, setups = [Row.parse(text) for text in arguments.rows], choose(arguments), _setups(arguments)
@@ -199,7 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[red]accuracy:[/red] {error}")
         return 2
     origin = results.provenance()
-    found, texts = run(rows, setups, sets, console)
+    with _core_silent():
+        found, texts = run(rows, setups, sets, console)
     reached = len(found) == len(rows) * len(setups)
     folder = (arguments.results or (results.RESULTS if reached and _standard(arguments) else SCRATCH / "accuracy")).resolve()
     _keep(folder, origin, _settings(sets, setups), found, texts, console)
@@ -207,6 +208,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert content is not None
     print(json.dumps(content, indent=1) if arguments.json else table.accuracy(folder))
     return 0 if reached and not any("failure" in row for row in found) else 1
+
+
+@contextmanager
+def _core_silent() -> Iterator[None]:
+    """Without the core's log: what failed is in the rows."""
+    logger = logging.getLogger("whispercore")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _keep(
