@@ -47,7 +47,7 @@ from whispercore.devices import choose_device
 from whispercore.engines import ENGINES, Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
 from whispercore.options import Options
-from whispercore.settings import Settings
+from whispercore.settings import Settings, model_name
 from whispercore.transcriber import Transcriber
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, Decoding, Samples, Window
 
@@ -108,7 +108,7 @@ class Row:
     @property
     def named(self) -> dict[str, Any]:
         """What it is, without this machine's folders: two rows with equal names are the same measurement."""
-        names = {"model": Path(self.model).name.removesuffix(".pt"), "data": Path(self.data).stem}
+        names = {"model": model_name(Path(self.model)), "data": Path(self.data).stem}
         return asdict(self) | names | {"device": choose_device(self.settings)}
 
 

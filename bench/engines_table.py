@@ -73,8 +73,8 @@ def choice(folder: Path = RESULTS) -> str:
         return ""
     heard = [row for row in content["result"]["rows"] if "failure" not in row and row["data"] != "random"]
     most = max((row["batch"] for row in heard), default=0)
-    tables = _tables(content, [row for row in heard if row["batch"] == most])
-    return tables + (f"\n![Speed against word error rate of every engine]({_PLOT})\n" if folder == RESULTS else "")
+    shown = _tables(content, [row for row in heard if row["batch"] == most])
+    return shown + (f"\n![Speed against word error rate of every engine]({_PLOT})\n" if folder == RESULTS else "")
 
 
 def _tables(content: dict[str, Any], rows: Rows) -> str:
@@ -103,12 +103,8 @@ def precision(row: dict[str, Any]) -> str:
 
 def update(readme: Path = README, measured: Path = MEASURED, folder: Path = RESULTS) -> None:
     """Put the tables between the pages' markers. Raises ValueError when one has none."""
-    for page, text in ((readme, choice(folder)), (measured, table(folder))):
-        old = page.read_text(encoding="utf-8")
-        if BEGIN not in old or END not in old:
-            raise ValueError(f"{page.name} needs the lines {BEGIN.strip()} and {END}")
-        head, _, rest = old.partition(BEGIN)
-        page.write_text(head + BEGIN + text + END + rest.partition(END)[2], encoding="utf-8")
+    tables.put(readme, choice(folder), BEGIN, END)
+    tables.put(measured, table(folder), BEGIN, END)
 
 
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:

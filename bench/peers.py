@@ -18,7 +18,7 @@ from whispercore.devices import choose_device
 from whispercore.engines import ENGINES
 from whispercore.errors import ConfigurationError
 from whispercore.options import FALLBACK_TEMPERATURES, Options
-from whispercore.settings import Settings
+from whispercore.settings import Settings, model_name
 from whispercore.transcriber import Transcriber
 from whispercore.types import Word
 
@@ -81,7 +81,7 @@ class Setup:
     @property
     def name(self) -> str:
         """The checkpoint's name without its folder."""
-        return Path(self.model).name.removesuffix(".pt")
+        return model_name(Path(self.model))
 
     @property
     def located(self) -> Settings:

@@ -55,7 +55,7 @@ def _cores() -> int:
     return len({_siblings(core) for core in os.sched_getaffinity(0)})
 
 
-def free_memory() -> int:
+def available_memory() -> int:
     """Bytes that this process may still take: what the machine has available, at most what its container may use."""
     fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024

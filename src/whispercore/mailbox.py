@@ -200,12 +200,16 @@ class Mailbox:
 
     def _patience(self) -> float:
         """Seconds to wait for news."""
-        resent = sum(open.resent_bytes for open in self._open.values() if not open.begun)
+        resent = sum(open.resent_bytes for open in self._resent())
         return min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
+
+    def _resent(self) -> list[Open]:
+        """The requests whose bodies the server hands over at each call."""
+        return [open for open in self._open.values() if not open.begun]
 
     def _costly(self) -> set[Open]:
         """The requests whose bodies the server is to stop sending again and again: large ones, and the largest of a crowd."""
-        waiting = sorted((open for open in self._open.values() if not open.begun), key=lambda open: open.resent_bytes, reverse=True)
+        waiting = sorted(self._resent(), key=lambda open: open.resent_bytes, reverse=True)
         resent, costly = sum(open.resent_bytes for open in waiting), set[Open]()
         for open in waiting:
             if open.resent_bytes < EARLY_FIRST_CHUNK_BYTES and resent <= CROWD_BYTES:

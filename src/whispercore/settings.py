@@ -66,12 +66,17 @@ class Settings:
     @property
     def model_id(self) -> str:
         """What clients call the model: its name, or its file's or folder's."""
-        return Path(self.model).name.removesuffix(".pt")
+        return model_name(Path(self.model))
 
     @property
     def converted_path(self) -> Path:
         """`converted_dir` as a path, ~ expanded."""
         return Path(self.converted_dir).expanduser()
+
+
+def model_name(path: Path) -> str:
+    """The file's name without .pt, or the folder's: nano, large-v3-turbo, faster-whisper-tiny.en, …"""
+    return path.name.removesuffix(".pt")
 
 
 _FIELDS = {item.name: item for item in fields(Settings)}

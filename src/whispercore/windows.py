@@ -109,21 +109,16 @@ class _Listener:
         self._begins = options.vad_threshold
         lower = max(self._begins - _HYSTERESIS, _LEAST) if options.vad_neg_threshold is None else options.vad_neg_threshold
         self._lasts = min(lower, self._begins)
-        self._detector = VoiceDetector() if options.vad else None
+        self.detector = VoiceDetector() if options.vad else None
         self._speaking = False
 
-    def hear(self, chunk: Samples) -> Sound | None:
-        """What there is to judge of a chunk: nothing, without the filter."""
-        return self._detector.hear(chunk) if self._detector else None
-
-    def judge(self, frames: int, sound: Sound | None) -> Mask:
-        """Which frames of a chunk are voiced."""
-        voiced = np.ones(frames, bool)
-        if self._detector and sound is not None:
-            for index, probability in enumerate(self._detector.judge(sound).tolist()):
-                self._speaking = probability >= (self._lasts if self._speaking else self._begins)
-                voiced[index] = self._speaking
-        return voiced
+    def mask(self, probabilities: Iterable[float]) -> Mask:
+        """Which frames are voiced, by the detector's probabilities, in their order."""
+        voiced = []
+        for probability in probabilities:
+            self._speaking = probability >= (self._lasts if self._speaking else self._begins)
+            voiced.append(self._speaking)
+        return np.array(voiced, bool)
 
 
 def _heard(chunks: Iterable[Samples], listener: _Listener) -> Iterator[tuple[Samples, Mask]]:
@@ -131,12 +126,15 @@ def _heard(chunks: Iterable[Samples], listener: _Listener) -> Iterator[tuple[Sam
 
     On one thread the detector would take as long for an hour as a GPU does for two (bench/profile.md).
     """
-    hearing: tuple[Samples, Future[Sound | None]] | None = None
-    judging: tuple[Samples, Future[Mask]] | None = None
+    if (detector := listener.detector) is None:
+        yield from ((chunk, np.ones(-(-len(chunk) // FRAME), bool)) for chunk in chunks)
+        return
+    hearing: tuple[Samples, Future[Sound]] | None = None
+    judging: tuple[Samples, Future[Samples]] | None = None
     for chunk in chain(chunks, (None, None)):
-        judged = judging and (judging[0], judging[1].result())
-        judging = hearing and (hearing[0], _EARS.submit(listener.judge, -(-len(hearing[0]) // FRAME), hearing[1].result()))
-        hearing = None if chunk is None else (chunk, _EARS.submit(listener.hear, chunk))
+        judged = judging and (judging[0], listener.mask(judging[1].result().tolist()))
+        judging = hearing and (hearing[0], _EARS.submit(detector.judge, hearing[1].result()))
+        hearing = None if chunk is None else (chunk, _EARS.submit(detector.hear, chunk))
         if judged:
             yield judged
 

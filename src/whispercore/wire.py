@@ -106,11 +106,10 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     """
     known = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     path = known.get("url_path", "").partition("?")[0].strip("/")
-    if path.startswith(_ONE_MODEL):
-        return Request(audio=b"", options=Options(), reply=Reply(), route="models", model=unquote(path.removeprefix(_ONE_MODEL)))
-    route = _route(path)
+    model = path.removeprefix(_ONE_MODEL) if path.startswith(_ONE_MODEL) else ""
+    route = "models" if model else _route(path)
     if route == "models":
-        return Request(audio=b"", options=Options(), reply=Reply(), route=route)
+        return Request(audio=b"", options=Options(), reply=Reply(), route=route, model=unquote(model))
     content = _json_content(row, known.get("content-type", ""))
     sent = _collect([*_fields(row, content), *_headers(headers)])
     audio = _audio(row, content)

@@ -32,7 +32,7 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path, monkeypat
     machine.write_text("MemTotal:       16000000 kB\nMemFree:          100000 kB\nMemAvailable:    8000000 kB\nHugePages_Total:       0\n")
     monkeypatch.setattr(devices, "_MEMORY", machine)
     monkeypatch.setattr(devices, "_CONTAINER_LIMIT", limit)
-    assert devices.free_memory() == 8_192_000_000  # it is no container
+    assert devices.available_memory() == 8_192_000_000  # it is no container
     for written, bytes_ in (("max\n", 8_192_000_000), ("3000000000\n", 3_000_000_000)):
         limit.write_text(written)
-        assert devices.free_memory() == bytes_
+        assert devices.available_memory() == bytes_

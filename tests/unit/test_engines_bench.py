@@ -131,27 +131,14 @@ def test_by_default_every_engine_is_measured_in_all_its_precisions(monkeypatch: 
 
 
 def test_torch_is_measured_compiled_too_when_asked(measured: list[Row], tmp_path: Path) -> None:
-    given = [
-        "--engines",
-        "torch",
-        "ct2",
-        "--precisions",
-        "float32",
-        "--batch",
-        "2",
-        "--sizes",
-        "--device",
-        "cpu",
-        "--results",
-        str(tmp_path),
-    ]
-    assert engines.main([*given, "--compile"]) == 0
+    given = ("--engines", "torch", "ct2", "--precisions", "float32")
+    assert run(tmp_path, *given, "--compile") == 0
     assert [(row.engine, row.compiled, row.settings.compile) for row in measured] == [
         ("torch", False, False),
         ("torch", True, True),
         ("ct2", False, False),
     ]
-    assert engines.main(given) == 0 and len(measured) == 3, "they are not the same row"
+    assert run(tmp_path, *given) == 0 and len(measured) == 3, "they are not the same row"
     assert "| `torch` | float32, compiled | 2 |" in engines_table.table(tmp_path)
 
 
@@ -229,22 +216,7 @@ def test_a_row_that_dies_stops_no_other(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return really([sys.executable, "-c", ends.get(row["engine"], done)], **options)
 
     monkeypatch.setattr(engines.subprocess, "run", lambda command, **options: (child if "--row" in command else really)(command, **options))
-    given = [
-        "--engines",
-        "openai",
-        "torch",
-        "hf",
-        "--precisions",
-        "float32",
-        "--batch",
-        "2",
-        "--sizes",
-        "--device",
-        "cpu",
-        "--timeout",
-        "3",
-    ]
-    assert engines.main([*given, "--model", "nano", "--results", str(tmp_path)]) == 1
+    assert run(tmp_path, "--engines", "openai", "torch", "hf", "--precisions", "float32", "--timeout", "3", "--model", "nano") == 1
     rows = {row["engine"]: row for row in (results.load(tmp_path, "engines") or {})["result"]["rows"]}
     assert "killed by signal 9" in rows["openai"]["failure"]
     assert rows["torch"]["failure"] == "not done after 3 s"

@@ -19,7 +19,7 @@ from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, s
 
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
-from ..settings import Settings
+from ..settings import Settings, model_name
 from . import modelbin
 from .locations import (
     FILES,
@@ -29,7 +29,6 @@ from .locations import (
     form_of,
     is_graphs,
     locate,
-    model_name,
     replace_outdated,
     sha256,
 )

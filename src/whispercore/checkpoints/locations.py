@@ -12,7 +12,7 @@ from types import ModuleType
 import whisper
 
 from ..errors import ConfigurationError
-from ..settings import Settings
+from ..settings import Settings, model_name
 from . import huggingface, modelbin
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
@@ -69,11 +69,6 @@ def form_of(folder: Path) -> ModuleType:
         advice = "set engine: onnx or sherpa, or name the checkpoint it was made from"
         raise ConfigurationError(f"{folder} holds ONNX graphs, from which no weights are read: {advice}", param="model")
     return modelbin if is_ct2(folder) else huggingface
-
-
-def model_name(path: Path) -> str:
-    """The file's name without .pt, or the folder's: nano, large-v3-turbo, faster-whisper-tiny.en, …"""
-    return path.name.removesuffix(".pt")
 
 
 def faster_whisper_repository(name: str) -> str | None:

@@ -17,11 +17,11 @@ from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import ct2_folder, locate
 from ..checkpoints.conversion import precision, supported
-from ..checkpoints.locations import is_ct2, model_name
+from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
-from ..devices import decoding_threads, free_memory
+from ..devices import available_memory, decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
-from ..settings import Settings
+from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 from .encoder import Encoder, is_fast, load_encoder
@@ -61,7 +61,7 @@ def load(settings: Settings, device: str) -> CTranslate2Engine:
         )
         raise ConfigurationError(message, param="model")
     threads = decoding_threads(settings)
-    best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, (folder / "model.bin").stat().st_size, free_memory())
+    best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, (folder / "model.bin").stat().st_size, available_memory())
     return CTranslate2Engine(
         folder,
         name=model_name(checkpoint),
@@ -160,7 +160,7 @@ class CTranslate2Engine:
             "batch": self.max_batch,
         }
 
-    def free_memory(self) -> None:
+    def available_memory(self) -> None:
         """Nothing: CTranslate2 gives what it caches back only with the model."""
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +45,7 @@ def load(settings: Settings, device: str) -> SherpaEngine:
     except RuntimeError as error:
         message = f"{folder} cannot be loaded ({error}); delete it and run: python -m whispercore.checkpoints prepare"
         raise ConfigurationError(message, param="model") from error
-    model, max_batch = Path(settings.model).name.removesuffix(".pt"), settings.batch_size or 1
+    model, max_batch = settings.model_id, settings.batch_size or 1
     described = {"model": model, "device": "cpu", "precision": metadata.get("dtype", "as exported")}
     numbers = {"threads": threads, "batch": max_batch}
     tokenizer = Tokenizer(int(metadata["n_vocab"]))

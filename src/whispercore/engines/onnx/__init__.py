@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from whisper.decoding import DecodingResult
@@ -50,7 +49,7 @@ def load(settings: Settings, device: str) -> OnnxEngine:
         # PyTorch makes the spectrograms and applies the rules: with threads of its own it would spin against ONNX Runtime's.
         torch.set_num_threads(1)
     max_batch = settings.batch_size or _MAX_BATCH[device]
-    return OnnxEngine(model, name=Path(settings.model).name.removesuffix(".pt"), precision=dtype, threads=threads, max_batch=max_batch)
+    return OnnxEngine(model, name=settings.model_id, precision=dtype, threads=threads, max_batch=max_batch)
 
 
 def precisions(device: str) -> tuple[str, ...]:
