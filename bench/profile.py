@@ -18,7 +18,7 @@ if "torch" not in sys.modules:
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def measure(setup: Setup, machine: dict[str, float]) -> list[Stage]:
     clip = speech.clips(1, CLIP_SECONDS, seed=1)[0]
     settings = Settings.load(environ=setup.variables | {"WHISPER_ENGINE": "ct2"})
     checkpoints.prepare(settings)
-    engine = load_ct2(settings, "cpu")
+    engine = cast(CTranslate2Engine, load_ct2(settings, "cpu"))
     try:
         stages = [*_before(clip), *_engine(engine, setup, machine)]
         decoded = engine.decode(_windows(setup.tokens))[0]

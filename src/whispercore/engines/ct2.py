@@ -24,6 +24,7 @@ from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
+from . import Engine
 from .encoder import Encoder, is_fast, load_encoder
 from .features import log_mels
 from .rules import (
@@ -50,7 +51,7 @@ _LEAST_FRAMES = 2
 """An alignment needs one step of the encoder's output, which is two frames, at least."""
 
 
-def load(settings: Settings, device: str) -> CTranslate2Engine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine on `device` with the settings' checkpoint: CTranslate2's own folder, or converted. Raises ConfigurationError."""
     compute_type = precision(settings, device)
     checkpoint = locate(settings)
@@ -160,7 +161,7 @@ class CTranslate2Engine:
             "batch": self.max_batch,
         }
 
-    def available_memory(self) -> None:
+    def free_memory(self) -> None:
         """Nothing: CTranslate2 gives what it caches back only with the model."""
 
     def close(self) -> None:

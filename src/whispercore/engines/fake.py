@@ -13,6 +13,7 @@ from ..errors import EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
+from . import Engine
 from .rules import decoded, sampled_length, text_to_align
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue", "black", "white", "grey")
@@ -23,7 +24,7 @@ SILENCE = 1e-3
 """Below this amplitude nobody speaks."""
 
 
-def load(settings: Settings, device: str) -> FakeEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The fake engine; only the batch size is taken from the settings."""
     return FakeEngine(max_batch=settings.batch_size or 8)
 

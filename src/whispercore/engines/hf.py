@@ -26,7 +26,7 @@ from ..errors import ConfigurationError, EngineError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
-from . import installation
+from . import Engine, installation
 from .alignment import align_by
 from .features import log_mels
 from .openai import BatchedTimestampRules, description, failure
@@ -54,7 +54,7 @@ _DTYPES = {
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
 
 
-def load(settings: Settings, device: str) -> HuggingFaceEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
     dtype = choose_precision("hf", settings, device, precisions(device))
     if device == "cpu":

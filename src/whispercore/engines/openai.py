@@ -39,7 +39,7 @@ _DTYPES = {
 _MAX_BATCH = {"cpu": 8, "cuda": 64}
 
 
-def load(settings: Settings, device: str) -> OpenAIEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine with the settings' checkpoint on `device`. Raises ConfigurationError."""
     dtype = _DTYPES[device][choose_precision("openai", settings, device, precisions(device))]
     if device == "cpu":

@@ -20,10 +20,11 @@ from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window
+from . import Engine
 from .rules import batch_key, decoded
 
 
-def load(settings: Settings, device: str) -> SherpaEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine with the settings' checkpoint, exported beforehand. Raises ConfigurationError."""
     if settings.device == "cuda":
         raise ConfigurationError("engine 'sherpa' runs on the CPU only: set device: cpu", param="device")

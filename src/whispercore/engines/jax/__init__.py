@@ -20,6 +20,7 @@ from ...errors import EngineError, OutOfMemory
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
+from .. import Engine
 from ..alignment import attended, jumps
 from ..features import log_mels
 from ..rules import (
@@ -53,7 +54,7 @@ _sample = jax.jit(sample, static_argnames=("search", "no_speech"))
 _follow = jax.jit(follow, static_argnames=("heads", "eot"))
 
 
-def load(settings: Settings, device: str) -> JaxEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine with the settings' checkpoint on the mesh of devices. Raises ConfigurationError."""
     dtype = choose_precision("jax", settings, device, precisions(device))
     _keep_compiled(settings.converted_path / "jax")

@@ -16,6 +16,7 @@ from ...errors import ConfigurationError, EngineError, OutOfMemory
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
+from .. import Engine
 from ..alignment import align_by
 from ..features import log_mels
 from ..openai import WindowsTask
@@ -25,7 +26,7 @@ from .model import ERRORS, Audio, Model, Steps
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
 
 
-def load(settings: Settings, device: str) -> OnnxEngine:
+def load(settings: Settings, device: str) -> Engine:
     """The engine on `device` with the settings' checkpoint, exported beforehand, or an export itself. Raises ConfigurationError."""
     folder = exported_folder(settings, "onnx", precision(settings, device))
     if not (folder / "decoder.onnx").is_file():

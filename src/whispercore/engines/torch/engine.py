@@ -17,7 +17,7 @@ from ...errors import EngineError, OutOfMemory, WhisperError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
-from .. import Feed
+from .. import Feed, RefillingEngine
 from ..rules import Text, decoded, text_to_align, with_times
 from .admission import Flight, Hypothesis
 from .alignment import Aligning, align
@@ -44,7 +44,7 @@ _CACHE_SHARE = 0.7
 """Of the GPU's free memory, what the caches may take; the rest is for encoding."""
 
 
-def load(settings: Settings, device: str, index: int = 0) -> TorchEngine:
+def load(settings: Settings, device: str, index: int = 0) -> RefillingEngine:
     """The engine with the settings' checkpoint on `device`, on a GPU on that of `index`. Raises ConfigurationError."""
     precision = choose_precision(settings.dtype, device)
     if device == "cpu":
