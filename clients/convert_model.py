@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Convert a Whisper checkpoint into another form, offline: OpenAI's .pt, a folder of Hugging Face's or CTranslate2's, ONNX graphs.
+"""Convert a Whisper checkpoint into another form, offline: OpenAI's .pt, a folder of Hugging Face's or CTranslate2's, ONNX graphs
+of ours, which sherpa-onnx reads too.
 
 python clients/convert_model.py nano --to hf
 python clients/convert_model.py whisper-models/my-tuned --to ct2 --dtype float16 --out whisper-models/my-tuned-ct2
@@ -76,7 +77,7 @@ class Conversion:
             except ImportError as error:
                 raise ConfigurationError(f"form 'ct2' needs ctranslate2 ({error}); run: pip install -r requirements.txt") from error
             return convert(dims, state, made, self.dtype, alignment_heads=heads)
-        cast = {name: tensor.to(getattr(torch, self.dtype)) for name, tensor in state.items()}
+        cast = {name: tensor.to(getattr(torch, self.dtype)).contiguous() for name, tensor in state.items()}
         if self.form == "hf":
             return huggingface.write(dims, cast, made, alignment_heads=heads)
         return write_checkpoint(dims, cast, made, heads=heads)
@@ -87,10 +88,8 @@ class Conversion:
         except ImportError as error:
             raise ConfigurationError(f"form '{self.form}' needs more ({error}); run: pip install -r requirements-onnx.txt") from error
         dims, state, heads = self.checkpoint.dims, self.checkpoint.state, self.checkpoint.alignment_heads
-        if self.form == "sherpa":
-            off = sherpa_export.export(dims, state, self.out, self.dtype)
-        else:
-            off = onnx_export.export(dims, state, self.out, self.dtype, alignment_heads=heads)
+        export = (sherpa_export if self.form == "sherpa" else onnx_export).export
+        off = export(dims, state, self.out, self.dtype, alignment_heads=heads)
         return f"logits are {off:.2g} standard deviations off PyTorch's at most"
 
 
@@ -132,7 +131,7 @@ def size(path: Path) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, in one line on standard output; 1 not, in one line on standard error; 130 Ctrl-C."""
     parser = argparse.ArgumentParser(description="Convert a Whisper checkpoint into another form.")
-    parser.add_argument("source", metavar="SOURCE", help="a .pt, a folder of Hugging Face's or CTranslate2's, or a name in --models-dir")
+    parser.add_argument("source", metavar="SOURCE", help="a .pt, a folder of any of the forms, or a name in --models-dir")
     parser.add_argument("--to", required=True, choices=DTYPES, dest="form", help="the form to make")
     parser.add_argument(
         "--dtype", help=f"{'; '.join(f'{form}: {chr(44).join(known)}' for form, known in DTYPES.items())}; default: as it is"

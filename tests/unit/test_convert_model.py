@@ -47,6 +47,8 @@ def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     folder, made = tmp_path_factory.mktemp("models"), dict[tuple[str, ...], Path]()
 
     def path(form: str, dtype: str | None = None, source: Path = NANO) -> Path:
+        if form in ("onnx", "sherpa"):
+            pytest.importorskip("onnx", reason="the package onnx, which writes graphs, is not installed")
         key = (form, str(dtype), str(source))
         if key not in made:
             todo = conversion(str(source), form, dtype, folder=folder / str(len(made)))
@@ -63,7 +65,18 @@ def same(one: Checkpoint, other: Checkpoint) -> bool:
     )
 
 
-@pytest.mark.parametrize(("form", "dtype"), [("hf", None), ("ct2", "float32"), ("ct2", "float16"), ("pt", "float32")])
+_EXACT = [
+    ("hf", None),
+    ("ct2", "float32"),
+    ("ct2", "float16"),
+    ("pt", "float32"),
+    ("onnx", "float32"),
+    ("onnx", "float16"),
+    ("sherpa", "float32"),
+]
+
+
+@pytest.mark.parametrize(("form", "dtype"), _EXACT)
 def test_there_and_back_is_the_same_model(convert: Convert, nano: Checkpoint, form: str, dtype: str | None) -> None:
     there = convert(form, dtype)
     back = convert("pt", source=there)
@@ -74,11 +87,22 @@ def test_there_and_back_is_the_same_model(convert: Convert, nano: Checkpoint, fo
     assert {tensor.dtype for tensor in load_checkpoint(back).state.values()} == {getattr(torch, dtype or "float16")}
 
 
-@pytest.mark.parametrize(("dtype", "least", "most"), [("int8", 1e-4, 5e-3), ("int16", 1e-5, 1e-3), ("bfloat16", 1e-4, 4e-3)])
-def test_rounded_weights_are_near(convert: Convert, nano: Checkpoint, dtype: str, least: float, most: float) -> None:
-    read = load_checkpoint(convert("ct2", dtype))
+_ROUNDED = [
+    ("ct2", "int8", 1e-4, 5e-3),
+    ("ct2", "int16", 1e-5, 1e-3),
+    ("ct2", "bfloat16", 1e-4, 4e-3),
+    ("onnx", "int8", 1e-4, 5e-3),
+    ("onnx", "uint8", 1e-4, 5e-3),
+]
+
+
+@pytest.mark.parametrize(("form", "dtype", "least", "most"), _ROUNDED)
+def test_rounded_weights_are_near(convert: Convert, nano: Checkpoint, form: str, dtype: str, least: float, most: float) -> None:
+    there = convert(form, dtype)
+    read, back = load_checkpoint(there), load_checkpoint(convert("pt", source=there))
     assert read.state.keys() == nano.state.keys() and read.heads == nano.heads
     assert least < difference(nano, read) <= most
+    assert same(read, back) and back.heads == nano.heads
 
 
 def test_eight_bits_are_the_same_eight_bits_again(convert: Convert) -> None:
@@ -159,21 +183,21 @@ def test_a_ctranslate2_folder_in_eight_bits_is_served_as_it_is(convert: Convert)
     engine.close()
 
 
-@pytest.mark.parametrize("form", ["onnx", "sherpa"])
-def test_graphs_are_made_checked_and_served_but_not_read(
-    convert: Convert, form: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    pytest.importorskip("onnx", reason="the package onnx, which writes graphs, is not installed")
-    folder = convert(form, source=convert("ct2", "float16"))
-    assert "is ready" in prepare(Settings(model=str(folder), engine=form, device="cpu"))
-    other = {"onnx": "sherpa", "sherpa": "onnx"}[form]
-    with pytest.raises(ConfigurationError, match=f"another form than engine '{other}' reads"):
-        prepare(Settings(model=str(folder), engine=other, device="cpu"))
-    for reading in ("torch", "ct2"):
-        with pytest.raises(ConfigurationError, match="holds ONNX graphs, from which no weights are read: set engine: onnx or sherpa"):
-            prepare(Settings(model=str(folder), engine=reading, device="cpu"))
-    assert main([str(folder), "--to", "hf", "--out", str(tmp_path / "out")]) == 1
-    assert "name the checkpoint it was made from" in capsys.readouterr().err
+@pytest.mark.parametrize("engine", ["openai", "torch", "ct2", "hf", "jax"])
+def test_graphs_serve_on_every_engine(convert: Convert, tmp_path: Path, engine: str) -> None:
+    package = {"hf": "transformers", "jax": "jax"}.get(engine, "torch")
+    pytest.importorskip(package, reason=f"engine {engine} is not installed: pip install -r requirements-{engine}.txt")
+    settings = Settings(converted_dir=str(tmp_path), engine=engine, dtype="float32", device="cpu", threads=1)
+    onnx, sherpa = convert("onnx"), convert("sherpa", source=convert("ct2", "float16"))
+    heard = []
+    for named in ({"model": str(NANO)}, {"model": onnx.name, "models_dir": str(onnx.parent)}, {"model": str(sherpa)}):
+        chosen = replace(settings, **named)
+        assert str({onnx.name: onnx}.get(chosen.model, chosen.model)) in prepare(chosen)
+        with Transcriber(chosen) as transcriber:
+            heard.append(transcriber(str(SPEECH), language="en", word_timestamps=True))
+    assert [each.text.strip() for each in heard] == [WORDS] * 3
+    times = [[(word.word, word.start, word.end) for segment in each.segments for word in segment.words or ()] for each in heard]
+    assert len(times[0]) == 6 and times[0] == times[1] == times[2]
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

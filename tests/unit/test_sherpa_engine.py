@@ -111,9 +111,20 @@ def test_an_export_is_served_without_its_checkpoint(settings: Settings, engine: 
     alone = replace(settings, model=str(folder), converted_dir=str(tmp_path))
     assert prepare(alone) == f"{folder} is ready for engine 'sherpa'"
     assert load_engine(alone).decode(windows()) == engine.decode(windows())
-    with pytest.raises(ConfigurationError, match="another form") as caught:
-        load_engine(replace(alone, engine="onnx"))
-    assert caught.value.param == "model"
+
+
+def test_graphs_of_the_other_form_are_converted(settings: Settings, engine: SherpaEngine, tmp_path: Path) -> None:
+    folder, decoding = converted_folder(settings, NANO, "float32-sherpa"), replace(ENGLISH, timestamps=False)
+    there = replace(settings, model=str(folder), engine="onnx", converted_dir=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="not exported for engine 'onnx' in this precision yet") as caught:
+        load_engine(there)
+    assert caught.value.param == "model" and prepare(there).startswith(f"exported {folder} for engine 'onnx'")
+    (made,) = tmp_path.iterdir()
+    back = replace(settings, model=str(made), converted_dir=str(tmp_path))
+    assert prepare(back).startswith(f"exported {made} for engine 'sherpa'")
+    assert load_engine(back).decode(windows()) == engine.decode(windows())
+    heard = load_engine(there).decode(windows(decoding))
+    assert [one.text for one in heard] == [one.text for one in engine.decode(windows(decoding))]
 
 
 def test_the_tokens_file_holds_every_text_token(settings: Settings, engine: SherpaEngine) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints, OpenAI's .pt files, Hugging Face's and CTranslate2's folders: checked, loaded; made ready for the engine, or made up."""
+"""Checkpoints, OpenAI's .pt, Hugging Face's and CTranslate2's folders, ONNX graphs: checked, loaded, made ready for an engine, made up."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, s
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
-from . import modelbin
+from . import graphs, modelbin
 from .locations import (
     FILES,
     converted_folder,
     ct2_folder,
     exported_folder,
     form_of,
-    is_graphs,
     locate,
     replace_outdated,
     sha256,
@@ -71,7 +70,7 @@ class Checkpoint:
     """A checkpoint in memory: where it came from, the model's dimensions, and its tensors by OpenAI's names.
 
     `heads`: its own alignment heads as (layer, head) pairs, when it names some: a .pt under `alignment_heads`, a folder in its
-    generation_config.json or, CTranslate2's, its config.json.
+    generation_config.json, CTranslate2's in its config.json, graphs in the decoder's metadata.
     """
 
     path: Path
@@ -100,7 +99,7 @@ class Checkpoint:
 def load_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, its tensors mapped from the file where that can be.
 
-    Raises ConfigurationError when it is not one, is cut short, or of a form that tensors are not read from.
+    Raises ConfigurationError when it is not one, is cut short, or of a form that nobody here reads.
     """
     content = _read_folder(path) if path.is_dir() else _read(path)
     if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
@@ -222,27 +221,18 @@ def _export(settings: Settings, engine: str, device: str) -> str:
         raise ConfigurationError(message, param="engine") from error
     dtype = onnx_export.precision(settings, device if engine == "onnx" else "cpu")
     folder = exported_folder(settings, engine, dtype)
-    if is_graphs(folder):
-        if _TOLD[engine] not in onnx_export.told(folder):
-            message = f"{folder} is exported in another form than engine '{engine}' reads: name the checkpoint it was made from"
-            raise ConfigurationError(message, param="model")
+    if graphs.is_for(folder, engine):
         return f"{folder} is ready for engine '{engine}'"
     path = locate(settings)
     checkpoint = load_checkpoint(path)
-    if engine == "sherpa":
-        difference = sherpa_export.export(checkpoint.dims, checkpoint.state, folder, dtype)
-    else:
-        difference = onnx_export.export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
+    export = (sherpa_export if engine == "sherpa" else onnx_export).export
+    difference = export(checkpoint.dims, checkpoint.state, folder, dtype, alignment_heads=checkpoint.alignment_heads)
     replace_outdated(folder, path)
     return f"exported {path} for engine '{engine}': {folder}; its logits are {difference:.1g} standard deviations off PyTorch's at most"
 
 
-_TOLD = {"onnx": "dims", "sherpa": "sot_sequence"}
-"""What only the exports for an engine tell of themselves."""
-
-
 def _read_folder(folder: Path) -> dict[str, Any]:
-    """A folder of Hugging Face's or CTranslate2's as the content of a .pt file."""
+    """A folder as the content of a .pt file."""
     form = form_of(folder)
     dims, state, heads = form.read_dimensions(folder), form.read_state(folder), form.read_alignment_heads(folder)
     return {"dims": dims, "model_state_dict": state, "alignment_heads": heads}

@@ -13,7 +13,7 @@ import whisper
 
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
-from . import huggingface, modelbin
+from . import graphs, huggingface, modelbin
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """OpenAI's second names of two checkpoints, and the names of their files."""
@@ -50,12 +50,7 @@ def _candidates(settings: Settings) -> Iterator[Path]:
 
 def is_folder(path: Path) -> bool:
     """Whether `path` is a folder of weights: Hugging Face's, CTranslate2's, or one of ONNX graphs."""
-    return huggingface.is_folder(path) or modelbin.is_folder(path) or is_graphs(path)
-
-
-def is_graphs(path: Path) -> bool:
-    """Whether `path` is a folder of ONNX graphs, ours or sherpa-onnx's."""
-    return (path / "decoder.onnx").is_file()
+    return huggingface.is_folder(path) or modelbin.is_folder(path) or graphs.is_folder(path)
 
 
 def is_ct2(path: Path) -> bool:
@@ -64,11 +59,10 @@ def is_ct2(path: Path) -> bool:
 
 
 def form_of(folder: Path) -> ModuleType:
-    """What reads the folder's weights, `huggingface` or `modelbin`. Raises ConfigurationError for graphs, whose weights nobody reads."""
-    if is_graphs(folder):
-        advice = "set engine: onnx or sherpa, or name the checkpoint it was made from"
-        raise ConfigurationError(f"{folder} holds ONNX graphs, from which no weights are read: {advice}", param="model")
-    return modelbin if is_ct2(folder) else huggingface
+    """What reads the folder's weights: `huggingface` where there are safetensors, else `modelbin` or `graphs`."""
+    if is_ct2(folder):
+        return modelbin
+    return graphs if graphs.is_folder(folder) and not list(folder.glob("*.safetensors")) else huggingface
 
 
 def faster_whisper_repository(name: str) -> str | None:
@@ -97,9 +91,12 @@ def converted_folder(settings: Settings, checkpoint: Path, quantization: str) ->
 
 
 def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
-    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds some."""
+    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds such.
+
+    Raises ConfigurationError when they are broken.
+    """
     for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
-        if is_graphs(given):
+        if graphs.is_for(given, engine):
             return given
     return converted_folder(settings, locate(settings), f"{dtype}-{engine}")
 

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
@@ -58,17 +57,6 @@ def precision(settings: Settings, device: str) -> str:
     if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
     return wanted
-
-
-def told(folder: Path) -> dict[str, str]:
-    """What an export tells of itself: the metadata of its encoder. Raises ConfigurationError when there is none to read."""
-    try:
-        model = onnx.load(folder / "encoder.onnx", load_external_data=False)
-    except (OSError, DecodeError) as error:
-        raise ConfigurationError(
-            f"{folder} cannot be loaded as an export ({error}); delete it and run: python -m whispercore.checkpoints prepare", param="model"
-        ) from None
-    return {prop.key: prop.value for prop in model.metadata_props}
 
 
 def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: Sequence[tuple[int, int]]) -> float:

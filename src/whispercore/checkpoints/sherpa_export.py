@@ -11,6 +11,7 @@ decoder.onnx: tokens (b, n), in_n_layer_self_k_cache, in_n_layer_self_v_cache (l
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,15 @@ from .onnx_export import LIMITS, MICROSOFT, Array, Graph, State, difference, pub
 _CACHES = ("k", "v")
 
 
-def export(dims: ModelDimensions, state: State, folder: Path, dtype: str) -> float:
-    """Write a checkpoint's tensors into `folder`, which appears complete or not at all; as `onnx_export.export`."""
+def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: Sequence[tuple[int, int]]) -> float:
+    """Write a checkpoint's tensors into `folder`, which appears complete or not at all; as `onnx_export.export`.
+
+    sherpa-onnx does not attend to the alignment heads; they are kept for what is made of the folder.
+    """
 
     def write(made: Path) -> None:
         write_graph(encoder(dims, state, dtype), made / "encoder.onnx", dtype)
-        write_graph(decoder(dims, state, dtype), made / "decoder.onnx", dtype)
+        write_graph(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx", dtype)
         (made / "tokens.txt").write_text(_tokens(Tokenizer(dims.n_vocab)))
 
     return publish(folder, write, lambda made: difference(dims, state, partial(_logits, dims, *sessions(made))), LIMITS[dtype])
@@ -50,7 +54,7 @@ def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
     return graph.model("encoder", [mel], outputs, _metadata(dims) | {"dtype": dtype})
 
 
-def decoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
+def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: Sequence[tuple[int, int]]) -> onnx.ModelProto:
     """The decoder, whose caches have room for all positions from the start."""
     graph = Graph(state, dtype)
     end = graph.add("Add", "offset", graph.add("Shape", "tokens", start=1, end=2))
@@ -73,7 +77,7 @@ def decoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
         x = graph.feed_forward(x, block)
     outputs = [graph.output(graph.logits(graph.norm(x, "decoder.ln")), "logits", ["windows", "new", dims.n_vocab], TensorProto.FLOAT)]
     outputs += [graph.output(graph.stack(caches[name]), f"out_n_layer_self_{name}_cache", _cache(dims)) for name in _CACHES]
-    return graph.model("decoder", _decoder_inputs(dims, graph.element), outputs, {})
+    return graph.model("decoder", _decoder_inputs(dims, graph.element), outputs, {"alignment_heads": json.dumps(list(alignment_heads))})
 
 
 def _by_heads(graph: Graph, cache: str, dims: ModelDimensions) -> str:

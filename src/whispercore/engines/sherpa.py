@@ -14,7 +14,8 @@ import numpy as np
 import sherpa_onnx
 
 from ..checkpoints import exported_folder
-from ..checkpoints.onnx_export import PRECISIONS, precision, told
+from ..checkpoints.graphs import told
+from ..checkpoints.onnx_export import PRECISIONS, precision
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError, OutOfMemory
 from ..settings import Settings
@@ -36,8 +37,6 @@ def load(settings: Settings, device: str) -> Engine:
         message = f"'{settings.model}' is not exported for engine 'sherpa' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
     metadata = told(folder)
-    if "sot_sequence" not in metadata:
-        raise ConfigurationError(f"{folder} is not exported in sherpa-onnx's form: name the checkpoint it was made from", param="model")
     files = {name: str(folder / file) for name, file in _FILES.items()}
     try:
         recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(

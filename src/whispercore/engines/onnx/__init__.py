@@ -10,7 +10,8 @@ from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
 from ...checkpoints import empty_model, exported_folder
-from ...checkpoints.onnx_export import PRECISIONS, precision, told
+from ...checkpoints.graphs import told
+from ...checkpoints.onnx_export import PRECISIONS, precision
 from ...devices import decoding_threads
 from ...errors import ConfigurationError, EngineError, OutOfMemory
 from ...settings import Settings
@@ -33,11 +34,7 @@ def load(settings: Settings, device: str) -> Engine:
         command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
         message = f"'{settings.model}' is not exported for engine 'onnx' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
-    metadata = told(folder)
-    if "dims" not in metadata:
-        message = f"{folder} is exported in another form, such as sherpa-onnx's: name the checkpoint it was made from"
-        raise ConfigurationError(message, param="model")
-    dtype = metadata["dtype"]
+    dtype = told(folder)["dtype"]
     if precision(replace(settings, dtype=dtype) if settings.dtype == "auto" else settings, device) != dtype:
         raise ConfigurationError(f"{folder} is exported in {dtype}; not in {settings.dtype}", param="dtype")
     threads = decoding_threads(settings)
