@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Convert a Whisper checkpoint into another form, offline: OpenAI's .pt, a folder of Hugging Face's or CTranslate2's, ONNX graphs
-of ours, which sherpa-onnx reads too.
+for ONNX Runtime or for sherpa-onnx. Each of them is a source, too.
 
 python clients/convert_model.py nano --to hf
 python clients/convert_model.py whisper-models/my-tuned --to ct2 --dtype float16 --out whisper-models/my-tuned-ct2

@@ -211,6 +211,25 @@ def test_numbers_that_pytorch_does_not_know_are_others(folder: Path) -> None:
         load_checkpoint(folder)
 
 
+def test_sherpa_onnx_runs_what_tells_so_of_itself_whoever_wrote_it(folder: Path, tmp_path: Path) -> None:
+    graph = onnx.load(folder / "encoder.onnx", load_external_data=False)
+    onnx.helper.set_model_props(graph, {"sot_sequence": "1,2,3"})
+    (folder / "encoder.onnx").write_bytes(graph.SerializeToString())
+    settings = Settings(model=str(folder), converted_dir=str(tmp_path))
+    assert exported_folder(settings, "sherpa", "float32") == folder != exported_folder(settings, "onnx", "float32")
+
+
+def test_no_weights_come_from_outside_the_folder(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "decoder.onnx.data", tmp_path / "elsewhere.data")
+    graph = onnx.load(folder / "decoder.onnx", load_external_data=False)
+    for each in graph.graph.initializer:
+        for entry in each.external_data:
+            entry.value = "../elsewhere.data" if entry.key == "location" else entry.value
+    (folder / "decoder.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(ConfigurationError, match=f"{folder / 'elsewhere.data'} cannot be read"):
+        load_checkpoint(folder)
+
+
 def test_safetensors_beside_graphs_are_what_is_read(folder: Path) -> None:
     from whispercore.checkpoints import huggingface
 
