@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from io import SEEK_CUR, SEEK_END, SEEK_SET
 from itertools import groupby
 from pathlib import Path
@@ -32,6 +34,7 @@ _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"
 # Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
 _SCALES = {"u8": (128.0, -1.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
 _OGG_PAGE = 65_307  # bytes at most
+_DECODERS = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="decoder")
 _ABSURD = 1e10  # louder than any signal: filters must not overflow to infinity
 
 av.logging.set_level(None)
@@ -82,6 +85,7 @@ class Recording:
         self.codec: str = context.codec.canonical_name
         self.container: str = container.format.name
         self.declared_duration = _declared_duration(container, self._stream)
+        self._coming: Future[Any] | None = None
         self._decoded = 0
         self.warnings: list[str] = []
         if channel is not None and not 0 <= channel < self.channels:
@@ -101,7 +105,9 @@ class Recording:
         return self._decoded / SAMPLE_RATE
 
     def close(self) -> None:
-        """Free the decoder; a second time does nothing."""
+        """Free the decoder, when it is not at work any more; a second time does nothing."""
+        if self._coming and not self._coming.cancel():
+            wait([self._coming])
         self._container.close()
         self._file.close()
 
@@ -122,7 +128,7 @@ class Recording:
         for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
-            mono = (_mono(frame, self._channel) for frame in _enlarged(frames, rate * BLOCK_SECONDS))
+            mono = (_mono(frame, self._channel) for frame in self._ahead(_enlarged(frames, rate * BLOCK_SECONDS)))
             blocks = map(self._finite, _joined(mono, rate * BLOCK_SECONDS))
             if rate == SAMPLE_RATE:
                 yield from blocks
@@ -130,6 +136,13 @@ class Recording:
             resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
             yield from filter(len, map(resampler.resample_chunk, blocks))
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
+
+    def _ahead(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """The same frames, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
+        self._coming = _DECODERS.submit(next, frames, None)
+        while (frame := self._coming.result()) is not None:
+            self._coming = _DECODERS.submit(next, frames, None)
+            yield frame
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames; a packet that cannot be decoded is skipped."""

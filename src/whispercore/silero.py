@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.fft
 
 from .errors import ConfigurationError
 from .types import Samples
@@ -46,7 +47,8 @@ class Network:
         """What there is to remember of frames with the 64 samples before each, shape (n, 576): shape (n, 128)."""
         padded = np.pad(frames, ((0, 0), (0, CONTEXT)), mode="reflect")
         pieces = np.lib.stride_tricks.sliding_window_view(padded, len(self.window), axis=1)[:, ::_HOP]
-        spectra = np.fft.rfft(pieces * self.window)
+        # SciPy's transforms several rows at a time: NumPy's takes ten times as long, PyTorch's threads spin beside ours
+        spectra = scipy.fft.rfft(pieces * self.window)
         magnitudes = np.sqrt(np.square(spectra.real) + np.square(spectra.imag))
         features: Samples = self.encoder.run(None, {"x": magnitudes.reshape(len(frames), -1)})[0]
         return features

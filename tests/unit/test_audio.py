@@ -215,6 +215,15 @@ def test_a_source_is_read_twice_at_once(kind: str, tmp_path: Path) -> None:
     assert len(read_samples(source)) == 12 * SAMPLE_RATE
 
 
+def test_a_recording_may_be_left_and_closed_while_it_is_decoded() -> None:
+    """The container is freed only when the thread that decodes ahead is done with it: else this test would end pytest."""
+    music = encode(np.stack([sweep(30.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
+    for _ in range(20):
+        with open_recording(music) as recording:
+            assert len(next(recording.blocks()))
+        recording.close()
+
+
 def test_a_sample_rate_that_changes_in_mid_stream_is_followed() -> None:
     first, second = encode(sweep(2.0, 44_100), "adts", "aac", 44_100), encode(sweep(2.0, 22_050), "adts", "aac", 22_050)
     assert len(read_samples(first + second)) == pytest.approx(4 * SAMPLE_RATE, rel=0.05)
