@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from io import SEEK_CUR, SEEK_END, SEEK_SET
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -85,7 +85,7 @@ class Recording:
         self.codec: str = context.codec.canonical_name
         self.container: str = container.format.name
         self.declared_duration = _declared_duration(container, self._stream)
-        self._coming: Future[Any] | None = None
+        self._coming: Future[list[Any] | None] | None = None
         self._decoded = 0
         self.warnings: list[str] = []
         if channel is not None and not 0 <= channel < self.channels:
@@ -128,7 +128,8 @@ class Recording:
         for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
-            mono = (_mono(frame, self._channel) for frame in self._ahead(_enlarged(frames, rate * BLOCK_SECONDS)))
+            lots = self._ahead(_lots(_enlarged(frames, rate * BLOCK_SECONDS), rate * BLOCK_SECONDS))
+            mono = (_mono(frame, self._channel) for frame in chain.from_iterable(lots))
             blocks = map(self._finite, _joined(mono, rate * BLOCK_SECONDS))
             if rate == SAMPLE_RATE:
                 yield from blocks
@@ -137,12 +138,12 @@ class Recording:
             yield from filter(len, map(resampler.resample_chunk, blocks))
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
-    def _ahead(self, frames: Iterator[Any]) -> Iterator[Any]:
-        """The same frames, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
-        self._coming = _DECODERS.submit(next, frames, None)
-        while (frame := self._coming.result()) is not None:
-            self._coming = _DECODERS.submit(next, frames, None)
-            yield frame
+    def _ahead(self, lots: Iterator[list[Any]]) -> Iterator[list[Any]]:
+        """The same, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
+        self._coming = _DECODERS.submit(next, lots, None)
+        while (lot := self._coming.result()) is not None:
+            self._coming = _DECODERS.submit(next, lots, None)
+            yield lot
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames; a packet that cannot be decoded is skipped."""
@@ -311,7 +312,7 @@ def _enlarged(frames: Iterable[Any], at_least: int) -> Iterator[Any]:
     Others go as they are: of a custom channel order PyAV's FIFO, too, frees the layout twice (PyAV pull request 2284).
     """
     for (_, layout), alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name)):
-        if layout not in ("mono", "stereo"):
+        if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV file's header names no order
             yield from alike
             continue
         fifo = av.AudioFifo()
@@ -322,6 +323,20 @@ def _enlarged(frames: Iterable[Any], at_least: int) -> Iterator[Any]:
                 yield fifo.read()
         if fifo.samples:
             yield fifo.read()
+
+
+def _lots(frames: Iterable[Any], at_least: int) -> Iterator[list[Any]]:
+    """The frames in lots of `at_least` samples: each costs two threads' attention once."""
+    lot: list[Any] = []
+    samples = 0
+    for frame in frames:
+        lot.append(frame)
+        samples += frame.samples
+        if samples >= at_least:
+            yield lot
+            lot, samples = [], 0
+    if lot:
+        yield lot
 
 
 def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:

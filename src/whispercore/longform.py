@@ -45,11 +45,11 @@ class Heard:
             self.language, self.probability = decoded.language, decoded.language_probability
 
 
-def chunked(packs: Iterable[Pack], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
+def chunked(packs: Iterable[Pack | None], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
     """A strand for each pack; any number of them may run side by side."""
     prompt = prompt_tokens(options, tokenizer)
     for pack in packs:
-        yield _chunk(pack, options, heard, tokenizer, prompt)
+        yield _chunk(pack, options, heard, tokenizer, prompt) if pack else None
 
 
 def _chunk(pack: Pack, options: Options, heard: Heard, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Strand:

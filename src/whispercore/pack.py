@@ -57,12 +57,15 @@ class Pack:
         return first + shift, max(first + shift, last + shift_of_last)
 
 
-def packed(stretches: Iterable[Stretch]) -> Iterator[Pack]:
-    """As many neighbours of a clip together as fit into a window, in order."""
+def packed(stretches: Iterable[Stretch | None], *, alone: bool = False) -> Iterator[Pack | None]:
+    """As many neighbours of a clip together as fit into a window, in order, or each `alone`; None for every None."""
     held: list[Stretch] = []
     room = WINDOW_SAMPLES
     for stretch in stretches:
-        if held and (len(stretch.samples) > room or stretch.clip != held[-1].clip):
+        if stretch is None:
+            yield None
+            continue
+        if held and (alone or len(stretch.samples) > room or stretch.clip != held[-1].clip):
             yield Pack(tuple(held))
             held, room = [], WINDOW_SAMPLES
         room -= len(stretch.samples)

@@ -21,7 +21,7 @@ from .engines import UNSUPPORTED, Engine, load_engines
 from .errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
 from .longform import Heard, Passage, Strand, Strands, chunked
 from .options import Options
-from .pack import Pack, packed
+from .pack import packed
 from .scheduler import Scheduler
 from .sequential import sequential
 from .settings import ENVIRONMENT_PREFIX, Settings
@@ -192,9 +192,8 @@ class Job:
         options, engine = self.options, self._transcriber.engine
         if options.strategy == "sequential":
             return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
-        stretches = windows.cut(self._open_recording(channel).blocks(), options)
-        packs = (Pack((stretch,)) for stretch in stretches) if options.multilingual else packed(stretches)
-        return chunked(packs, options, self._heard, engine.tokenizer)
+        stretches = windows.cutting(self._open_recording(channel).blocks(), options)
+        return chunked(packed(stretches, alone=options.multilingual), options, self._heard, engine.tokenizer)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""

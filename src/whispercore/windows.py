@@ -20,6 +20,7 @@ from .vad import Sound, VoiceDetector
 
 _PER_SECOND = SAMPLE_RATE / FRAME
 CHUNK = 160 * FRAME  # analysed at a time whatever the size of the blocks: the same cuts for all
+TURN = 6  # chunks, some 30 s
 LIMIT = WINDOW_SAMPLES // FRAME
 LONG_PAUSE = int(0.5 * _PER_SECOND)  # as good as the end of a sentence
 MIN_PAUSE = int(0.1 * _PER_SECOND)
@@ -53,12 +54,20 @@ def cut(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch]:
     than 30 s is cut in the last third, at a pause where there is one, else where it is quietest; the next stretch goes on with
     the very next sample. Each clip of `clip_timestamps` is treated as a recording of its own, at its time in the whole one.
     """
+    return filter(None, cutting(blocks, options))
+
+
+def cutting(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch | None]:
+    """The same, and None whenever another half a minute has been read: hours of silence are no reason to let nobody else read."""
     for start, clip in _clips(blocks, options.clip_timestamps):
         if start is None:
+            yield from (None for _ in clip)
             continue
         listener = _Listener(options)
         cutter = _Cutter(start, listener.pauses)
-        for chunk, voiced in _heard(_chunks(clip), listener):
+        for number, (chunk, voiced) in enumerate(_heard(_chunks(clip), listener), 1):
+            if number % TURN == 0:
+                yield None
             cutter.add(chunk, voiced)
             yield from cutter.ready()
         yield from cutter.ready(final=True)

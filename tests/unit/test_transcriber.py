@@ -105,6 +105,18 @@ def test_reading_pauses_while_the_engine_is_behind() -> None:
         assert file.result(PATIENCE).segments and clip.result(PATIENCE).text == watched.result(PATIENCE).text
 
 
+def test_an_hour_of_silence_keeps_no_clip_from_being_read() -> None:
+    hour = io.BytesIO()
+    soundfile.write(hour, np.zeros(3600 * SAMPLE_RATE, np.int16), SAMPLE_RATE, format="WAV")
+    silent_ended: list[bool] = []
+    with Transcriber(Settings(readers=1), engine=Recorder()) as transcriber:
+        silent = transcriber.submit(hour.getvalue(), Options())
+        clip = transcriber.submit(wav(2), WHOLE, on_news=lambda: silent_ended.append(silent.ended))
+        assert clip.result(PATIENCE).text
+        assert not silent.result(PATIENCE).segments
+    assert not silent_ended[0], "the clip was opened while the hour was being read"
+
+
 def test_cancelling_drops_the_windows_in_the_queue() -> None:
     engine = Recorder(max_batch=1)
     engine.gate.clear()

@@ -19,7 +19,7 @@ from whispercore.audio import open_recording, read_samples
 from whispercore.options import Options
 from whispercore.silero import FRAME
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from whispercore.windows import Stretch, cut, speech
+from whispercore.windows import Stretch, cut, cutting, speech
 
 DEFAULT = Options()
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -236,6 +236,25 @@ def test_a_recording_is_read_to_its_end_beyond_the_last_clip() -> None:
         left = blocks(voice(20), SAMPLE_RATE)
         assert list(work(left, Options(clip_timestamps=(1.0, 2.0))))
         assert next(left, None) is None
+
+
+@pytest.mark.parametrize("options", [DEFAULT, Options(clip_timestamps=(599.0, 600.0))])
+def test_long_silence_lets_others_read(options: Options) -> None:
+    read = 0
+
+    def reading() -> Iterator[Samples]:
+        nonlocal read
+        for block in blocks(np.zeros(600 * SAMPLE_RATE, np.float32), 5 * SAMPLE_RATE):
+            read += len(block)
+            yield block
+
+    before = 0
+    for stretch in cutting(reading(), options):
+        assert stretch is None
+        assert read - before <= 45 * SAMPLE_RATE
+        before = read
+    assert before > 550 * SAMPLE_RATE
+    assert read == 600 * SAMPLE_RATE
 
 
 def test_looking_for_speech_lets_others_work() -> None:
