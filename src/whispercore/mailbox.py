@@ -8,6 +8,7 @@ request silently when they lose patience: equal audio with equal options shares 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -29,8 +30,9 @@ EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
 # a second of processor time each.
 CROWD_BYTES = 4 * 1024 * 1024
 # A call costs some tenths of a millisecond of processor time for each open request, and the bodies it hands over again. A wait in which
-# nothing happens delays nobody but who comes meanwhile, so it grows with what the next call will cost, to a few percent of a core.
-SHORTEST_WAIT, LONGEST_WAIT = 0.02, 0.25
+# nothing happens delays nobody but who comes meanwhile, so it grows with what the next call will cost, to a few percent of a core; where
+# there are few cores it starts higher: fifty calls a second take 8 % of one, Java's part included, while a single file is decoded.
+SHORTEST_WAIT, LONGEST_WAIT = min(0.05, max(0.02, 0.1 / len(os.sched_getaffinity(0)))), 0.25
 WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
 # TorchServe looks whether a client is still there only when there is something for it: a begun reply gets an empty chunk so often; a
 # stream of events a comment, which clients pass over, and proxies take for a sign of life.

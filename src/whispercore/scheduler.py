@@ -15,9 +15,10 @@ from .types import Decoded, Window
 
 logger = logging.getLogger(__name__)
 
-COMPANY = 0.02
+COMPANY = 0.05
 """Of a batch's time, at most so much is waited for as many requests to come back: clients that ask again as soon as they are answered
-come a moment apart, and the first one's window would go alone while all the others wait for it."""
+come a moment apart, and the first one's window would go alone while all the others wait for it. At 0.02 eight clips at once made batches of
+4.0 to 5.7 windows on a busy machine, at 0.05 of 5.7, the most that 40 clips can make."""
 
 
 @dataclass(slots=True)
