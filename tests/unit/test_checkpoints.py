@@ -134,6 +134,26 @@ def other_dimensions(path: Path) -> None:
     torch.save({"dims": {"width": 3}, "model_state_dict": {}}, path)
 
 
+def no_pickle(path: Path) -> None:
+    path.write_bytes(b"\x80\x02}q\x01u.")  # its reader: pop from empty list
+
+
+def without_names(path: Path) -> None:
+    torch.save({"dims": asdict(SMALL), "model_state_dict": [torch.zeros(1)]}, path)
+
+
+def added_tokens(path: Path) -> None:
+    write_random(replace(SMALL, n_vocab=51_872), path)
+
+
+def shorter_windows(path: Path) -> None:
+    write_random(replace(SMALL, n_audio_ctx=750), path)
+
+
+def uneven_heads(path: Path) -> None:
+    write_random(replace(SMALL, n_audio_head=5), path)
+
+
 def missing_tensor(path: Path) -> None:
     content = torch.load(path, weights_only=True)
     del content["model_state_dict"]["decoder.ln.weight"]
@@ -151,9 +171,14 @@ def with_code(path: Path) -> None:
         (text, "cannot be read as a checkpoint"),
         (empty, "cannot be read as a checkpoint"),
         (with_code, "cannot be read as a checkpoint"),
+        (no_pickle, "cannot be read as a checkpoint"),
         (ggml, "is whisper.cpp's, which no engine here reads"),
         (without_weights, "needs 'dims' and 'model_state_dict'"),
+        (without_names, "needs 'dims' and 'model_state_dict'"),
         (other_dimensions, "other dimensions than a Whisper model's"),
+        (added_tokens, "other dimensions than a Whisper model's: n_vocab is 51872, not 51864 or 51865 or 51866"),
+        (shorter_windows, "other dimensions than a Whisper model's: n_audio_ctx is 750, not 1500"),
+        (uneven_heads, "other dimensions than a Whisper model's: its heads do not share its width evenly"),
         (missing_tensor, "does not fit its own dimensions: decoder.ln.weight and 0 other"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import gzip
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -63,6 +62,8 @@ SIZES = {
 _INSIDE = ("model.bin", "config.json")
 _GGML = (b"lmgg", b"GGUF")
 """How its files begin."""
+_DECODED = {"n_mels": (80, 128), "n_audio_ctx": (1500,), "n_vocab": (51_864, 51_865, 51_866), "n_text_ctx": (448,)}
+"""What every Whisper has in common. Tokens added to the vocabulary would be taken for timestamps, which are its last ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +103,35 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises ConfigurationError when it is not one, is cut short, or of a form that nobody here reads.
     """
     content = _read_folder(path) if path.is_dir() else _read(path)
-    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys():
+    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= content.keys() or not _are_tensors(content["model_state_dict"]):
         raise ConfigurationError(f"{path} is not a Whisper checkpoint: it needs 'dims' and 'model_state_dict'", param="model")
-    try:
-        dims = ModelDimensions(**content["dims"])
-        expected = {name: tensor.shape for name, tensor in empty_model(dims).state_dict().items()}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"{path} has other dimensions than a Whisper model's: {error}", param="model") from None
-    state = content["model_state_dict"]
+    model, state = _model(path, content["dims"]), content["model_state_dict"]
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | state.keys() if name not in state or expected.get(name) != state[name].shape)
     if wrong:
         raise ConfigurationError(
             f"{path} does not fit its own dimensions: {wrong[0]} and {len(wrong) - 1} other tensors differ", param="model"
         )
     heads = content.get("alignment_heads")
-    return Checkpoint(path, dims, state, tuple((int(layer), int(head)) for layer, head in heads) if heads else None)
+    return Checkpoint(path, model.dims, state, tuple((int(layer), int(head)) for layer, head in heads) if heads else None)
+
+
+def _are_tensors(state: object) -> bool:
+    return isinstance(state, dict) and all(isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in state.items())
+
+
+def _model(path: Path, told: Mapping[str, Any]) -> Whisper:
+    """`empty_model` of the dimensions that the checkpoint tells. Raises ConfigurationError when no Whisper has such."""
+    try:
+        model = empty_model(ModelDimensions(**told))
+        uneven = told["n_audio_state"] % told["n_audio_head"] or told["n_text_state"] % told["n_text_head"]
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise ConfigurationError(f"{path} has other dimensions than a Whisper model's: {error}", param="model") from None
+    wrong = [f"{name} is {told[name]}, not {' or '.join(map(str, known))}" for name, known in _DECODED.items() if told[name] not in known]
+    if wrong or uneven:
+        message = f"{path} has other dimensions than a Whisper model's: {wrong[0] if wrong else 'its heads do not share its width evenly'}"
+        raise ConfigurationError(message, param="model")
+    return model
 
 
 def empty_model(dims: ModelDimensions) -> Whisper:
@@ -201,7 +216,7 @@ def _convert(settings: Settings, path: Path, device: str) -> str:
     quantization = precision(settings, device)
     folder = ct2_folder(settings, path, quantization)
     if folder == path:
-        modelbin.read_dimensions(path)
+        _model(path, modelbin.read_dimensions(path))
         return f"{path} is ready for engine 'ct2', as it is"
     if (folder / "model.bin").is_file():
         return f"{folder} is ready for engine 'ct2'"
@@ -243,11 +258,12 @@ def _read(path: Path) -> Any:
         raise ConfigurationError(f"{path} is a part of a checkpoint: name the folder it is in, {path.parent}", param="model")
     try:
         with path.open("rb") as file:
-            if file.read(4) in _GGML:
-                message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
-                raise ConfigurationError(message, param="model")
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            begin = file.read(4)
+        if begin not in _GGML:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # what is no pickle makes its reader stumble in a dozen ways
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         message = f"{path} cannot be read as a checkpoint, it may be cut short ({reason[:120]}); get it again: clients/download_model.py"
         raise ConfigurationError(message, param="model") from None
+    message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
+    raise ConfigurationError(message, param="model")
