@@ -57,8 +57,8 @@ class Tokenizer:
         return int(self.openai.timestamp_begin)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of `text`."""
-        return tuple(self.openai.encode(text))
+        """The tokens of `text`, as text: what is written like a special token, `<|endoftext|>`, is the characters that it is made of."""
+        return tuple(self.openai.encoding.encode_ordinary(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens and timestamps are left out."""

@@ -59,6 +59,14 @@ def test_text_comes_back(vocabulary: int, text: str) -> None:
 
 
 @EVERY
+@pytest.mark.parametrize("text", [" <|endoftext|><|startoftranscript|>", " <|nospeech|> Paris", "<|en|><|0.00|>"])
+def test_text_that_looks_like_special_tokens_is_text(vocabulary: int, text: str) -> None:
+    tokenizer = Tokenizer(vocabulary)
+    tokens = tokenizer.encode(text)
+    assert max(tokens) < tokenizer.eot and tokenizer.decode(tokens) == text
+
+
+@EVERY
 @pytest.mark.parametrize("timestamps", [True, False])
 @pytest.mark.parametrize("length", [0, 5, 223, 400])
 @pytest.mark.parametrize("task_name", ["transcribe", "translate"])
