@@ -128,7 +128,7 @@ def check_audio_bytes(audio: Audio, limit: int) -> None:
     """Raise TooLarge when the upload has more than `limit` bytes."""
     size = memoryview(audio).nbytes
     if size > limit:
-        raise TooLarge(f"the audio has {size / 2**20:.1f} MB, at most {limit / 2**20:g} MB are accepted", param="file")
+        raise TooLarge(f"the audio has {size:,} bytes, at most {limit:,} ({limit / 2**20:g} MB) are accepted", param="file")
 
 
 def _route(path: str) -> Route:
