@@ -254,6 +254,34 @@ def test_a_folder_without_alignment_heads_is_converted(settings: Settings, small
     assert load_checkpoint(made).heads == tuple(checkpoint.alignment_heads)
 
 
+def test_a_distilled_folder_that_names_its_teachers_heads_is_converted(settings: Settings, small: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    from whispercore.checkpoints.conversion import convert
+    from whispercore.types import Decoding, Window
+
+    checkpoint, folder = load_checkpoint(small), tmp_path / "distilled"
+    convert(checkpoint.dims, checkpoint.state, folder, "float32", alignment_heads=[(10, 12), (1, 1)])
+    ct2 = replace(settings, engine="ct2", model=str(folder), dtype="float32")
+    assert prepare(ct2).startswith(f"converted {folder} for engine 'ct2'")  # CTranslate2 would end the process
+    engine = load_engine(ct2)
+    noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    (decoded,) = engine.decode([Window(noise, 0.0, Decoding(language="en", max_tokens=8, ignore_eot=True, alignment="all"))])
+    assert len(decoded.token_times) == len(decoded.token_probs) + 1 > 1
+    engine.close()
+
+
+@pytest.mark.parametrize("heads", ["[1, 2]", '[["a", "b"]]', "7"])
+def test_heads_that_are_no_pairs_are_one_clear_line(settings: Settings, small: Path, tmp_path: Path, heads: str) -> None:
+    from whispercore.checkpoints.conversion import convert
+
+    checkpoint, folder = load_checkpoint(small), tmp_path / "folder"
+    convert(checkpoint.dims, checkpoint.state, folder, "float32", alignment_heads=checkpoint.alignment_heads)
+    (folder / "config.json").write_text(f'{{"alignment_heads": {heads}}}')
+    with pytest.raises(ConfigurationError, match=r"config\.json: alignment_heads must be pairs of a layer and a head$"):
+        prepare(replace(settings, engine="ct2", model=str(folder)))
+
+
 def test_conversion_leaves_the_checkpoint_as_it_was(settings: Settings, small: Path, tmp_path: Path) -> None:
     from whispercore.checkpoints.conversion import convert
 

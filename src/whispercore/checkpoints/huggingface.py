@@ -160,9 +160,16 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
     """(layer, head) of the decoder's heads that follow the sound, from generation_config.json; None when it does not say."""
-    path = folder / "generation_config.json"
+    return told_heads(folder / "generation_config.json")
+
+
+def told_heads(path: Path) -> tuple[tuple[int, int], ...] | None:
+    """The pairs under `alignment_heads` in a file of JSON; None when it does not say. Raises ConfigurationError for something else."""
     heads = read_json(path).get("alignment_heads") if path.is_file() else None
-    return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
+    try:
+        return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{path}: alignment_heads must be pairs of a layer and a head", param="model") from None
 
 
 def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_heads: Heads) -> None:

@@ -78,9 +78,10 @@ def faster_whisper_repository(name: str) -> str | None:
 def ct2_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
     """What engine ct2 reads: a folder of CTranslate2's as it is, else the one converted from the checkpoint.
 
-    A folder that names no alignment heads, as old converters left them out, is converted too: words would have no times.
+    A folder that names no alignment heads, as old converters left them out, or those of the larger model that it was distilled from is
+    converted too: words would have no times.
     """
-    if is_ct2(checkpoint) and modelbin.read_alignment_heads(checkpoint):
+    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint):
         return checkpoint
     return converted_folder(settings, checkpoint, quantization)
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigurationError
-from .huggingface import read_json
+from .huggingface import told_heads
 
 _WEIGHTS = "model.bin"
 _WHISPER = (6, "WhisperSpec", 3)
@@ -135,9 +135,16 @@ def openai_names(name: str) -> tuple[str, ...]:
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
     """(layer, head) of the decoder's heads that follow the sound, from config.json; None when it does not say."""
-    path = folder / "config.json"
-    heads = read_json(path).get("alignment_heads") if path.is_file() else None
-    return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
+    return told_heads(folder / "config.json")
+
+
+def tells_heads(folder: Path) -> bool:
+    """Whether config.json names heads, all of which the decoder has: CTranslate2 crashes for others. Raises ConfigurationError."""
+    heads = read_alignment_heads(folder)
+    if not heads:
+        return False
+    told = read_dimensions(folder)
+    return all(layer < told["n_text_layer"] and head < told["n_text_head"] for layer, head in heads)
 
 
 def variables(folder: Path) -> dict[str, Variable]:
