@@ -20,12 +20,16 @@ Done = Callable[["Decoded | WhisperError"], None]
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A request's place in the queue: its next window's virtual start, the windows asked for and waiting, whether it still wants them."""
+    """A request's place in the queue: its next window's virtual start, the windows asked for and waiting, whether it still wants them.
+
+    `being_read`: it will ask for more within a moment.
+    """
 
     next_start: float = 0.0
     asked: int = 0
     waiting: int = 0
     cancelled: bool = False
+    being_read: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -52,6 +56,11 @@ class Backlog:
     def __len__(self) -> int:
         """Windows that wait; of `requests` different requests."""
         return sum(len(queue) for queue in self._queues.values())
+
+    @property
+    def being_read(self) -> bool:
+        """Whether a request whose windows wait is still being read."""
+        return any(entry.ticket.being_read and not entry.ticket.cancelled for queue in self._queues.values() for entry in queue)
 
     def push(self, key: Hashable, ticket: Ticket, window: Window, done: Done) -> None:
         """A request's next window."""

@@ -19,6 +19,9 @@ COMPANY = 0.05
 """Of a batch's time, at most so much is waited for as many requests to come back: clients that ask again as soon as they are answered
 come a moment apart, and the first one's window would go alone while all the others wait for it. At 0.02 eight clips at once made batches of
 4.0 to 5.7 windows on a busy machine, at 0.05 of 5.7, the most that 40 clips can make."""
+READING = 0.1
+"""Of the last batch's time, at most so much is waited for the windows of a file that is being read: its first one would go alone, which
+takes a CPU as long as three in company."""
 
 
 @dataclass(slots=True)
@@ -34,10 +37,11 @@ class Counters:
 
 @dataclass(slots=True)
 class Company:
-    """How many requests a batch has answered, and until when as many are waited for."""
+    """How many requests a batch has answered, until when as many are waited for, and how many seconds the batch took."""
 
     requests: int = 0
     until: float = 0.0
+    seconds: float = 0.0
 
 
 class Scheduler:
@@ -67,6 +71,13 @@ class Scheduler:
                 raise Overloaded("the server is shutting down")
             self._backlog.push(self.engines[0].batch_key(window.decoding), ticket, window, done)
             self._changed.notify_all()
+
+    def being_read(self, ticket: Ticket, more: bool) -> None:
+        """Whether the request will ask for more windows within a moment."""
+        with self._changed:
+            ticket.being_read = more
+            if not more:
+                self._changed.notify_all()
 
     def waiting(self) -> int:
         """Windows in the queue."""
@@ -98,8 +109,14 @@ class Scheduler:
                 self._changed.wait()
 
     def _await_company(self, company: Company) -> None:
-        """While fewer requests wait than the last batch answered, wait for the others, for a moment."""
-        while 0 < self._backlog.requests < company.requests and not self._closing and (left := company.until - time.monotonic()) > 0:
+        """Wait, for a moment, while fewer requests wait than the last batch answered, or while more of their windows are being read."""
+        read_until = time.monotonic() + READING * company.seconds
+        while len(self._backlog) and not self._closing:
+            fewer = self._backlog.requests < company.requests
+            reading = len(self._backlog) < self.batch_limit and self._backlog.being_read
+            left = max(company.until if fewer else 0.0, read_until if reading else 0.0) - time.monotonic()
+            if left <= 0:
+                return
             self._changed.wait(left)
 
     def _take(self, key: Hashable, most: int) -> list[Entry]:
@@ -121,7 +138,7 @@ class Scheduler:
         ended = time.monotonic()
         for entry, outcome in zip(batch, outcomes, strict=True):
             _deliver(entry, outcome)
-        return Company(len({entry.ticket for entry in batch}), ended + COMPANY * (ended - began))
+        return Company(len({entry.ticket for entry in batch}), ended + COMPANY * (ended - began), ended - began)
 
     def _refill(self, engine: RefillingEngine, key: Hashable) -> Company:
         """Let the engine take windows as it has room; what it could not finish is decoded in batches."""

@@ -109,6 +109,7 @@ class Job:
         self._first: audio.Recording | None = None
         self._tracks: list[Track] = []
         self._reading = True
+        self._ticket.being_read = self._side_by_side
         self._segments: list[Segment] = []
         self._pending: list[Segment] = []
         self._dropped: list[Dropped] = []
@@ -211,13 +212,19 @@ class Job:
         if not self._reading and self._next_track():
             self._reading = True
             self._transcriber.read(self)
+        self._transcriber.scheduler.being_read(self._ticket, self._reading and self._side_by_side)
 
     def _launch(self, track: Track) -> None:
         """Start the strands read; while the language is unknown, one at a time, the first with words decides."""
-        while track.waiting and (self._heard.language is not None or self.options.multilingual or track.running == 0):
+        while track.waiting and (self._side_by_side or track.running == 0):
             index, strand = track.waiting.pop(0)
             track.running += 1
             self._advance(track, index, strand, None)
+
+    @property
+    def _side_by_side(self) -> bool:
+        """Whether strands may run side by side: none hangs on another's text, nor on the language that another finds."""
+        return self.options.strategy == "chunked" and (self._heard.language is not None or self.options.multilingual)
 
     def _advance(self, track: Track, index: int, strand: Strand, decoded: Decoded | None) -> None:
         """Give a strand its decoded window (None to begin) and queue the window it asks for next, or take its result."""

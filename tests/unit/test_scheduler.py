@@ -207,6 +207,28 @@ def test_requests_answered_together_are_waited_for_to_go_together_again(monkeypa
     assert engine.batches[3] == [20.0], "nobody is waited for when the scheduler closes"
 
 
+def test_the_windows_of_a_file_that_is_being_read_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.scheduler.READING", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=4), Outcomes()
+    scheduler = busy(engine, outcomes)
+    engine.open_gate()
+    outcomes.wait(1)
+    file = Ticket(being_read=True)
+    for start in (1.0, 2.0, 3.0):
+        outcomes.submit(scheduler, file, start)
+    scheduler.being_read(file, False)
+    outcomes.wait(4)
+    assert engine.batches[1] == [1.0, 2.0, 3.0]
+    file = Ticket(being_read=True)
+    for start in (4.0, 5.0, 6.0, 7.0):
+        outcomes.submit(scheduler, file, start)
+    outcomes.wait(8)
+    assert engine.batches[2] == [4.0, 5.0, 6.0, 7.0], "a batch that is full waits for nobody"
+    outcomes.submit(scheduler, Ticket(being_read=True), 8.0)
+    scheduler.close()
+    assert engine.batches[3] == [8.0]
+
+
 def test_several_engines_share_the_queue() -> None:
     engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
     scheduler = Scheduler(*engines)  # type: ignore[arg-type]
@@ -215,6 +237,7 @@ def test_several_engines_share_the_queue() -> None:
         outcomes.submit(scheduler, file, float(start))
     for engine in engines:
         engine.begun.get(timeout=PATIENCE)
+    for engine in engines:
         engine.open_gate()
     outcomes.wait(8)
     scheduler.close()

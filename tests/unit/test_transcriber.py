@@ -117,6 +117,19 @@ def test_an_hour_of_silence_keeps_no_clip_from_being_read() -> None:
     assert not silent_ended[0], "the clip was opened while the hour was being read"
 
 
+@pytest.mark.parametrize(("options", "company"), [(replace(WHOLE, language="en"), True), (WHOLE, False)])
+def test_the_windows_of_a_short_file_go_together_when_its_language_is_known(
+    options: Options, company: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whispercore.scheduler.READING", 1e9)
+    engine = Recorder(max_batch=8)
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        transcriber.submit(wav(2), options).result(PATIENCE)
+        batches = transcriber.scheduler.counters.batches
+        transcriber.submit(wav(100), options).result(PATIENCE)
+        assert transcriber.scheduler.counters.batches - batches == (1 if company else 2)
+
+
 def test_cancelling_drops_the_windows_in_the_queue() -> None:
     engine = Recorder(max_batch=1)
     engine.gate.clear()
