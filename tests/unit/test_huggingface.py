@@ -182,6 +182,16 @@ def _other_model(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "bert"}')
 
 
+def _own_output(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    save_file({**state, "proj_out.weight": state["model.decoder.embed_tokens.weight"] + 1}, folder / "model.safetensors")
+
+
+def _other_activation(folder: Path) -> None:
+    told = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(told | {"activation_function": "relu"}))
+
+
 def _pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -192,6 +202,8 @@ def _pickled(folder: Path) -> None:
         (_cut, "cut short"),
         (_other_shape, "does not fit its own dimensions: encoder.conv1.bias"),
         (_other_model, "no Whisper model: its config.json says 'bert'"),
+        (_own_output, "has an output layer of its own, proj_out.weight"),
+        (_other_activation, "no Whisper model: its config.json says 'relu'"),
         (_pickled, "must be safetensors"),
     ],
 )

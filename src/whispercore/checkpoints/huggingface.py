@@ -137,8 +137,10 @@ def weight_files(folder: Path) -> list[Path]:
 def read_dimensions(folder: Path) -> dict[str, int]:
     """The dimensions that config.json tells, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError."""
     told = read_json(folder / "config.json")
-    if told.get("model_type") != "whisper" or told.get("activation_function", _ACTIVATION) != _ACTIVATION:
-        raise ConfigurationError(f"{folder} holds no Whisper model: its config.json says {told.get('model_type')!r}", param="model")
+    kind, activation = told.get("model_type"), told.get("activation_function", _ACTIVATION)
+    if (kind, activation) != ("whisper", _ACTIVATION):
+        message = f"{folder} holds no Whisper model: its config.json says {(activation if kind == 'whisper' else kind)!r}"
+        raise ConfigurationError(message, param="model")
     try:
         return {ours: int(told[theirs]) for ours, theirs in _DIMENSIONS.items()}
     except (KeyError, TypeError, ValueError) as error:
@@ -146,7 +148,10 @@ def read_dimensions(folder: Path) -> dict[str, int]:
 
 
 def read_state(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors by openai-whisper's names, mapped from the files. Raises ConfigurationError when a file is broken."""
+    """The tensors by openai-whisper's names, mapped from the files.
+
+    Raises ConfigurationError when a file is broken, or the output is not the embedding.
+    """
     found: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         try:
@@ -155,7 +160,10 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as error:
             message = f"{path} cannot be read, it may be cut short ({str(error)[:120]}); get it again"
             raise ConfigurationError(message, param="model") from None
-    return {name: tensor for name, tensor in found.items() if name != _OUTPUT}
+    output, embedding = found.pop(_OUTPUT, None), found.get(openai_name(_EMBEDDING))
+    if output is not None and embedding is not None and not torch.equal(output, embedding):
+        raise ConfigurationError(f"{folder} has an output layer of its own, {_OUTPUT}: Whisper's is the embedding", param="model")
+    return found
 
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
