@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -238,6 +239,20 @@ def test_what_was_made_of_an_older_content_is_removed_and_nothing_else(settings:
     prepare(ct2)
     new = f"mine-{checkpoints.sha256(own)[:12]}-int8"
     assert {path.name for path in settings.converted_path.iterdir()} == before - old | {new}
+
+
+def test_two_workers_convert_at_once(settings: Settings, tmp_path: Path) -> None:
+    ct2 = replace(settings, engine="ct2", model=str(tmp_path / "mine.pt"))
+    for seed, workers in enumerate((1, 2)):  # which remove, each of them, what was made of the first content
+        write_random(SMALL, Path(ct2.model), seed=seed)
+        with ThreadPoolExecutor(workers) as pool:
+            assert [told.split()[0] for told in pool.map(prepare, [ct2] * workers)] == ["converted"] * workers
+        assert [path.name for path in settings.converted_path.iterdir()] == [f"mine-{checkpoints.sha256(Path(ct2.model))[:12]}-int8"]
+
+
+def test_a_note_that_vanishes_while_it_is_read_is_passed_over(settings: Settings) -> None:
+    (settings.converted_path / "vanishing" / "origin.txt").mkdir(parents=True)  # which cannot be read either
+    assert prepare(replace(settings, engine="ct2")).startswith("converted ")
 
 
 def test_a_folder_without_alignment_heads_is_converted(settings: Settings, small: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -107,8 +108,9 @@ def replace_outdated(folder: Path, checkpoint: Path) -> None:
     origin, current = os.fsencode(checkpoint.resolve()), folder.name[: len(model_name(checkpoint)) + 1 + _HASH]
     (folder / _ORIGIN).write_bytes(origin)
     for note in folder.parent.glob(f"*/{_ORIGIN}"):
-        if note.read_bytes() == origin and not note.parent.name.startswith(current):
-            shutil.rmtree(note.parent, ignore_errors=True)
+        with suppress(OSError):  # which another process is removing
+            if note.read_bytes() == origin and not note.parent.name.startswith(current):
+                shutil.rmtree(note.parent, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
