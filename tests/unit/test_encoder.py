@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_ct2_uses_it_in_int8_where_the_processor_multiplies_bfloat16(
     monkeypatch.setattr(ct2, "is_fast", lambda: fast)
     settings = Settings(model=str(checkpoint), engine="ct2", device="cpu", dtype=dtype, threads=1, converted_dir=str(tmp_path))
     checkpoints.prepare(settings)
+    made: list[weakref.ref[encoder.Encoder]] = []
+
+    def load_encoder(path: Path) -> encoder.Encoder:
+        loaded = encoder.load_encoder(path)
+        made.append(weakref.ref(loaded))
+        return loaded
+
+    monkeypatch.setattr(ct2, "load_encoder", load_encoder)
     engine = ct2.load(settings, "cpu")
-    assert engine.describe()["encoder"] == ("torch bfloat16" if used else engine.describe()["precision"])
+    described = engine.describe()
+    assert described["encoder"] == ("torch bfloat16" if used else described["precision"])
+    assert [each() is not None for each in made] == [True] * used
     engine.close()
+    assert [each() for each in made] == [None] * used  # its weights are the engine's, and freed with it
+    assert engine.describe() == described

@@ -126,6 +126,8 @@ class CTranslate2Engine:
             torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self._parts, thread_name_prefix="ct2")
         self._encoder = encoder
+        self._precision = self._model.compute_type
+        self._encoder_precision = "torch bfloat16" if encoder else self._precision
         self.max_batch, self.n_mels = max_batch, int(self._model.n_mels)
         self.tokenizer = Tokenizer(51_765 + self._model.num_languages + int(self._model.is_multilingual))
         self._model_name, self._device, self._threads = name, device, threads
@@ -155,8 +157,8 @@ class CTranslate2Engine:
             "engine": self.name,
             "model": self._model_name,
             "device": torch.cuda.get_device_name() if self._device == "cuda" else "cpu",
-            "precision": self._model.compute_type,
-            "encoder": "torch bfloat16" if self._encoder else self._model.compute_type,
+            "precision": self._precision,
+            "encoder": self._encoder_precision,
             "threads": self._threads,
             "batch": self.max_batch,
         }
@@ -169,6 +171,7 @@ class CTranslate2Engine:
         self._pool.shutdown()
         self._model.unload_model()
         self._parted.unload_model()
+        self._encoder = None
 
     def _decode(self, model: Whisper, windows: Sequence[Window]) -> list[Decoded]:
         mels = log_mels(windows, self.n_mels)
