@@ -169,7 +169,8 @@ def test_other_vocabularies(tmp_path: Path, recordings: list[Samples], mels: int
     checkpoint = load_checkpoint(path)
     found, expected = TorchEngine(checkpoint, max_batch=2), OpenAIEngine(checkpoint)
     whole = replace(ENGLISH, prompt=(7,) * 223, ignore_eot=True)
-    for decoding in (Decoding(max_tokens=9), Decoding(max_tokens=9, timestamps=False, prompt=(5, 6), alignment="all"), whole):
+    german = Decoding(max_tokens=9, language="de")
+    for decoding in (Decoding(max_tokens=9), german, replace(german, timestamps=False, prompt=(5, 6), alignment="all"), whole):
         asked = windows(recordings[:2], decoding)
         check_equal(found.decode(asked), expected.decode(asked))
 

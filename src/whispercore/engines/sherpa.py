@@ -104,7 +104,7 @@ class SherpaEngine:
         samples = window.samples[before : len(window.samples) - after]
         result = self._heard(samples, window.decoding)
         tokens = self._tokens(result, timestamps=window.decoding.timestamps)
-        language = result.lang or window.decoding.language or "en"
+        language = result.lang or (self.tokenizer.multilingual and window.decoding.language) or "en"
         return decoded(self.tokenizer, tokens, language=language, temperature=0.0, avg_logprob=0.0, no_speech_prob=0.0)
 
     def _heard(self, samples: Samples, decoding: Decoding) -> Any:

@@ -58,7 +58,7 @@ def flight(tokenizer: Tokenizer, window: Window, slot: int) -> Flight:
     start = start_tokens(tokenizer, decoding, decoding.language or tokenizer.languages[0])
     sot = len(start) - 1 - start[::-1].index(tokenizer.openai.sot)
     limit = min(len(start) + sampled_length(decoding), LENGTH)
-    return Flight(window, slot, start, sot, len(start), limit, language=decoding.language or "en")
+    return Flight(window, slot, start, sot, len(start), limit, language=(tokenizer.multilingual and decoding.language) or "en")
 
 
 @dataclass(frozen=True, slots=True)

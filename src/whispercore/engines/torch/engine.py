@@ -18,7 +18,7 @@ from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
 from .. import Feed, RefillingEngine
-from ..rules import Text, decoded, text_to_align, with_times
+from ..rules import Text, decoded, likeliest_sequence, text_to_align, with_times
 from .admission import Flight, Hypothesis
 from .alignment import Aligning, align
 from .cache import cache_bytes, make_cache
@@ -275,14 +275,9 @@ class _Batch:
 
 
 def _best(flight: Flight) -> Hypothesis:
-    """The likeliest by openai-whisper's measure: log-probability a token, or by the length penalty of Google's NMT."""
-    alpha = flight.decoding.length_penalty
-
-    def score(each: Hypothesis) -> float:
-        length = len(each.tokens)
-        return each.score / (max(length, 1) if alpha is None else ((5 + length) / 6) ** alpha)
-
-    return max(flight.hypotheses, key=score)
+    found = flight.hypotheses
+    lengths = [len(each.tokens) for each in found]
+    return found[likeliest_sequence([each.score for each in found], lengths, flight.decoding.length_penalty)]
 
 
 def _ours(error: Exception) -> EngineError:
