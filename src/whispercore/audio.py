@@ -128,9 +128,10 @@ class Recording:
         for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
-            lots = self._ahead(_lots(_enlarged(frames, rate * BLOCK_SECONDS), rate * BLOCK_SECONDS))
+            length = rate * BLOCK_SECONDS
+            lots = self._ahead(_lots(_enlarged(frames, length), length))
             mono = (_mono(frame, self._channel) for frame in chain.from_iterable(lots))
-            blocks = map(self._finite, _joined(mono, rate * BLOCK_SECONDS))
+            blocks = map(self._finite, _joined(mono, length))
             if rate == SAMPLE_RATE:
                 yield from blocks
                 continue
@@ -325,16 +326,16 @@ def _enlarged(frames: Iterable[Any], at_least: int) -> Iterator[Any]:
             yield fifo.read()
 
 
-def _lots(frames: Iterable[Any], at_least: int) -> Iterator[list[Any]]:
-    """The frames in lots of `at_least` samples: each costs two threads' attention once."""
+def _lots(frames: Iterable[Any], values: int) -> Iterator[list[Any]]:
+    """The frames in lots of so many values, channels counted: each costs two threads' attention once."""
     lot: list[Any] = []
-    samples = 0
+    held = 0
     for frame in frames:
         lot.append(frame)
-        samples += frame.samples
-        if samples >= at_least:
+        held += frame.samples * frame.layout.nb_channels
+        if held >= values:
             yield lot
-            lot, samples = [], 0
+            lot, held = [], 0
     if lot:
         yield lot
 
