@@ -110,6 +110,8 @@ def download(
                 folder.mkdir(parents=True, exist_ok=True)
                 url = f"{sources.base_url.rstrip('/')}/{SHA256[name]}/{name}.pt"
                 _fetch_whole(url, target, SHA256[name], sources, progress, {})
+        except requests.RequestException as error:  # which is an OSError, too
+            raise DownloadFailed(f"{target.name} cannot be fetched: {error}; is the server's address right?") from None
         except OSError as error:
             raise DownloadFailed(f"cannot write {error.filename or target}: {error.strerror or error}") from None
     return target

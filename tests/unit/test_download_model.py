@@ -160,6 +160,12 @@ def test_no_network(tmp_path: Path) -> None:
         download("tiny", tmp_path, Sources("http://127.0.0.1:9", pause=0.0), quiet=True)
 
 
+@pytest.mark.parametrize("address", ["mirror.example/whisper", "ftp://mirror.example"])
+def test_an_address_that_is_none(tmp_path: Path, address: str) -> None:
+    with pytest.raises(DownloadFailed, match=r"^tiny\.pt cannot be fetched: .*; is the server's address right\?$"):
+        download("tiny", tmp_path, Sources(address, pause=0.0), quiet=True)
+
+
 def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed, match=r"unknown model 'huge'; known: tiny\.en, tiny, .*turbo"):
         download("huge", tmp_path, quiet=True)
