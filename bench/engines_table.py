@@ -180,7 +180,7 @@ def _one(rows: Rows, device: str) -> list[str]:
     missing = "".join(f"- {line}\n" for line in _failures([row for row in rows if "failure" in row]))
     loads = [row["measured"]["load_average"][0] for row in rows]
     note = f"load average {min(loads):.0f} to {max(loads):.0f} before the rows"
-    parts = [f"**On a {device}**, {threads}: {what}; {note}.\n", _markdown(titles, cells)]
+    parts = [f"**On a {device}**, {threads}: {what}; {note}.\n", tables.markdown(titles, cells)]
     return [*parts, *([f"Not measured:\n\n{missing}"] if missing else [])]
 
 
@@ -220,10 +220,6 @@ def _cells(row: dict[str, Any], rows: Rows) -> dict[str, str]:
 
 def _percent(rate: float | None) -> str:
     return NONE if rate is None else f"{rate:.1%}"
-
-
-def _markdown(titles: dict[str, str], cells: list[tuple[str, ...]]) -> str:
-    return "".join("| " + " | ".join(one) + " |\n" for one in [tuple(titles), tuple(titles.values()), *cells])
 
 
 def _origin(content: dict[str, Any]) -> str:

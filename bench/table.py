@@ -56,7 +56,7 @@ def table(folder: Path = RESULTS) -> str:
     if not found:
         return ""
     rows = [row for name, content in found.items() for row in _ROWS[name](content)]
-    return f"{_origin(list(found.values()))}\n\n" + _markdown(_TITLES, rows)
+    return f"{_origin(list(found.values()))}\n\n" + markdown(_TITLES, rows)
 
 
 def accuracy(folder: Path = RESULTS) -> str:
@@ -66,9 +66,9 @@ def accuracy(folder: Path = RESULTS) -> str:
         return ""
     rows = content["result"]["rows"]
     several = len({row["model"] for row in rows}) > 1
-    words = _markdown(_WORD_TITLES, [_words_row(row, several) for row in rows])
+    words = markdown(_WORD_TITLES, [_words_row(row, several) for row in rows])
     timed = [row for row in rows if row.get("words")]
-    times = _markdown(_TIME_TITLES, [_times_row(row, several) for row in timed]) + (
+    times = markdown(_TIME_TITLES, [_times_row(row, several) for row in timed]) + (
         _LOOSE if list(content["settings"]["models"]) == ["nano"] else ""
     )
     plot = "![Word error rate, speed and word times of every row](../bench/results/accuracy.svg)\n"
@@ -134,7 +134,7 @@ def serve_one(content: dict[str, Any]) -> str:
     goals = "".join(f"- {goal}\n" for goal in _serve_goals(result["contenders"], at, counts[-1]))
     rates = {f"{rate:g} a second": "--:" for rate in settings["plan"]["rates"]}
     wait_titles = {"seconds a 10 s clip takes": "---", "idle": "--:", "beside the long file": "--:"} | rates
-    return "\n".join([_serve_origin(settings, origin), _markdown(titles, rows), goals, _markdown(wait_titles, waits)])
+    return "\n".join([_serve_origin(settings, origin), markdown(titles, rows), goals, markdown(wait_titles, waits)])
 
 
 _SERVE_ORDER = [f"serve-{size}" for size in ("base", "small", "large-v3-turbo", "large-v3")]
@@ -284,7 +284,7 @@ def _name(row: dict[str, Any], several: bool) -> str:
     return ", ".join(parts)
 
 
-def _markdown(titles: dict[str, str], rows: list[tuple[str, ...]]) -> str:
+def markdown(titles: dict[str, str], rows: list[tuple[str, ...]]) -> str:
     """A table whose columns are `titles` and how they align."""
     return "".join("| " + " | ".join(line) + " |\n" for line in [tuple(title.strip() for title in titles), tuple(titles.values()), *rows])
 
