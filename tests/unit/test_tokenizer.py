@@ -20,6 +20,7 @@ from whispercore.engines.rules import (
     compression_ratio,
     decoded,
     equals,
+    failure,
     last_initial_timestamp,
     likeliest,
     prompt_length,
@@ -27,7 +28,7 @@ from whispercore.engines.rules import (
     start_tokens,
     suppressed_tokens,
 )
-from whispercore.errors import EngineError
+from whispercore.errors import EngineError, OutOfMemory
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import Decoding
 
@@ -195,3 +196,27 @@ def test_values_are_plain_python() -> None:
     )
     assert {type(token) for token in made.tokens} == {int}
     assert {type(value) for value in (made.temperature, made.avg_logprob, made.no_speech_prob, made.compression_ratio)} == {float}
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), OutOfMemory),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), OutOfMemory),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), OutOfMemory),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            OutOfMemory,
+        ),
+        (RuntimeError("CUDA failed with error out of memory"), OutOfMemory),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"), OutOfMemory),
+        (RuntimeError("Available memory of 1 is smaller than requested bytes of 2"), OutOfMemory),
+        (RuntimeError("std::bad_alloc"), OutOfMemory),
+        (RuntimeError("no kernel\nout of luck"), EngineError),
+        (ValueError(), EngineError),
+    ],
+)
+def test_runtimes_errors_are_ours(error: Exception, kind: type[EngineError]) -> None:
+    found = failure(error, "JAX", 3)
+    assert type(found) is kind and "a batch of 3 windows: " in str(found)
+    assert "\n" not in str(found) and not str(found).endswith(": ")

@@ -20,7 +20,7 @@ from ..checkpoints.conversion import precision, supported
 from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
 from ..devices import available_memory, decoding_threads
-from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..errors import ConfigurationError, EngineError
 from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
@@ -33,6 +33,7 @@ from .rules import (
     batch_key,
     decoded,
     equals,
+    failure,
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
@@ -149,7 +150,7 @@ class CTranslate2Engine:
             decoded = chain.from_iterable(self._pool.map(partial(self._decode, self._parted), parts))
             return [one for _, one in sorted(zip(alike, decoded, strict=True), key=itemgetter(0))]
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+            raise error if isinstance(error, EngineError) else failure(error, "CTranslate2", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -291,11 +292,3 @@ def _steps(path: Sequence[tuple[int, int]]) -> list[int]:
     for token, step in path:
         entered.setdefault(token, step)
     return list(entered.values())
-
-
-def _ours(error: Exception, count: int) -> EngineError:
-    """CTranslate2's error as one of ours: out of memory is told in words only."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError) or any(sign in reason for sign in ("out of memory", "bad_alloc", "allocate memory")):
-        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"CTranslate2 failed on a batch of {count} windows: {reason}")

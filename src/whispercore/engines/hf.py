@@ -29,12 +29,13 @@ from ..types import Decoded, Decoding, Window
 from . import Engine, installation
 from .alignment import align_by
 from .features import log_mels
-from .openai import BatchedTimestampRules, description, failure
+from .openai import BatchedTimestampRules, description
 from .rules import (
     TEXT_CONTEXT,
     batch_key,
     decoded,
     equals,
+    failure,
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
@@ -96,7 +97,7 @@ class HuggingFaceEngine:
             with torch.no_grad():
                 return self._decode(self.model, windows)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else failure(error, len(windows), "transformers") from error
+            raise error if isinstance(error, EngineError) else failure(error, "transformers", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""

@@ -10,7 +10,7 @@ from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
 from ..devices import choose_precision, decoding_threads
-from ..errors import EngineError, OutOfMemory
+from ..errors import EngineError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
@@ -21,6 +21,7 @@ from .rules import (
     batch_key,
     decoded,
     equals,
+    failure,
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
@@ -78,7 +79,7 @@ class OpenAIEngine:
             with torch.no_grad():
                 return self._decode(self.model, windows)
         except (RuntimeError, ValueError, AssertionError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else failure(error, len(windows), "openai-whisper") from error
+            raise error if isinstance(error, EngineError) else failure(error, "openai-whisper", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -227,14 +228,6 @@ def description(engine: Engine, model: str, device: str, precision: str) -> dict
         "threads": torch.get_num_threads(),
         "batch": engine.max_batch,
     }
-
-
-def failure(error: Exception, count: int, runtime: str) -> EngineError:
-    """PyTorch's error as one of ours: the CPU's allocator says what it lacks in words only."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
-        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"{runtime} failed on a batch of {count} windows: {reason}")
 
 
 def _model(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Whisper:

@@ -1,4 +1,4 @@
-"""What every engine shares of Whisper's decoding: the start of a sequence, the tokens it never samples, the making of a `Decoded`."""
+"""What every engine shares of Whisper's decoding: how a sequence starts, tokens never sampled, the making of a `Decoded`, errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from whisper.audio import TOKENS_PER_SECOND
 
-from ..errors import EngineError
+from ..errors import EngineError, OutOfMemory
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import HOP, Decoded, Decoding, Window
 
@@ -18,6 +18,8 @@ MAX_SAMPLED = TEXT_CONTEXT // 2
 MAX_PROMPT = TEXT_CONTEXT // 2 - 1
 LAST_TIMESTAMP = 1500
 """<|30.00|> in steps of 0.02 s."""
+_NO_MEMORY = ("out of memory", "allocate memory", "available memory", "bad_alloc", "resource_exhausted", "alloc_failed")
+"""What runtimes say when they lack memory; most of them have no exception for it."""
 
 
 def batch_key(decoding: Decoding) -> Decoding:
@@ -164,6 +166,23 @@ def decoded(
         no_speech_prob=float(no_speech_prob),
         compression_ratio=compression_ratio(text),
     )
+
+
+def failure(error: Exception, runtime: str, windows: int) -> EngineError:
+    """A runtime's error, on a batch of so many windows, as one of ours."""
+    if lacks_memory(error):
+        return OutOfMemory(f"no memory for a batch of {windows} windows: {reason(error)}")
+    return EngineError(f"{runtime} failed on a batch of {windows} windows: {reason(error)}")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a runtime's error says so."""
+    return isinstance(error, MemoryError) or any(words in reason(error).lower() for words in _NO_MEMORY)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def compression_ratio(text: str) -> float:

@@ -17,12 +17,12 @@ from ..checkpoints import exported_folder
 from ..checkpoints.graphs import told
 from ..checkpoints.onnx_export import PRECISIONS, precision
 from ..devices import decoding_threads
-from ..errors import ConfigurationError, EngineError, OutOfMemory
+from ..errors import ConfigurationError, EngineError
 from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, WINDOW_FRAMES, Decoded, Decoding, Samples, Window
 from . import Engine
-from .rules import batch_key, decoded
+from .rules import batch_key, decoded, failure
 
 
 def load(settings: Settings, device: str) -> Engine:
@@ -81,12 +81,8 @@ class SherpaEngine:
             raise EngineError("the engine is closed")
         try:
             return [self._decode(window) for window in windows]
-        except (RuntimeError, MemoryError) as error:
-            if isinstance(error, EngineError):
-                raise
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            kind = OutOfMemory if isinstance(error, MemoryError) or "bad_alloc" in reason else EngineError
-            raise kind(f"sherpa-onnx failed on a batch of {len(windows)} windows: {reason}") from error
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise error if isinstance(error, EngineError) else failure(error, "sherpa-onnx", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""

@@ -16,7 +16,7 @@ from whisper.model import ModelDimensions
 
 from ...checkpoints import Checkpoint, load_checkpoint, locate
 from ...devices import choose_precision, decoding_threads
-from ...errors import EngineError, OutOfMemory
+from ...errors import EngineError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -27,6 +27,7 @@ from ..rules import (
     TEXT_CONTEXT,
     batch_key,
     decoded,
+    failure,
     last_initial_timestamp,
     likeliest,
     likeliest_sequence,
@@ -104,7 +105,7 @@ class JaxEngine:
             with jax.default_matmul_precision("highest"):
                 return self._decode(self._params, windows)
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+            raise error if isinstance(error, EngineError) else failure(error, "JAX", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch, mesh."""
@@ -285,11 +286,3 @@ def _mesh(shape: str, device: str, threads: int) -> Mesh:
         del os.environ["NPROC"]
         if before is not None:
             os.environ["NPROC"] = before
-
-
-def _ours(error: Exception, count: int) -> EngineError:
-    """JAX's error as one of ours: out of memory is told in words only."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
-        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"JAX failed on a batch of {count} windows: {reason}")

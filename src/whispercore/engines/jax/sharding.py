@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from ...checkpoints import Checkpoint
 from ...errors import ConfigurationError
+from ..rules import reason
 from .model import Params
 
 RULES = (
@@ -40,7 +41,7 @@ def make_mesh(shape: str, platform: str) -> Mesh:
     try:
         devices = jax.local_devices(backend=platform)
     except RuntimeError as error:
-        raise ConfigurationError(f"JAX has no {platform} here ({_first_line(error)}): {_INSTALL}", param="device") from None
+        raise ConfigurationError(f"JAX has no {platform} here ({reason(error)}): {_INSTALL}", param="device") from None
     data, model = (len(devices), 1) if shape == "auto" else _sides(shape)
     if data * model > len(devices):
         message = f"jax_mesh {shape} needs {data * model} devices; JAX has {len(devices)} ({platform})"
@@ -107,10 +108,6 @@ def _sides(shape: str) -> tuple[int, int]:
     if match is None:
         raise ConfigurationError(f"jax_mesh must be auto or DATAxMODEL, such as 2x4; got '{shape}'", param="jax_mesh")
     return int(match[1]), int(match[2])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 _INSTALL = 'pip install "jax[cuda13]" for an NVIDIA GPU, or set device: cpu'

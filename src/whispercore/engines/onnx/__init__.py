@@ -13,7 +13,7 @@ from ...checkpoints import empty_model, exported_folder
 from ...checkpoints.graphs import told
 from ...checkpoints.onnx_export import PRECISIONS, precision
 from ...devices import decoding_threads
-from ...errors import ConfigurationError, EngineError, OutOfMemory
+from ...errors import ConfigurationError, EngineError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -21,7 +21,7 @@ from .. import Engine
 from ..alignment import align_by
 from ..features import log_mels
 from ..openai import WindowsTask
-from ..rules import batch_key, decoded, equals, prompt_length, start_tokens, text_to_align, told_or_detected, with_times
+from ..rules import batch_key, decoded, equals, failure, prompt_length, reason, start_tokens, text_to_align, told_or_detected, with_times
 from .model import ERRORS, Audio, Model, Steps
 
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
@@ -41,7 +41,7 @@ def load(settings: Settings, device: str) -> Engine:
     try:
         model = Model(folder, device=device, threads=threads)
     except ERRORS as error:
-        message = f"{folder} cannot be loaded ({_reason(error)}); delete it and run: python -m whispercore.checkpoints prepare"
+        message = f"{folder} cannot be loaded ({reason(error)}); delete it and run: python -m whispercore.checkpoints prepare"
         raise ConfigurationError(message, param="model") from error
     if device == "cpu":
         # PyTorch makes the spectrograms and applies the rules: with threads of its own it would spin against ONNX Runtime's.
@@ -87,7 +87,7 @@ class OnnxEngine:
             with torch.no_grad():
                 return self._decode(self._model, windows)
         except (*ERRORS, ValueError, AssertionError, MemoryError) as error:
-            raise error if isinstance(error, EngineError) else _ours(error, len(windows)) from error
+            raise error if isinstance(error, EngineError) else failure(error, "ONNX Runtime", len(windows)) from error
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
@@ -166,16 +166,3 @@ class _Task(WindowsTask):
 
 def _device_name(model: Model) -> str:
     return torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu"
-
-
-def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _ours(error: Exception, count: int) -> EngineError:
-    """PyTorch's or ONNX Runtime's error as one of ours: out of memory is told in words only."""
-    reason = _reason(error)
-    lacking = ("allocate memory", "out of memory", "bad_alloc", "Available memory")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in reason for words in lacking):
-        return OutOfMemory(f"no memory for a batch of {count} windows: {reason}")
-    return EngineError(f"ONNX Runtime failed on a batch of {count} windows: {reason}")

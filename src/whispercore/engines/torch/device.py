@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..rules import reason
+
 logger = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 512
@@ -206,7 +208,7 @@ class Cuda:
         return self._graphs[key]
 
     def _refuse(self, key: Hashable, error: Exception) -> None:
-        logger.warning("%s runs without a CUDA graph: %s", key, (str(error) or type(error).__name__).splitlines()[0])
+        logger.warning("%s runs without a CUDA graph: %s", key, reason(error))
         self._refused.add(key)
         self._graphs[key] = None
         # a capture that the driver broke off goes on in PyTorch's books: its pool takes no other, and no random number is drawn

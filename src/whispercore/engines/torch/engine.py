@@ -18,7 +18,7 @@ from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
 from .. import Feed, RefillingEngine
-from ..rules import Text, decoded, likeliest_sequence, text_to_align, with_times
+from ..rules import Text, decoded, lacks_memory, likeliest_sequence, reason, text_to_align, with_times
 from .admission import Flight, Hypothesis
 from .alignment import Aligning, align
 from .cache import cache_bytes, make_cache
@@ -281,8 +281,6 @@ def _best(flight: Flight) -> Hypothesis:
 
 
 def _ours(error: Exception) -> EngineError:
-    """PyTorch's error as one of ours: the CPU's allocator says what it lacks in words only."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in reason:
-        return OutOfMemory(f"no memory to decode on: {reason}")
-    return EngineError(f"engine 'torch' failed: {reason}")
+    if lacks_memory(error):
+        return OutOfMemory(f"no memory to decode on: {reason(error)}")
+    return EngineError(f"engine 'torch' failed: {reason(error)}")
