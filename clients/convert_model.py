@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,9 +109,9 @@ def conversion(
     model: str, form: str, dtype: str | None = None, out: Path | None = None, folder: Path = ROOT / "whisper-models"
 ) -> Conversion:
     """What is to be done for the command's arguments; `folder`: of checkpoints, by name and for the result. Raises ConfigurationError."""
-    checkpoint = load_checkpoint(locate(replace(Settings(), model=model, models_dir=str(folder))))
     if dtype is not None and dtype not in DTYPES[form]:
         raise ConfigurationError(f"form '{form}' holds {', '.join(DTYPES[form])}; not {dtype}", param="dtype")
+    checkpoint = load_checkpoint(locate(Settings(model=model, models_dir=str(folder))))
     name = "-".join(part for part in (checkpoint.name, "" if form == "pt" else form, dtype) if part)
     chosen = dtype or ("float32" if form in ("onnx", "sherpa") else _own(checkpoint))
     return Conversion(checkpoint, form, chosen, out or folder / (f"{name}.pt" if form == "pt" else name))
@@ -133,9 +133,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Convert a Whisper checkpoint into another form.")
     parser.add_argument("source", metavar="SOURCE", help="a .pt, a folder of any of the forms, or a name in --models-dir")
     parser.add_argument("--to", required=True, choices=DTYPES, dest="form", help="the form to make")
-    parser.add_argument(
-        "--dtype", help=f"{'; '.join(f'{form}: {chr(44).join(known)}' for form, known in DTYPES.items())}; default: as it is"
-    )
+    known = "; ".join(f"{form}: {', '.join(dtypes)}" for form, dtypes in DTYPES.items())
+    parser.add_argument("--dtype", help=f"{known}; default: as it is, float32 for graphs")
     parser.add_argument("--out", type=Path, help="default: NAME-FORM in --models-dir, NAME.pt for pt")
     parser.add_argument("--models-dir", type=Path, default=ROOT / "whisper-models", help="default: whisper-models")
     given = parser.parse_args(argv)
