@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -29,12 +29,12 @@ from ..rules import (
     decoded,
     failure,
     last_initial_timestamp,
-    likeliest,
     likeliest_sequence,
     sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
+    told_or_detected,
     with_times,
 )
 from .alignment import follow
@@ -171,15 +171,15 @@ class JaxEngine:
 
     def _languages(self, params: Params, audio: KeyValues, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
         """Each window's language, and its probability where it was detected."""
-        if not self.tokenizer.multilingual:
-            return [("en", None)] * len(decodings)
-        if all(decoding.language for decoding in decodings):
-            return [(decoding.language or "", None) for decoding in decodings]
         openai = self.tokenizer.openai
         codes = [code for _, code in sorted(zip(openai.all_language_tokens, openai.all_language_codes, strict=True))]
-        rows = np.asarray(_detect(params, audio, openai.sot, min(openai.all_language_tokens), len(codes))).tolist()
-        heard = [likeliest(dict(zip(codes, row, strict=True)), each.languages) for row, each in zip(rows, decodings, strict=False)]
-        return [(each.language, None) if each.language else found for each, found in zip(decodings, heard, strict=True)]
+
+        def detect(unknown: list[int]) -> Iterator[dict[str, float]]:
+            rows = np.asarray(_detect(params, audio, openai.sot, min(openai.all_language_tokens), len(codes))).tolist()
+            for i in unknown:
+                yield dict(zip(codes, rows[i], strict=True))
+
+        return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
     def _start(self, starts: Sequence[Sequence[int]], decoding: Decoding, rows: int) -> Start:
         """The start sequences of a batch, and what `decoding` lets follow; rows beyond them sample nothing."""
