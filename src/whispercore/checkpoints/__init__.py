@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -262,8 +263,9 @@ def _read(path: Path) -> Any:
         if begin not in _GGML:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # what is no pickle makes its reader stumble in a dozen ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{path} cannot be read as a checkpoint, it may be cut short ({reason[:120]}); get it again: clients/download_model.py"
+        torchs = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = "it holds no tensors, or more than these" if isinstance(error, pickle.UnpicklingError) else torchs
+        message = f"{path} cannot be read as a checkpoint, it may be cut short ({reason}); get it again: clients/download_model.py"
         raise ConfigurationError(message, param="model") from None
     message = f"{path} is whisper.cpp's, which no engine here reads: get the model in OpenAI's or Hugging Face's form"
     raise ConfigurationError(message, param="model")
