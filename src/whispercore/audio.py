@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from io import SEEK_CUR, SEEK_END, SEEK_SET
+from io import SEEK_CUR, SEEK_END, SEEK_SET, TextIOBase
 from itertools import chain, groupby
 from pathlib import Path
 from types import TracebackType
@@ -197,9 +197,11 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         file: Any = source
         if isinstance(source, str | Path):
-            file = Path(source).open("rb")  # noqa: SIM115 - closed by close()
+            file = _opened(Path(source))
         elif isinstance(source, bytes | bytearray | memoryview):
             file = _Bytes(source)
+        elif isinstance(source, TextIOBase) or not hasattr(source, "read"):
+            raise InvalidRequest(f"a recording is bytes, a path or a binary file; got {type(source).__name__}", param="file")
         self._owned = file is not source
         self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
         self.size: int = self.seek(0, SEEK_END)
@@ -213,6 +215,14 @@ class _Reader:
         """Close the file that was opened here; a caller's own file stays open."""
         if self._owned:
             self._close()
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file at `path`. Raises InvalidRequest when it cannot be opened."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be opened: {error.strerror}", param="file") from error
 
 
 class _Bytes:

@@ -10,6 +10,7 @@ import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import av
 import librosa
@@ -400,3 +401,17 @@ def test_a_long_recording_is_never_held_decoded() -> None:
     assert recording.duration == 600
     assert longest <= 6 * SAMPLE_RATE
     assert peak < 4 * 2**20  # ten minutes decoded are 38 MB
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (Path("no-such.wav"), "no-such.wav cannot be opened: No such file"),
+        (str(Path(__file__).parent), "cannot be opened: Is a directory"),
+        (np.zeros(16_000, np.float32), "bytes, a path or a binary file; got ndarray"),
+        (io.StringIO("sound"), "bytes, a path or a binary file; got StringIO"),
+    ],
+)
+def test_what_is_no_recording_is_told(source: Any, told: str) -> None:
+    with pytest.raises(InvalidRequest, match=told):
+        open_recording(source, max_seconds=60)
