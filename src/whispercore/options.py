@@ -200,6 +200,8 @@ SUBTITLE_OPTIONS = ("max_line_width", "max_line_count", "max_words_per_line", "h
 
 def _check_ranges(made: Options | Reply) -> None:
     for item in fields(made):
+        if isinstance(item.default, tuple) and not isinstance(getattr(made, item.name), tuple):
+            raise InvalidRequest(f"{item.name} must be a tuple; got {getattr(made, item.name)!s:.80}", param=item.name)
         _check_range(item.name, getattr(made, item.name), item.metadata)
 
 

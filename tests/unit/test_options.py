@@ -123,3 +123,9 @@ def test_beams_at_zero_samples_above() -> None:
     assert (cold.beam_size, cold.best_of, cold.patience, cold.language) == (5, None, 2.0, "de")
     assert (warm.beam_size, warm.best_of, warm.patience, warm.language) == (None, 3, None, "fr")
     assert (warm.temperature, warm.prompt, warm.task) == (0.4, (1, 2), "translate")
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.5), ("languages", "en"), ("clip_timestamps", [0.0, 1.0])])
+def test_lists_are_tuples(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest, match=f"{name} must be a tuple"):
+        Options(**{name: value})
