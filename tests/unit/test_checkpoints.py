@@ -17,7 +17,7 @@ import whisper
 from whisper.model import ModelDimensions
 
 from whispercore import checkpoints
-from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, locate, prepare, write_random
+from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, locate, modelbin, prepare, write_random
 from whispercore.checkpoints.__main__ import main
 from whispercore.checkpoints.conversion import precision
 from whispercore.checkpoints.locations import FILES
@@ -284,6 +284,18 @@ def test_a_distilled_folder_that_names_its_teachers_heads_is_converted(settings:
     (decoded,) = engine.decode([Window(noise, 0.0, Decoding(language="en", max_tokens=8, ignore_eot=True, alignment="all"))])
     assert len(decoded.token_times) == len(decoded.token_probs) + 1 > 1
     engine.close()
+
+
+def test_a_folder_of_ctranslate2s_with_added_tokens_is_told(
+    settings: Settings, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from whispercore.checkpoints.conversion import convert
+
+    checkpoint, folder = load_checkpoint(small), tmp_path / "added"
+    convert(checkpoint.dims, checkpoint.state, folder, "float32", alignment_heads=checkpoint.alignment_heads)
+    monkeypatch.setattr(modelbin, "read_dimensions", lambda path: asdict(replace(SMALL, n_vocab=51_900)))  # ours converts no such
+    with pytest.raises(ConfigurationError, match=r"added has other dimensions .* n_vocab is 51900"):
+        prepare(replace(settings, engine="ct2", model=str(folder)))
 
 
 @pytest.mark.parametrize("heads", ["[1, 2]", '[["a", "b"]]', "7"])
