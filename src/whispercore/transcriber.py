@@ -25,7 +25,7 @@ from .pack import packed
 from .scheduler import Scheduler
 from .sequential import sequential
 from .settings import ENVIRONMENT_PREFIX, Settings
-from .types import Decoded, Dropped, Progress, Segment, Transcript
+from .types import Decoded, Dropped, Progress, Segment, Transcript, Window
 
 logger = logging.getLogger(__name__)
 
@@ -47,22 +47,22 @@ class Track:
     channel: int | None
     strands: Strands
     concurrent: bool
-    waiting: list[tuple[int, Strand]] = field(default_factory=list)
     running: int = 0
     begun: int = 0
     exhausted: bool = False
+    answers: dict[int, tuple[Strand, Window, Decoded]] = field(default_factory=dict)
     passages: dict[int, Passage] = field(default_factory=dict)
     done: int = 0
     until: float = 0.0
 
-    @property
-    def outstanding(self) -> int:
-        """Strands that have not returned."""
-        return len(self.waiting) + self.running
-
     def has_room(self, read_ahead: int) -> bool:
         """Whether its next strand may be asked for."""
-        return not self.exhausted and self.outstanding < (read_ahead if self.concurrent else 1)
+        return not self.exhausted and self.running < (read_ahead if self.concurrent else 1)
+
+    def next_answer(self, *, in_turn: bool) -> tuple[int, Strand, Window, Decoded] | None:
+        """A window that has been decoded and not been told to its strand; `in_turn`: to the one whose passage comes next, nobody else."""
+        index = self.done if in_turn else min(self.answers, default=None)
+        return (index, *self.answers.pop(index)) if index in self.answers else None
 
     def next_passage(self) -> Passage | None:
         """The passage after those already taken, once it is there."""
@@ -109,7 +109,7 @@ class Job:
         self._first: audio.Recording | None = None
         self._tracks: list[Track] = []
         self._reading = True
-        self._ticket.being_read = self._side_by_side
+        self._ticket.being_read = options.strategy == "chunked"
         self._segments: list[Segment] = []
         self._pending: list[Segment] = []
         self._dropped: list[Dropped] = []
@@ -204,27 +204,15 @@ class Job:
         if isinstance(strand, _NoMore):
             track.exhausted = True
         elif strand is not None:
-            track.waiting.append((track.begun, strand))
+            track.running += 1
             track.begun += 1
-            self._launch(track)
+            self._advance(track, track.begun - 1, strand, None)
 
     def _continue_reading(self) -> None:
         if not self._reading and self._next_track():
             self._reading = True
             self._transcriber.read(self)
-        self._transcriber.scheduler.being_read(self._ticket, self._reading and self._side_by_side)
-
-    def _launch(self, track: Track) -> None:
-        """Start the strands read; while the language is unknown, one at a time, the first with words decides."""
-        while track.waiting and (self._side_by_side or track.running == 0):
-            index, strand = track.waiting.pop(0)
-            track.running += 1
-            self._advance(track, index, strand, None)
-
-    @property
-    def _side_by_side(self) -> bool:
-        """Whether strands may run side by side: none hangs on another's text, nor on the language that another finds."""
-        return self.options.strategy == "chunked" and (self._heard.language is not None or self.options.multilingual)
+        self._transcriber.scheduler.being_read(self._ticket, self._reading and self.options.strategy == "chunked")
 
     def _advance(self, track: Track, index: int, strand: Strand, decoded: Decoded | None) -> None:
         """Give a strand its decoded window (None to begin) and queue the window it asks for next, or take its result."""
@@ -232,24 +220,44 @@ class Job:
             window = next(strand) if decoded is None else strand.send(decoded)
         except StopIteration as stop:
             return self._take(track, index, stop.value)
+        self._submit(track, index, strand, window)
+
+    def _submit(self, track: Track, index: int, strand: Strand, window: Window) -> None:
         if fixed := self._transcriber.settings.fixed_tokens:
             window = replace(window, decoding=replace(window.decoding, max_tokens=fixed, ignore_eot=True))
-        self._transcriber.scheduler.submit(self._ticket, window, lambda outcome: self._on_outcome(track, index, strand, outcome))
+        on_outcome = partial(self._on_outcome, track, index, strand, window)
+        self._transcriber.scheduler.submit(self._ticket, window, on_outcome)
 
-    def _on_outcome(self, track: Track, index: int, strand: Strand, outcome: Decoded | WhisperError) -> None:
+    def _on_outcome(self, track: Track, index: int, strand: Strand, window: Window, outcome: Decoded | WhisperError) -> None:
         with self._lock:
             if self.ended:
                 return
             if isinstance(outcome, WhisperError):
                 return self._fail(outcome)
             try:
-                self._advance(track, index, strand, outcome)
-                self._launch(track)
+                track.answers[index] = strand, window, outcome
+                while answer := track.next_answer(in_turn=not self._language_is_settled):
+                    self._answer(track, *answer)
                 self._continue_reading()
                 self._end_if_complete()
             except Exception as error:  # nobody else would tell the client that waits
                 logger.exception("a window's text could not be used")
                 self._fail(EngineError(f"a window's text could not be used: {error}"))
+
+    @property
+    def _language_is_settled(self) -> bool:
+        return self._heard.language is not None or self.options.multilingual
+
+    def _answer(self, track: Track, index: int, strand: Strand, window: Window, decoded: Decoded) -> None:
+        """Tell a strand what its window says; in a language that is not the recording's, the window is decoded again instead.
+
+        The first window with words has the say. The others do not wait for it: nearly always they are heard in its language, as though
+        they had been told.
+        """
+        told, language = window.decoding.language, self._heard.language
+        if self.options.multilingual or told is not None or language in (None, decoded.language):
+            return self._advance(track, index, strand, decoded)
+        self._submit(track, index, strand, replace(window, decoding=replace(window.decoding, language=language)))
 
     def _take(self, track: Track, index: int, passage: Passage) -> None:
         track.running -= 1
@@ -272,7 +280,7 @@ class Job:
 
     @staticmethod
     def _is_over(track: Track) -> bool:
-        return track.exhausted and not track.outstanding
+        return track.exhausted and not track.running
 
     def _end_if_complete(self) -> None:
         if self.ended or not all(map(self._is_over, self._tracks)) or not self._tracks:
@@ -299,7 +307,7 @@ class Job:
     def _end(self) -> None:
         self._ticket.cancelled = True
         for track in self._tracks:
-            track.waiting.clear()
+            track.answers.clear()
         self._transcriber.forget(self)
         self._ended.set()
         if not self._reading:
