@@ -26,6 +26,7 @@ from .scheduler import Scheduler
 from .sequential import sequential
 from .settings import ENVIRONMENT_PREFIX, Settings
 from .types import Decoded, Dropped, Progress, Segment, Transcript, Window
+from .values import read_options
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +157,10 @@ class Job:
             logger.exception("reading a recording failed")
             self._fail(EngineError(f"the recording could not be read: {error}"))
         with self._lock:
+            if track is not None and not self.ended:
+                self._begin_strand(track, strand)
             if self.ended:
                 return self._release()
-            if track is not None:
-                self._take_strand(track, strand)
             self._reading = False
             self._continue_reading()
             self._end_if_complete()
@@ -199,6 +200,13 @@ class Job:
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""
         return min((track for track in self._tracks if track.has_room(self._read_ahead)), key=lambda track: track.begun, default=None)
+
+    def _begin_strand(self, track: Track, strand: Strand | _NoMore | None) -> None:
+        try:
+            self._take_strand(track, strand)
+        except Exception as error:  # nobody else would tell the client that waits
+            logger.exception("a window could not be asked for")
+            self._fail(error if isinstance(error, WhisperError) else EngineError(f"a window could not be asked for: {error}"))
 
     def _take_strand(self, track: Track, strand: Strand | _NoMore | None) -> None:
         if isinstance(strand, _NoMore):
@@ -350,11 +358,11 @@ class Transcriber:
         self._lock = threading.Lock()
 
     def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
-        """Transcribe one recording and wait for it. `options`: those of `Options`; `timestamps` False is its `without_timestamps`.
+        """Transcribe one recording and wait for it. `options`: a request's; `timestamps` False is their `without_timestamps`.
 
         Raises WhisperError.
         """
-        return self.submit(source, Options(**options if timestamps else {**options, "without_timestamps": True})).result()
+        return self.submit(source, read_options(options if timestamps else {**options, "without_timestamps": True})).result()
 
     def submit(
         self,

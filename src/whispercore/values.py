@@ -7,12 +7,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 from .errors import InvalidRequest
-from .options import FALLBACK_TEMPERATURES, Granularity, ResponseFormat
+from .options import FALLBACK_TEMPERATURES, Granularity, Options, ResponseFormat
 
 MAX_TEXT = 10_000
 """Characters of a text option; the model itself reads at most the last 223 tokens of a prompt."""
@@ -26,6 +26,17 @@ def read(name: str, hint: Any, label: str, value: Any) -> Any:
     """`value` as the option `name` has it, whose type is `hint`; messages call it `label`."""
     own = _OWN_READERS.get(name)
     return own(label, value) if own else _typed(hint, label, value)
+
+
+def read_options(given: Mapping[str, Any]) -> Options:
+    """The options that Python names: values as in a JSON request, tuples as lists, None where an option may be none."""
+    hints, values = get_type_hints(Options), dict[str, Any]()
+    for name, value in given.items():
+        if name not in hints:
+            raise InvalidRequest(f"unknown option '{name}'; known: {', '.join(sorted(hints))}", param=name)
+        plain = list(value) if isinstance(value, tuple) else value
+        values[name] = None if value is None else read(name, hints[name], name, plain)
+    return Options(**values)
 
 
 def text(label: str, value: Any) -> str:

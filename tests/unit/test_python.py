@@ -12,7 +12,8 @@ import whispercore
 from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore import Options, Settings, Transcriber
 from whispercore.engines.fake import FakeEngine
-from whispercore.errors import ConfigurationError
+from whispercore.errors import ConfigurationError, EngineError, InvalidRequest
+from whispercore.types import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -78,3 +79,26 @@ def test_the_package_names_its_front_door_only() -> None:
     assert whispercore.Transcriber is Transcriber
     with pytest.raises(AttributeError, match="no attribute"):
         _ = whispercore.Nothing
+
+
+def test_the_calls_options_are_a_requests() -> None:
+    engine = Recorder()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        assert transcriber(wav(3), temperature=0.5, language="English", clip_timestamps=(0, 2), vad_filter=False, beam_size=None).text
+    assert (engine.windows[0].decoding.temperature, engine.windows[0].decoding.language) == (0.5, "en")
+    assert len(engine.windows[0].samples) == 2 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize(("wrong", "told"), [({"bogus": 1}, "unknown option 'bogus'"), ({"beam_size": "x"}, "beam_size must be a number")])
+def test_an_option_that_cannot_be_is_told(wrong: dict[str, object], told: str) -> None:
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(InvalidRequest, match=told):
+        transcriber(wav(3), **wrong)
+
+
+def test_a_window_that_cannot_be_asked_for_ends_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no window")
+
+    monkeypatch.setattr(Options, "decoding", broken)
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(EngineError, match="no window"):
+        transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE)
