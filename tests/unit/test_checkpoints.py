@@ -328,6 +328,18 @@ def test_a_converted_folder_cut_short_is_one_clear_line(settings: Settings) -> N
         load_engine(ct2)
 
 
+def test_a_converted_model_too_large_for_the_machine_need_not_be_deleted(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whispercore.engines import ct2 as engine
+
+    def full(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA failed with error out of memory")
+
+    prepare(replace(settings, engine="ct2"))
+    monkeypatch.setattr(engine, "Whisper", full)
+    with pytest.raises(ConfigurationError, match=r"^'small-random' does not fit into the memory \(CUDA failed with error out of memory\)"):
+        load_engine(replace(settings, engine="ct2"))
+
+
 def test_a_folder_that_cannot_be_written(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigurationError, match="cannot be written"):

@@ -9,7 +9,7 @@ import pytest
 from whispercore import engines
 from whispercore.engines import load_engine
 from whispercore.engines.fake import FakeEngine
-from whispercore.errors import ConfigurationError
+from whispercore.errors import ConfigurationError, OutOfMemory
 from whispercore.settings import Settings
 from whispercore.types import Decoded, Window
 
@@ -57,3 +57,17 @@ def test_what_is_asked_for_by_name_is_not_replaced(loaded: dict[str, FakeEngine 
     loaded["torch"] = ConfigurationError("engine 'torch' on cuda computes in float16, not in int8", param="dtype")
     with pytest.raises(ConfigurationError, match="int8"):
         load_engine(Settings(dtype="int8"))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore"), OutOfMemory("no memory to decode on")]
+)
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_a_model_too_large_for_the_machine_is_one_clear_line(
+    loaded: dict[str, FakeEngine | Exception], error: Exception, engine: str
+) -> None:
+    loaded["torch"] = loaded["openai"] = error
+    with pytest.raises(
+        ConfigurationError, match=r"^'large-v3' does not fit into the memory \(.+\): choose a smaller model, dtype or batch_size$"
+    ):
+        load_engine(Settings(model="large-v3", engine=engine))

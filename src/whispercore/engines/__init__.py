@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import Protocol, cast, runtime_checkable
@@ -120,7 +120,8 @@ def load_engines(settings: Settings) -> list[Engine]:
     import torch  # here: not every engine needs it
 
     module = import_module(f".{first.name}", __package__)
-    return [first, *(cast(Engine, module.load(settings, "cuda", index)) for index in range(1, torch.cuda.device_count()))]
+    with _short_memory_told(settings):
+        return [first, *(cast(Engine, module.load(settings, "cuda", index)) for index in range(1, torch.cuda.device_count()))]
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -130,8 +131,12 @@ def load_engine(settings: Settings) -> Engine:
     """
     device = choose_device(settings)
     name = choose_engine(settings, device)
-    if settings.engine != "auto" or device != "cuda":
-        return _load(name, settings, device)
+    with _short_memory_told(settings):
+        return _load(name, settings, device) if settings.engine != "auto" or device != "cuda" else _load_and_try(name, settings, device)
+
+
+def _load_and_try(name: str, settings: Settings, device: str) -> Engine:
+    """The engine when it works, else openai-whisper's own code."""
     with ExitStack() as failed:
         try:
             engine = _load(name, settings, device)
@@ -144,6 +149,20 @@ def load_engine(settings: Settings) -> Engine:
         except Exception:
             logger.exception("engine '%s' does not work on this GPU: engine 'openai' serves instead", name)
     return _load("openai", settings, device)
+
+
+@contextmanager
+def _short_memory_told(settings: Settings) -> Iterator[None]:
+    """What a runtime says of short memory while it loads, as a ConfigurationError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        from .rules import lacks_memory, reason  # here: the fake engine needs no torch
+
+        if not lacks_memory(error):
+            raise
+        message = f"'{settings.model}' does not fit into the memory ({reason(error)}): choose a smaller model, dtype or batch_size"
+        raise ConfigurationError(message, param="model") from error
 
 
 def precisions(name: str, device: str) -> tuple[str, ...]:

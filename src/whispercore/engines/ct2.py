@@ -34,6 +34,7 @@ from .rules import (
     decoded,
     equals,
     failure,
+    lacks_memory,
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
@@ -119,6 +120,8 @@ class CTranslate2Engine:
                 each = threads // self._parts
                 self._parted = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=self._parts, intra_threads=each)
         except (RuntimeError, ValueError) as error:
+            if lacks_memory(error):
+                raise
             again = "delete it and run: python -m whispercore.checkpoints prepare, or get it again where it is your own"
             message = f"{folder} cannot be loaded ({' '.join(str(error).split())}); {again}"
             raise ConfigurationError(message, param="model") from error

@@ -177,7 +177,7 @@ def failure(error: Exception, runtime: str, windows: int) -> EngineError:
 
 def lacks_memory(error: Exception) -> bool:
     """Whether a runtime's error says so."""
-    return isinstance(error, MemoryError) or any(words in reason(error).lower() for words in _NO_MEMORY)
+    return isinstance(error, MemoryError | OutOfMemory) or any(words in reason(error).lower() for words in _NO_MEMORY)
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from ...checkpoints import empty_model, exported_folder
 from ...checkpoints.graphs import told
 from ...checkpoints.onnx_export import PRECISIONS, precision
 from ...devices import decoding_threads
-from ...errors import ConfigurationError, EngineError
+from ...errors import ConfigurationError, EngineError, OutOfMemory
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
@@ -21,7 +21,19 @@ from .. import Engine
 from ..alignment import align_by
 from ..features import log_mels
 from ..openai import WindowsTask
-from ..rules import batch_key, decoded, equals, failure, prompt_length, reason, start_tokens, text_to_align, told_or_detected, with_times
+from ..rules import (
+    batch_key,
+    decoded,
+    equals,
+    failure,
+    lacks_memory,
+    prompt_length,
+    reason,
+    start_tokens,
+    text_to_align,
+    told_or_detected,
+    with_times,
+)
 from .model import ERRORS, Audio, Model, Steps
 
 _MAX_BATCH = {"cpu": 8, "cuda": 32}
@@ -41,6 +53,8 @@ def load(settings: Settings, device: str) -> Engine:
     try:
         model = Model(folder, device=device, threads=threads)
     except ERRORS as error:
+        if lacks_memory(error):
+            raise OutOfMemory(reason(error)) from error
         message = f"{folder} cannot be loaded ({reason(error)}); delete it and run: python -m whispercore.checkpoints prepare"
         raise ConfigurationError(message, param="model") from error
     if device == "cpu":
