@@ -110,7 +110,8 @@ class Job:
         self._first: audio.Recording | None = None
         self._tracks: list[Track] = []
         self._reading = True
-        self._ticket.being_read = options.strategy == "chunked"
+        # Who watches the transcript grow is told of the first window sooner when it goes alone.
+        self._in_company = self._ticket.being_read = options.strategy == "chunked" and on_progress is None
         self._segments: list[Segment] = []
         self._pending: list[Segment] = []
         self._dropped: list[Dropped] = []
@@ -220,7 +221,7 @@ class Job:
         if not self._reading and self._next_track():
             self._reading = True
             self._transcriber.read(self)
-        self._transcriber.scheduler.being_read(self._ticket, self._reading and self.options.strategy == "chunked")
+        self._transcriber.scheduler.being_read(self._ticket, self._reading and self._in_company)
 
     def _advance(self, track: Track, index: int, strand: Strand, decoded: Decoded | None) -> None:
         """Give a strand its decoded window (None to begin) and queue the window it asks for next, or take its result."""

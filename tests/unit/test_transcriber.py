@@ -167,6 +167,22 @@ def test_the_windows_of_a_short_file_go_together(language: str | None, monkeypat
         assert transcriber.scheduler.counters.batches - batches == 1
 
 
+def test_the_first_window_of_a_stream_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.scheduler.READING", 1e9)
+    told = threading.Event()
+
+    class Halting(io.BytesIO):
+        """Goes on after 70 s only when somebody has been told of what was before."""
+
+        def read(self, size: int | None = -1) -> bytes:
+            assert not 70 < self.tell() / (2 * SAMPLE_RATE) < 90 or told.wait(PATIENCE)
+            return super().read(size)
+
+    with Transcriber(Settings(), engine=Recorder()) as transcriber:
+        transcriber.submit(wav(2), WHOLE).result(PATIENCE)
+        assert transcriber.submit(Halting(wav(130)), WHOLE, on_progress=told.set).result(PATIENCE).segments
+
+
 def test_cancelling_drops_the_windows_in_the_queue() -> None:
     engine = Recorder(max_batch=1)
     engine.gate.clear()
