@@ -12,7 +12,7 @@ import soundfile
 
 from tests.serve.conftest import MAX_AUDIO_SECONDS
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, silent_film, words, write_wav
-from tests.serve.server import Server
+from tests.serve.server import Server, wait_for
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
 
@@ -83,6 +83,15 @@ def test_too_large(server: Server) -> None:
 
 def test_an_unknown_path(server: Server) -> None:
     refused(requests.post(f"{server.url}/1.0/v1/audio/poems", data=TIMER, timeout=120), 404)
+
+
+def test_what_a_client_does_wrong_is_no_error_on_the_console(server: Server) -> None:
+    """TorchServe logs a client that hangs up, and a form it cannot parse, as an error with Java's stack: in the file only."""
+    assert (
+        requests.post(server.url, data=TIMER, headers={"Content-Type": "application/x-www-form-urlencoded"}, timeout=60).status_code == 500
+    )
+    wait_for(lambda: "ErrorDataDecoderException" in (server.folder / "logs/whisper.log").read_text(), 10, "the log")
+    assert "ErrorDataDecoderException" not in (server.folder / "stdout").read_text()
 
 
 def test_management_is_closed(server: Server) -> None:
