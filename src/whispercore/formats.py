@@ -186,6 +186,8 @@ def _verbose(transcript: Transcript, reply: Reply, route: Route) -> Fields:
     """OpenAI's, and what its clients pass over: the probability of words and language, what was dropped, warnings, channels."""
     language = "en" if route == "translations" else transcript.language
     words = [_word(word) for segment in transcript.segments for word in segment.words]
+    if route != "native":  # OpenAI's are without the blank before them
+        words = [{**word, "word": word["word"].strip()} for word in words]
     return {
         "task": transcript.task,
         "language": LANGUAGES.get(language, language),

@@ -212,6 +212,12 @@ def test_verbose_json_with_words_only() -> None:
     assert "words" not in content(SPOKEN, response_format="verbose_json")
 
 
+@pytest.mark.parametrize("route", ["transcriptions", "translations"])
+def test_openais_words_have_no_blanks(route: Any) -> None:
+    fields = content(SPOKEN, route, response_format="verbose_json", timestamp_granularities=("word",))
+    assert [word["word"] for word in fields["words"][4:6]] == ["Times", "of"]
+
+
 @pytest.mark.parametrize("form", ["json", "verbose_json"])
 def test_what_json_cannot_say_is_null(form: Any) -> None:
     odd = Transcript("\ud800", "en", 1.0, "transcribe", (Segment(0.0, 1.0, "x", avg_logprob=-math.inf, no_speech_prob=math.nan),))
