@@ -34,7 +34,7 @@ _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"
 # Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
 _SCALES = {"u8": (128.0, -1.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
 _OGG_PAGE = 65_307  # bytes at most
-_DECODERS = ThreadPoolExecutor(max(1, os.cpu_count() or 1), thread_name_prefix="decoder")
+_DECODERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
 _ABSURD = 1e10  # louder than any signal: filters must not overflow to infinity
 
 av.logging.set_level(None)

@@ -74,10 +74,11 @@ class Scheduler:
 
     def being_read(self, ticket: Ticket, more: bool) -> None:
         """Whether the request will ask for more windows within a moment."""
+        if ticket.being_read == more:  # as after most windows: no reason to wake the engines' threads
+            return
         with self._changed:
             ticket.being_read = more
-            if not more:
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def waiting(self) -> int:
         """Windows in the queue."""
