@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from . import stitch
+from . import coverage, sentences, stitch
 from .engines.rules import MAX_PROMPT
 from .hallucinations import without_hallucinations
 from .options import Options
 from .pack import Pack
+from .spoken import Spoken, in_order, spoken
 from .tokenizer import Tokenizer
-from .types import Decoded, Dropped, Segment, Window
+from .types import SAMPLE_RATE, Decoded, Dropped, Segment, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +46,83 @@ class Heard:
             self.language, self.probability = decoded.language, decoded.language_probability
 
 
-def chunked(packs: Iterable[Pack | None], options: Options, heard: Heard, tokenizer: Tokenizer) -> Strands:
-    """A strand for each pack; any number of them may run side by side."""
-    prompt = prompt_tokens(options, tokenizer)
+def chunked(packs: Iterable[Pack | None], options: Options, heard: Heard, tokenizer: Tokenizer, *, aligns: bool) -> Strands:
+    """A strand for each pack; any number of them may run side by side. `aligns`: the engine can tell the times of words."""
+    chunker = Chunker(options, heard, tokenizer, prompt_tokens(options, tokenizer), aligned=aligns and not options.without_timestamps)
     for pack in packs:
-        yield _chunk(pack, options, heard, tokenizer, prompt) if pack else None
+        yield chunker.strand(pack) if pack else None
 
 
-def _chunk(pack: Pack, options: Options, heard: Heard, tokenizer: Tokenizer, prompt: tuple[int, ...]) -> Strand:
-    """Decode one pack; its words take no notice of those around it."""
-    language = None if options.multilingual else heard.language
-    window = Window(pack.samples, pack.start, options.decoding(temperature=options.temperature[0], prompt=prompt, language=language))
-    decoded = yield from with_fallback(window, options)
-    if is_silence(decoded, options):
-        return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
-    found = stitch.segments(decoded, window.duration, tokenizer)
-    if options.word_timestamps:
-        found = stitch.with_words(found, decoded, window.duration, tokenizer, options)
-    found = [stitch.in_recording(segment, pack) for segment in found]
-    found, dropped = without_hallucinations(found, pack.start, pack.end, options.hallucination_silence_threshold)
-    found = [segment for segment in found if segment.text.strip()]
-    if found:
-        heard.listen(decoded)
-    return Passage(pack.end, tuple(found), tuple(dropped))
+@dataclass(frozen=True, slots=True)
+class Chunker:
+    """Decodes windows that take no notice of each other.
+
+    `aligned`: words are decoded without timestamp tokens, and placed by their alignment with the sound. With timestamp tokens Whisper
+    often ends a window early, and what comes after its last timestamp is lost (openai/whisper discussion 1183).
+    """
+
+    options: Options
+    heard: Heard
+    tokenizer: Tokenizer
+    prompt: tuple[int, ...]
+    aligned: bool
+
+    def strand(self, pack: Pack) -> Strand:
+        """Decode one pack."""
+        decoded = yield from self._decode(pack)
+        if is_silence(decoded, self.options):
+            return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
+        if self.aligned:
+            found, dropped = yield from self._aligned(pack, decoded)
+        else:
+            found, dropped = self._by_timestamps(pack, decoded), []
+        found, doubtful = without_hallucinations(found, pack.start, pack.end, self.options.hallucination_silence_threshold)
+        found = [segment for segment in found if segment.text.strip()]
+        if found:
+            self.heard.listen(decoded)
+        return Passage(pack.end, tuple(found), (*dropped, *doubtful))
+
+    def _decode(self, pack: Pack, language: str | None = None) -> Generator[Window, Decoded, Decoded]:
+        language = language or (None if self.options.multilingual else self.heard.language)
+        decoding = self.options.decoding(temperature=self.options.temperature[0], prompt=self.prompt, language=language)
+        if self.aligned:
+            decoding = replace(decoding, timestamps=False, alignment="all")
+        return (yield from with_fallback(Window(pack.samples, pack.start, decoding), self.options))
+
+    def _aligned(self, pack: Pack, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
+        found, dropped = yield from self._complete(pack, spoken(decoded, pack, self.tokenizer, self.options), decoded.language)
+        with_words = self.options.word_timestamps
+        return sentences.segments(found, pack, self.tokenizer, with_words=with_words), dropped
+
+    def _complete(
+        self, pack: Pack, found: list[Spoken], language: str, attempts: int = 2
+    ) -> Generator[Window, Decoded, tuple[list[Spoken], list[Dropped]]]:
+        """The words and those of voice that has none yet, which is decoded again on its own; and what stays without."""
+        dropped: list[Dropped] = []
+        for gap in coverage.gaps(found, pack):
+            decoded = yield from self._decode(gap.pack, language)
+            more = [] if self._is_doubtful(decoded) else spoken(decoded, gap.pack, self.tokenizer, self.options)
+            if not more:
+                dropped.append(Dropped(*gap.span, decoded.text, "no_speech"))
+                continue
+            if attempts > 1:
+                more, still = yield from self._complete(gap.pack, more, language, attempts - 1)
+                dropped += still
+            found = in_order([*(one for one in found if one not in gap.words), *more])
+        return found, dropped
+
+    def _is_doubtful(self, decoded: Decoded) -> bool:
+        options = self.options
+        silent = options.no_speech_threshold is not None and decoded.no_speech_prob > options.no_speech_threshold
+        return silent or needs_fallback(decoded, options)
+
+    def _by_timestamps(self, pack: Pack, decoded: Decoded) -> list[Segment]:
+        """Segments between timestamp tokens, or one for the window."""
+        duration = len(pack.samples) / SAMPLE_RATE
+        found = stitch.segments(decoded, duration, self.tokenizer)
+        if self.options.word_timestamps:
+            found = stitch.with_words(found, decoded, duration, self.tokenizer, self.options)
+        return [stitch.in_recording(segment, pack) for segment in found]
 
 
 def prompt_tokens(options: Options, tokenizer: Tokenizer, previous: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -92,7 +147,7 @@ def with_fallback(window: Window, options: Options) -> Generator[Window, Decoded
     for temperature in options.temperature:
         decoding = window.decoding
         language = decoding.language or (attempts[0].language if attempts else None)
-        decoded = yield replace(window, decoding=options.decoding(temperature=temperature, prompt=decoding.prompt, language=language))
+        decoded = yield replace(window, decoding=options.at_temperature(temperature, decoding, language))
         if attempts and decoded.language_probability is None:
             decoded = replace(decoded, language_probability=attempts[0].language_probability)
         if not needs_fallback(decoded, options):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from .errors import InvalidRequest
@@ -135,6 +135,11 @@ class Options:
             max_tokens=self.max_new_tokens,
             alignment=self._alignment,
         )
+
+    def at_temperature(self, temperature: float, decoding: Decoding, language: str | None) -> Decoding:
+        """The same decoding at another temperature, in a language that may be known by now."""
+        other = self.decoding(temperature=temperature, prompt=decoding.prompt, language=language)
+        return replace(other, timestamps=decoding.timestamps, alignment=decoding.alignment)
 
     @property
     def _alignment(self) -> Alignment:

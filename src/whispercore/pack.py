@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from .types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
-from .windows import Stretch
+from .windows import Mask, Stretch
 
 REACH = 0.4
 """Seconds around a joint within which a time says little about the side that is meant: what is kept of a silence by default."""
@@ -40,17 +40,18 @@ class Pack:
         """Where it ends, in seconds of the recording."""
         return self.stretches[-1].start + self.stretches[-1].duration
 
+    @property
+    def offsets(self) -> list[tuple[float, Stretch]]:
+        """Where in the window each stretch begins, in seconds, and the stretch."""
+        return list(zip(accumulate((each.duration for each in self.stretches), initial=0.0), self.stretches, strict=False))
+
     def in_recording(self, begin: float, end: float) -> tuple[float, float]:
         """A span in seconds of `samples` as one in seconds of the recording.
 
         It lies in the stretches into which it reaches by more than `REACH`, a shorter one in that which holds most of it: speech after
         a silence that was left out does not begin before that silence.
         """
-        offsets = accumulate((each.duration for each in self.stretches), initial=0.0)
-        parts = [
-            (max(begin, offset), min(end, offset + each.duration), each.start - offset)
-            for each, offset in zip(self.stretches, offsets, strict=False)
-        ]
+        parts = [(max(begin, offset), min(end, offset + each.duration), each.start - offset) for offset, each in self.offsets]
         most = max(parts, key=lambda part: part[1] - part[0])
         reached = [part for part in parts if part[1] - part[0] > REACH] or [most]
         (first, _, shift), (_, last, shift_of_last) = reached[0], reached[-1]
@@ -77,6 +78,13 @@ def packed(stretches: Iterable[Stretch | None], *, alone: bool = False) -> Itera
 def _append(held: list[Stretch], stretch: Stretch) -> None:
     """Add a stretch; to the last one when it goes on where that ends."""
     if held and round((stretch.start - held[-1].start) * SAMPLE_RATE) == len(held[-1].samples):
-        held[-1] = replace(held[-1], samples=np.concatenate([held[-1].samples, stretch.samples]))
+        held[-1] = replace(
+            held[-1], samples=np.concatenate([held[-1].samples, stretch.samples]), voiced=_joined(held[-1].voiced, stretch.voiced)
+        )
     else:
         held.append(stretch)
+
+
+def _joined(first: Mask | None, second: Mask | None) -> Mask | None:
+    """The mask of two stretches that follow each other without a gap: the first one has whole frames."""
+    return None if first is None or second is None else np.concatenate([first, second])

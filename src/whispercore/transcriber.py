@@ -196,7 +196,9 @@ class Job:
         if options.strategy == "sequential":
             return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
         stretches = windows.cutting(self._open_recording(channel).blocks(), options)
-        return chunked(packed(stretches, alone=options.multilingual), options, self._heard, engine.tokenizer)
+        packs = packed(stretches, alone=options.multilingual)
+        aligns = "word_timestamps" not in UNSUPPORTED.get(engine.name, frozenset())
+        return chunked(packs, options, self._heard, engine.tokenizer, aligns=aligns)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""

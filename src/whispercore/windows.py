@@ -34,11 +34,16 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """A contiguous piece of the recording, at most 30 s. `samples`: float32, shape (n,), 16 kHz; `start`: seconds; `clip`: its clip's."""
+    """A contiguous piece of the recording, at most 30 s.
+
+    `samples`: float32, shape (n,), 16 kHz. `start`: seconds. `clip`: the start of its clip, seconds. `voiced`: for each frame of 512
+    samples whether the voice detector hears speech, shape (ceil(n / 512),); None when the detector was not asked.
+    """
 
     samples: Samples
     start: float
     clip: float = 0.0
+    voiced: Mask | None = None
 
     @property
     def duration(self) -> float:
@@ -64,7 +69,7 @@ def cutting(blocks: Iterable[Samples], options: Options) -> Iterator[Stretch | N
             yield from (None for _ in clip)
             continue
         listener = _Listener(options)
-        cutter = _Cutter(start, listener.pauses)
+        cutter = _Cutter(start, listener.pauses, detected=listener.detector is not None)
         for number, (chunk, voiced) in enumerate(_heard(_chunks(clip), listener), 1):
             if number % TURN == 0:
                 yield None
@@ -151,8 +156,9 @@ def _heard(chunks: Iterable[Samples], listener: _Listener) -> Iterator[tuple[Sam
 class _Cutter:
     """The part of a clip from the last cut on: its samples, and for each frame its energy and whether it is voiced."""
 
-    def __init__(self, start: int, pauses: _Pauses) -> None:
+    def __init__(self, start: int, pauses: _Pauses, *, detected: bool) -> None:
         self._pauses = pauses
+        self._detected = detected
         self._clip = start  # the clip's first sample
         self._start = 0  # of the samples held, in frames from the clip's beginning
         self._goes_on = False  # cut amid speech: what follows is no click, however short
@@ -179,7 +185,8 @@ class _Cutter:
             voiced = int(self._voiced[:end].sum())
             if voiced > (0 if forced or self._goes_on else self._pauses.click):
                 start = (self._clip + self._start * FRAME) / SAMPLE_RATE
-                yield Stretch(self._samples[: end * FRAME].copy(), start, self._clip / SAMPLE_RATE)
+                mask = self._voiced[:end].copy() if self._detected else None
+                yield Stretch(self._samples[: end * FRAME].copy(), start, self._clip / SAMPLE_RATE, mask)
             self._goes_on = forced and (self._goes_on or voiced > 0)
             self._drop(end)
 

@@ -19,7 +19,7 @@ TRUSTED = 0.5
 
 
 @dataclass(slots=True)
-class _Timing:
+class Timing:
     """A word while its times, in seconds from the window's beginning, are worked on; of how many tokens it is made."""
 
     word: str
@@ -61,6 +61,18 @@ def add_words(
     return found
 
 
+def timings(decoded: Decoded, tokenizer: Tokenizer, *, prepend: str, append: str, shorten: bool) -> list[Timing]:
+    """The words of an aligned window in order, punctuation marks put to theirs.
+
+    `shorten`: take pauses at the ends of sentences from the words there, as openai-whisper does; not needed where a detector tells pauses.
+    """
+    found = _timings([token for token in decoded.tokens if token < tokenizer.eot], decoded, tokenizer)
+    if shorten:
+        _shorten_at_sentence_ends(found, 2 * _median_duration(found))
+    _merge_punctuation(found, prepend, append)
+    return [timing for timing in found if timing.count]
+
+
 def clamp(segments: Sequence[Segment], start: float, end: float) -> list[Segment]:
     """The same words in order: each begins at or after the end of the one before, all within `start` … `end` and their segment.
 
@@ -77,7 +89,7 @@ def clamp(segments: Sequence[Segment], start: float, end: float) -> list[Segment
     return found
 
 
-def _timings(tokens: list[int], decoded: Decoded, tokenizer: Tokenizer) -> list[_Timing]:
+def _timings(tokens: list[int], decoded: Decoded, tokenizer: Tokenizer) -> list[Timing]:
     """The window's words as its language writes them: split at spaces, or at characters where there are none."""
     if not tokens:
         return []
@@ -86,18 +98,18 @@ def _timings(tokens: list[int], decoded: Decoded, tokenizer: Tokenizer) -> list[
     edges = np.cumsum([0, *map(len, parts[:-1])]).tolist()
     times, probs = decoded.token_times, decoded.token_probs
     return [
-        _Timing(word, after - before, times[before], times[after], float(np.mean(probs[before:after])))
+        Timing(word, after - before, times[before], times[after], float(np.mean(probs[before:after])))
         for word, (before, after) in zip(words, pairwise(edges), strict=False)
     ]
 
 
-def _median_duration(timings: Sequence[_Timing]) -> float:
+def _median_duration(timings: Sequence[Timing]) -> float:
     """Seconds that a word lasts in the median, at most 0.7; 0 when none lasts."""
     durations = [timing.end - timing.start for timing in timings if timing.end - timing.start != 0]
     return min(LONGEST_MEDIAN, float(np.median(durations))) if durations else 0.0
 
 
-def _shorten_at_sentence_ends(timings: Sequence[_Timing], longest: float) -> None:
+def _shorten_at_sentence_ends(timings: Sequence[Timing], longest: float) -> None:
     """A full stop, or the word after it, takes the pause between two sentences upon itself: no longer than `longest`."""
     for before, timing in pairwise(timings):
         if longest and timing.end - timing.start > longest:
@@ -107,7 +119,7 @@ def _shorten_at_sentence_ends(timings: Sequence[_Timing], longest: float) -> Non
                 timing.start = timing.end - longest
 
 
-def _merge_punctuation(timings: Sequence[_Timing], prepend: str, append: str) -> None:
+def _merge_punctuation(timings: Sequence[Timing], prepend: str, append: str) -> None:
     """Opening marks go to the word after them, closing ones to the word before; what is left of them is empty."""
     if not timings:
         return
@@ -125,24 +137,24 @@ def _merge_punctuation(timings: Sequence[_Timing], prepend: str, append: str) ->
             previous = following
 
 
-def _move(source: _Timing, target: _Timing, word: str) -> None:
+def _move(source: Timing, target: Timing, word: str) -> None:
     """Make `target` the two as one `word`, with the times it had."""
     target.word, target.count = word, target.count + source.count
     source.word, source.count = "", 0
 
 
-def _take(timings: Iterator[_Timing], count: int) -> Iterator[_Timing]:
+def _take(timings: Iterator[Timing], count: int) -> Iterator[Timing]:
     """The words of the next `count` tokens; one that reaches beyond them belongs to them."""
     while count > 0 and (timing := next(timings, None)):
         count -= timing.count
         yield timing
 
 
-def _in_recording(timing: _Timing, start: float) -> _Timing:
+def _in_recording(timing: Timing, start: float) -> Timing:
     return replace(timing, start=round(start + timing.start, 2), end=round(start + timing.end, 2))
 
 
-def _with_words(segment: Segment, words: Sequence[_Timing], median: float, last_speech: float) -> Segment:
+def _with_words(segment: Segment, words: Sequence[Timing], median: float, last_speech: float) -> Segment:
     """The segment with its words: long ones at its edges shortened, and its own times the words', unless these are far off."""
     if not words:
         return replace(segment, words=())
@@ -160,7 +172,7 @@ def _with_words(segment: Segment, words: Sequence[_Timing], median: float, last_
     return replace(segment, start=start, end=end, words=tuple(Word(word.word, word.start, word.end, word.probability) for word in words))
 
 
-def _shorten_after_pause(words: Sequence[_Timing], median: float, last_speech: float) -> None:
+def _shorten_after_pause(words: Sequence[Timing], median: float, last_speech: float) -> None:
     """The first two words after a pause take it upon themselves: no longer than two median words each."""
     first, second, longest = words[0], words[1] if len(words) > 1 else None, 2 * median
     long = first.end - first.start > longest or (second is not None and second.end - first.start > 2 * longest)

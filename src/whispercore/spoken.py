@@ -1,0 +1,150 @@
+"""Words at the place in the recording where they were spoken.
+
+An alignment gives every moment of a window to some word, silences included: the first word after a pause begins where the word
+before it ended. The voice detector knows where the pauses are, so a word is trimmed to the voice in its span, as in WhisperX
+(Bain et al. 2023, https://arxiv.org/abs/2303.00747), whose segments come from a detector too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from . import words
+from .options import Options
+from .pack import Pack
+from .silero import FRAME
+from .tokenizer import Tokenizer
+from .types import SAMPLE_RATE, Decoded, Word
+from .windows import Stretch
+
+LEAST_PROBABILITY = 1e-10
+JOINED = 0.25
+"""Seconds of silence between two stretches of voice that may be one word, such as before a plosive."""
+CLICK = 0.064
+"""Seconds of voice that are no part of a word; vad_min_speech_duration_ms by default."""
+ONSET = 0.05
+"""Seconds that a word may begin before, or end after, the detector hears it: two of its frames."""
+
+Span = tuple[float, float]
+"""Begin and end in seconds of the recording."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spoken:
+    """A word, or what stands for one in its language, with its tokens.
+
+    `start`, `end`: seconds of the recording. `voice`: seconds of voice between them; None when the detector was not asked.
+    `logprobs`: of its tokens. `source`: what its window was decoded to.
+    """
+
+    text: str
+    start: float
+    end: float
+    voice: float | None
+    probability: float
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    source: Decoded
+
+    @property
+    def word(self) -> Word:
+        """As it is told."""
+        return Word(self.text, round(self.start, 2), round(self.end, 2), self.probability)
+
+
+def spoken(decoded: Decoded, pack: Pack, tokenizer: Tokenizer, options: Options) -> list[Spoken]:
+    """The words of an aligned window in order, none of which overlaps the next one or a silence that was left out."""
+    detected = all(stretch.voiced is not None for stretch in pack.stretches)
+    timings = words.timings(
+        decoded, tokenizer, prepend=options.prepend_punctuations, append=options.append_punctuations, shorten=not detected
+    )
+    tokens = [token for token in decoded.tokens if token < tokenizer.eot]
+    logprobs = [math.log(max(prob, LEAST_PROBABILITY)) for prob in decoded.token_probs]
+    places = [(stretch.start - offset, stretch, voices(stretch)) for offset, stretch in pack.offsets]
+    found: list[Spoken] = []
+    first = 0
+    for timing in timings:
+        span, voice = _placed((timing.start, timing.end), places)
+        begin = max(span[0], found[-1].end if found else span[0])
+        last = first + timing.count
+        found.append(
+            Spoken(
+                text=timing.word,
+                start=begin,
+                end=max(begin, span[1]),
+                voice=voice if detected else None,
+                probability=timing.probability,
+                tokens=tuple(tokens[first:last]),
+                logprobs=tuple(logprobs[first:last]),
+                source=decoded,
+            )
+        )
+        first = last
+    return found
+
+
+def _placed(span: Span, places: Sequence[tuple[float, Stretch, list[Span]]]) -> tuple[Span, float]:
+    """A span of the window's time as one of the recording's, in the one stretch that holds most of its voice, and that voice."""
+    inside: list[tuple[float, float, Span]] = []
+    for shift, stretch, heard in places:
+        begin, end = max(span[0] + shift, stretch.start), min(span[1] + shift, stretch.start + stretch.duration)
+        if begin <= end:
+            start, stop, voice = trimmed((begin, end), heard)
+            inside.append((voice, end - begin, (start, stop)))
+    voice, _, placed = max(inside, default=(0.0, 0.0, _last_moment(places)))
+    return placed, voice
+
+
+def _last_moment(places: Sequence[tuple[float, Stretch, list[Span]]]) -> Span:
+    """The end of the window, for a word that is said to come after it."""
+    end = places[-1][1].start + places[-1][1].duration
+    return end, end
+
+
+def voices(stretch: Stretch) -> list[Span]:
+    """Where the detector hears a voice in a stretch, clicks left out; nowhere when it was not asked."""
+    if stretch.voiced is None:
+        return []
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], stretch.voiced, [False]]).astype(np.int8))).reshape(-1, 2)
+    seconds = [(begin * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for begin, end in edges.tolist()]
+    return [(stretch.start + begin, stretch.start + end) for begin, end in seconds if end - begin > CLICK]
+
+
+def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
+    """A word's span without the silence around its voice, and the seconds of voice in it.
+
+    Where two voices with a silence between them reach into the span, one belongs to a neighbour: the longer one is kept.
+    """
+    groups = list(_groups(span, voices))
+    if not groups:
+        return (*span, 0.0)
+    voice, begin, end = max(groups)
+    return max(span[0], begin - ONSET), min(span[1], end + ONSET), voice
+
+
+def _groups(span: Span, voices: Sequence[Span]) -> Iterator[tuple[float, float, float]]:
+    """Seconds of voice, begin and end of each run of voices within the span that no silence longer than `JOINED` parts."""
+    inside = [(max(begin, span[0]), min(end, span[1])) for begin, end in voices if begin < span[1] and end > span[0]]
+    held: list[Span] = []
+    for piece in inside:
+        if held and piece[0] - held[-1][1] > JOINED:
+            yield _group(held)
+            held = []
+        held.append(piece)
+    if held:
+        yield _group(held)
+
+
+def _group(pieces: Sequence[Span]) -> tuple[float, float, float]:
+    return sum(end - begin for begin, end in pieces), pieces[0][0], pieces[-1][1]
+
+
+def in_order(found: Sequence[Spoken]) -> list[Spoken]:
+    """Words by their begin, each shortened to where the next one begins."""
+    ordered = sorted(found, key=lambda one: one.start)
+    ends = [min(one.end, after.start) for one, after in zip(ordered, ordered[1:], strict=False)]
+    return [replace(one, end=end) for one, end in zip(ordered, [*ends, ordered[-1].end], strict=True)] if ordered else []
