@@ -7,9 +7,9 @@ from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from .engines import ENGINES, UNSUPPORTED
+from .fields import ALIASES, OBJECT_FIELDS, REFUSED
 from .options import Options, Reply
 from .settings import ENVIRONMENT_PREFIX, Settings
-from .wire import ALIASES, OBJECT_FIELDS, REFUSED
 
 HEADER = """# Reference
 

@@ -227,7 +227,7 @@ def test_what_json_cannot_say_is_null(form: Any) -> None:
 
 
 def test_warnings_are_told_in_every_json() -> None:
-    cut = Transcript("a", "en", 1.0, "transcribe", (), warnings=("the file is cut off at 1.0 s",))
+    cut = Transcript("a", "en", 1.0, "transcribe", (Segment(0.0, 1.0, " a"),), warnings=("the file is cut off at 1.0 s",))
     replies = [content(cut), content(cut, "transcriptions"), content(cut, response_format="verbose_json")]
     assert [reply["warnings"] for reply in replies] == [["the file is cut off at 1.0 s"]] * 3
 

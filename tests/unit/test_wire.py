@@ -12,20 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whispercore.errors import InvalidRequest, NotFound, TooLarge, WhisperError
+from whispercore.fields import ALIASES, AUDIO_FIELDS, KNOWN_FIELDS, LIST_FIELDS, REFUSED
 from whispercore.formats import render_error
 from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, Options, Reply
-from whispercore.wire import (
-    ALIASES,
-    AUDIO_FIELDS,
-    CONTENT_TYPES,
-    KNOWN_FIELDS,
-    LIST_FIELDS,
-    REFUSED,
-    Request,
-    check_audio_bytes,
-    parse,
-    request_id,
-)
+from whispercore.wire import CONTENT_TYPES, Request, check_audio_bytes, parse, request_id
 
 SOUND = bytearray(b"RIFF....WAVE")
 BASE64 = base64.b64encode(SOUND).decode()
@@ -286,7 +276,8 @@ class TestOptions:
             ("timestamp_granularities", 5),
             ("timestamp_granularities", [None]),
             ("timestamp_granularities", {}),
-            ("stream", "yes"),
+            ("stream", "perhaps"),
+            ("translate", "perhaps"),
             pytest.param("stream", 10**5000, id="a boolean of 5,000 digits"),
             ("max_line_width", "0"),
             ("task", "x" * 10_000),
