@@ -56,6 +56,9 @@ def whisper_code(tag: str) -> str | None:
         return None
     if name in _CODES:
         return _CODES[name]
+    language, _, region = name.rpartition(" ")
+    if language in _CODES and len(region) == 2:  # portuguese-br: no tag, and clear all the same
+        return _CODES[language]
     found = _TAG.fullmatch(name.replace(" ", "-"))
     if not found:
         raise KeyError(tag)

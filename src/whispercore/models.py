@@ -11,8 +11,8 @@ ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 _ANY = re.compile(r"|whisper|whisper-\d+|gpt-.*transcribe.*|default|none|null")
 """Names that OpenAI's clients cannot leave out or choose, TorchServe's own name of the model, and none: whatever is served is meant."""
 DEMONSTRATION = (
-    "nano answered: a demonstration model that knows a few household sentences and digits, and gets everything else wrong."
-    " For a real one run python3 clients/download_model.py base, then WHISPER_MODEL=base ./serve.sh"
+    "nano is a demonstration model: it knows a few household sentences and digits, and makes up words for anything else."
+    " For a real one run python3 clients/download_model.py base, then WHISPER_MODEL=base ./serve.sh; with a network ./serve.sh fetches it"
 )
 
 
@@ -23,7 +23,7 @@ def is_served(asked: str, served: str) -> bool:
 
 def remarks(asked: str, served: str, *, demonstration: bool) -> tuple[str, ...]:
     """What a reply has to say about the model: that it is not the one asked for, that it is the demonstration model."""
-    other = f"model: {shown(asked)} was asked for; {served} is served and answered" if not is_served(asked, served) else ""
+    other = f"the request asks for model {shown(asked)}, but {served} is served and has answered" if not is_served(asked, served) else ""
     return tuple(filter(None, (other, DEMONSTRATION if demonstration else "")))
 
 
