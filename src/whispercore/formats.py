@@ -127,9 +127,12 @@ def stream_progress(progress: Progress) -> bytes:
 def stream_end(
     transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None, model: str = ""
 ) -> bytes:
-    """The end of a stream, after all segments: the whole transcript; on OpenAI's routes the text that all deltas make together."""
+    """The end of a stream, after all segments. Native: the whole reply. OpenAI's routes: the text that all deltas make together.
+
+    A native stream is JSON. When `reply` asks for text or subtitles, the line has the fields of `json` and the finished file in `rendered`.
+    """
     if route == "native":
-        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer, model)})
+        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer, model), **_rendered(transcript, reply)})
     return _event(
         {
             "type": "transcript.text.done",
@@ -150,6 +153,12 @@ def stream_error(error: WhisperError, route: Route = "native") -> bytes:
 
 def _progress(progress: Progress) -> Fields:
     return {"progress": {"seconds": _seconds(progress.seconds), "duration": _seconds(progress.duration)}}
+
+
+def _rendered(transcript: Transcript, reply: Reply) -> Fields:
+    """The reply as text, where `reply` asks for a format that is not JSON."""
+    writer = _TEXT_WRITERS.get(reply.response_format)
+    return {"rendered": writer(transcript, reply)} if writer else {}
 
 
 def _delta(segments: Sequence[Segment], told: int, reply: Reply, tokenizer: Tokenizer | None) -> bytes:
