@@ -48,6 +48,7 @@ class Server:
             "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
             "WHISPER_STATE_DIR": str(state),
             "WHISPER_ENGINE": "ct2",
+            "WHISPER_MODEL": "nano",
             "WHISPER_DEVICE": "cpu",
             "LOG_LOCATION": str(folder / "logs"),
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",
