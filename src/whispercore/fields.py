@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
 
 from .errors import InvalidRequest
 from .options import Options, Reply
-from .values import MAX_LIST_TEXT, parsed, shown
+from .values import MAX_LIST_TEXT, OFF, parsed, shown
 
 Audio: TypeAlias = bytes | bytearray | memoryview
 
@@ -171,10 +171,11 @@ def _once(found: Iterable[Sent]) -> dict[str, Sent]:
 
 
 def _is_unset(field: Sent) -> bool:
-    """Whether the field counts as not sent; a switch may also say none or null."""
+    """Whether the field counts as not sent; a switch and a choice may also say none or null, which forms make of a missing value."""
     if field.value is None or field.value == "":
         return True
-    return TYPES[field.name] is bool and isinstance(field.value, str) and field.value.lower() in ("none", "null")
+    hint = TYPES[field.name]
+    return (hint is bool or get_origin(hint) is Literal) and isinstance(field.value, str) and field.value.lower() in OFF
 
 
 def _check_text(field: Sent) -> None:

@@ -370,6 +370,12 @@ class TestOtherServers:
         request = parse({"file": SOUND, name: value}, {})
         assert (request.options, request.reply) == (Options(), Reply())
 
+    @pytest.mark.parametrize("value", [b"none", b"null", b"Null"])
+    @pytest.mark.parametrize("name", ["response_format", "task", "strategy", "channels"])
+    def test_a_choice_that_is_none_is_not_made(self, name: str, value: bytes) -> None:
+        request = parse({"file": SOUND, name: value}, {"accept": "text/plain"})
+        assert (request.options, request.reply) == (Options(), Reply(response_format="text"))
+
     @pytest.mark.parametrize("value", [False, 0, None, "", [], {}, "none"])
     @pytest.mark.parametrize("name", OTHER_SERVERS)
     def test_so_does_one_in_json(self, name: str, value: Any) -> None:
