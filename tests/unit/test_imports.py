@@ -13,7 +13,7 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer"),
-    ("values", "wire", "audio", "silero", "vad", "windows", "devices"),
+    ("values", "wire", "source", "clock", "mixing", "levels", "tracks", "audio", "silero", "vad", "windows", "devices"),
     ("checkpoints",),
     ("engines",),
     ("backlog", "scheduler", "reference"),

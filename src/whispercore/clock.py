@@ -1,0 +1,181 @@
+"""A recording's own clock: where the container says that each frame of sound belongs.
+
+Containers give every packet a time. Sound that is missing between two packets (a mute, packets lost on the network, a damaged
+part) leaves a gap in these times, and joined or badly cut recordings overlap. Counting samples alone would place everything
+after a gap too early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+TOLERANCE = 0.02
+"""Seconds a frame may be off before it counts. Containers round times (webm and flv to 1 ms), and Vorbis's times jitter by 10 ms."""
+_FOLLOWERS = 4
+"""So many frames after one that is off must be off in the same direction: a single wrong time moves nothing."""
+_LONGEST_OVERLAP = 10.0
+"""Seconds. A clock that goes back further has been set anew, as in joined recordings: their sound is kept."""
+_RESTART = 0.1
+"""Seconds from the first time of all within which a clock that goes back has been set anew."""
+_LONGEST_UNDECLARED_GAP = 3600.0
+"""Seconds that a gap may last where neither a declared duration nor a clock with a fixed zero vouches for it."""
+_LONGEST_GAP = 12 * 3600.0
+"""Seconds that any gap may last."""
+
+# Formats whose packets carry times, by FFmpeg's names. All others (wav, flac, mp3, adts, amr, avi …) count samples or bytes.
+_WITH_FIXED_ZERO = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "nut", "asf"}
+_WITH_ANY_START = {"ogg", "mpegts", "mpeg"}  # cut from a broadcast, they start anywhere
+_LONGEST_PRIMING = 0.2
+_LATEST_FLV_START = 60.0
+
+
+class Clock:
+    """Compares the times of a stream's frames with the samples that have come, and says where to add silence or to cut.
+
+    `steady` yields the frames. Before a frame that needs a correction it raises `breaks` by one; `take_shift` then gives the
+    correction: so many samples of silence before that frame, or, when negative, so many samples to cut from its beginning.
+    Small errors are left alone until they exceed `TOLERANCE`, so that neither jitter makes gaps nor rounding adds up.
+    """
+
+    def __init__(self, container: Any, stream: Any, declared_duration: float | None, check_length: Callable[[float], None]) -> None:
+        """`check_length` is called with the seconds that the recording would have with a gap, and raises where that is too long."""
+        name: str = container.format.name
+        self.ticks = name in _WITH_FIXED_ZERO | _WITH_ANY_START
+        self.start = start_of(container, declared_duration)
+        self.jumps = 0
+        self.breaks = 0
+        self._shift = 0
+        self._unit = float(stream.time_base or 0)
+        self._expected = self.start  # the time that the next frame should have
+        self._offset = self.start  # of the clock, against the seconds of the recording
+        self._to_cut = 0.0  # seconds still to be left out
+        self._first: float | None = None
+        self._fixed_zero = name in _WITH_FIXED_ZERO
+        self._declared_end = None
+        if declared_duration is not None:
+            late = max(0.0, float((stream.start_time or 0) * (stream.time_base or 0)) - self.start)
+            self._declared_end = declared_duration + late + _LONGEST_OVERLAP
+        self._check_length = check_length
+
+    @property
+    def position(self) -> float:
+        """Seconds of the recording so far, silence included."""
+        return self._expected - self._offset + self._to_cut
+
+    def take_shift(self) -> int:
+        """The correction before the frame that `steady` gave last, in samples, once."""
+        shift, self._shift = self._shift, 0
+        return shift
+
+    def steady(self, frames: Iterable[Any]) -> Iterator[Any]:
+        """The frames in order, without those that lie wholly in an overlap."""
+        if not self.ticks:
+            yield from frames
+            return
+        held: list[Any] = []
+        for frame in frames:
+            pts = frame.pts
+            if pts is None or -TOLERANCE <= pts * self._unit - self._expected <= TOLERANCE:
+                if not (held or self._to_cut):  # nearly always
+                    self._expected += frame.samples / frame.sample_rate
+                    yield frame
+                    continue
+            held.append(frame)
+            if len(held) > _FOLLOWERS:
+                yield from self._place(held)
+        while held:
+            yield from self._place(held)
+
+    def _place(self, held: list[Any]) -> Iterator[Any]:
+        """Decide where the first of the frames held belongs, by those after it, and let it go."""
+        lead = self._lead(held)
+        if lead > 0:
+            self._open_gap(lead, held[0].sample_rate)
+        elif lead < 0:
+            self._cut_overlap(-lead)
+        yield from self._let_go(held.pop(0))
+
+    def _lead(self, held: list[Any]) -> float:
+        """By how many seconds all frames held are late (above 0) or early (below): the least of them; 0 when they do not agree."""
+        leads = []
+        expected = self._expected
+        for frame in held:
+            if frame.pts is not None:
+                leads.append(frame.pts * self._unit - expected)
+            expected += frame.samples / frame.sample_rate
+        if leads and held[0].pts is not None:
+            if min(leads) > TOLERANCE:
+                return min(leads)
+            if max(leads) < -TOLERANCE:
+                return max(leads)
+        return 0.0
+
+    def _open_gap(self, seconds: float, rate: int) -> None:
+        silence = max(0.0, seconds - self._to_cut)
+        if not self._is_plausible(silence):
+            self._set_anew(seconds)
+            return
+        self._expected += seconds
+        self._to_cut = max(0.0, self._to_cut - seconds)
+        if silence:
+            self._check_length(self.position)
+            self._shift += round(silence * rate)
+            self.breaks += 1
+
+    def _is_plausible(self, gap: float) -> bool:
+        end = self.position + gap
+        if self._declared_end is not None:
+            return end <= self._declared_end
+        trusted = self._fixed_zero and self._first is not None
+        return gap <= (_LONGEST_GAP if trusted else _LONGEST_UNDECLARED_GAP)
+
+    def _cut_overlap(self, seconds: float) -> None:
+        begins_again = self._first is not None and self._expected - seconds < self._first + _RESTART
+        if begins_again or seconds > _LONGEST_OVERLAP:
+            self._set_anew(-seconds)
+        else:
+            self._expected -= seconds
+            self._to_cut += seconds
+
+    def _set_anew(self, seconds: float) -> None:
+        """The clock jumps; the sound goes on."""
+        self._expected += seconds
+        self._offset += seconds
+        if self._first is not None:
+            self.jumps += 1
+            self._first = self._expected
+
+    def _let_go(self, frame: Any) -> Iterator[Any]:
+        if self._first is None:
+            self._first = self._expected
+        seconds = frame.samples / frame.sample_rate
+        self._expected += seconds
+        if self._to_cut >= seconds:
+            self._to_cut -= seconds
+            return
+        if cut := round(self._to_cut * frame.sample_rate):
+            self._shift -= cut
+            self.breaks += 1
+        self._to_cut = 0.0
+        yield frame
+
+
+def start_of(container: Any, declared_duration: float | None) -> float:
+    """The container's time, in seconds, at which the recording begins.
+
+    A player shows sound relative to the earliest stream. Where the format's clock has a fixed zero and the header tells the
+    duration, a late start is part of the recording. A live recording has no duration in its header (as from a browser's
+    MediaRecorder), and its times may count from anything: it begins with its earliest stream. Times slightly below zero belong
+    to the encoder's delay, which is no sound.
+    """
+    name: str = container.format.name
+    if name not in _WITH_FIXED_ZERO | _WITH_ANY_START or container.start_time is None:
+        return 0.0
+    start = container.start_time / 1_000_000
+    if name in _WITH_FIXED_ZERO:
+        if -_LONGEST_PRIMING <= start <= 0:
+            return 0.0
+        if declared_duration is not None and 0 <= start < (_LATEST_FLV_START if name == "flv" else declared_duration):
+            return 0.0
+    return float(start)

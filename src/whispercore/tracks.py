@@ -1,0 +1,86 @@
+"""The sound tracks of a file, and the one that a request asks for, by its number or its language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from whisper.tokenizer import TO_LANGUAGE_CODE
+
+from .errors import InvalidRequest, UnsupportedAudio
+from .types import AudioTrack
+
+# ISO 639-1 code: the three-letter codes of ISO 639-2 that files carry, for the languages that Whisper knows.
+_THREE_LETTERS = (
+    "af:afr am:amh ar:ara as:asm az:aze ba:bak be:bel bg:bul bn:ben bo:bod,tib br:bre bs:bos ca:cat cs:ces,cze cy:cym,wel da:dan "
+    "de:deu,ger el:ell,gre en:eng es:spa et:est eu:eus,baq fa:fas,per fi:fin fo:fao fr:fra,fre gl:glg gu:guj ha:hau haw:haw he:heb "
+    "hi:hin hr:hrv,scr ht:hat hu:hun hy:hye,arm id:ind is:isl,ice it:ita ja:jpn jw:jav ka:kat,geo kk:kaz km:khm kn:kan ko:kor la:lat "
+    "lb:ltz ln:lin lo:lao lt:lit lv:lav mg:mlg mi:mri,mao mk:mkd,mac ml:mal mn:mon mr:mar ms:msa,may mt:mlt my:mya,bur ne:nep "
+    "nl:nld,dut nn:nno no:nor,nob oc:oci pa:pan pl:pol ps:pus pt:por ro:ron,rum ru:rus sa:san sd:snd si:sin sk:slk,slo sl:slv "
+    "sn:sna so:som sq:sqi,alb sr:srp,scc su:sun sv:swe sw:swa ta:tam te:tel tg:tgk th:tha tk:tuk tl:tgl tr:tur tt:tat uk:ukr ur:urd "
+    "uz:uzb vi:vie yi:yid yo:yor yue:yue zh:zho,chi,cmn"
+)
+_TWO_LETTERS = {
+    code: short for entry in _THREE_LETTERS.split() for short, _, codes in [entry.partition(":")] for code in codes.split(",")
+}
+_OLD_CODES = {"nb": "no", "iw": "he", "in": "id", "ji": "yi", "jv": "jw"}
+_UNKNOWN = ("", "und", "mis", "mul", "zxx")
+
+
+def audio_tracks(container: Any) -> tuple[AudioTrack, ...]:
+    """The container's sound tracks, in the order of the file."""
+    return tuple(_track(index, stream) for index, stream in enumerate(container.streams.audio))
+
+
+def choose(container: Any, wanted: str | None) -> tuple[int, Any]:
+    """The track to read, its index and its stream; FFmpeg's best one when none is `wanted`.
+
+    Raises UnsupportedAudio when there is no sound, or its codec is unknown, and InvalidRequest when there is no such track.
+    """
+    streams = list(container.streams.audio)
+    best = container.streams.best("audio")  # never a cover picture
+    if not streams or best is None:
+        raise UnsupportedAudio("the file has no audio stream: send one with sound", code="no_audio_stream")
+    chosen = next(index for index, stream in enumerate(streams) if stream.index == best.index)
+    if wanted is not None:
+        chosen = _find(audio_tracks(container), wanted, chosen)
+    if streams[chosen].codec_context is None:
+        raise UnsupportedAudio("the file's audio codec is unknown: send wav, flac, mp3, aac, opus or vorbis")
+    return chosen, streams[chosen]
+
+
+def described(tracks: Sequence[AudioTrack]) -> str:
+    """The tracks in words: `0 (deu), 1 (eng, Commentary)`."""
+    return ", ".join(_described(track) for track in tracks)
+
+
+def _find(tracks: Sequence[AudioTrack], wanted: str, best: int) -> int:
+    """The index of the track asked for; of several in a language the best one, or the first."""
+    if wanted.isdecimal():
+        found = [track.index for track in tracks if track.index == int(wanted)]
+    else:
+        found = [track.index for track in tracks if track.language and _short(track.language) == _short(wanted)]
+    if not found:
+        count = "only one sound track" if len(tracks) == 1 else f"{len(tracks)} sound tracks"
+        kind = "with the number" if wanted.isdecimal() else "in the language"
+        message = f"audio_track: no sound track {kind} '{wanted}'; the recording has {count}: {described(tracks)}"
+        raise InvalidRequest(message, param="audio_track")
+    return best if best in found else found[0]
+
+
+def _short(language: str) -> str:
+    """The ISO 639-1 code of a code, a tag such as `de-AT`, or an English name; a language unknown here stays as it is."""
+    code = language.strip().lower().replace("_", "-").partition("-")[0]
+    code = TO_LANGUAGE_CODE.get(code, code)
+    return _OLD_CODES.get(code, _TWO_LETTERS.get(code, code))
+
+
+def _track(index: int, stream: Any) -> AudioTrack:
+    language = (stream.metadata.get("language") or "").strip()[:35]
+    title = (stream.metadata.get("title") or "").strip()[:200]
+    return AudioTrack(index, None if language.lower() in _UNKNOWN else language, title or None)
+
+
+def _described(track: AudioTrack) -> str:
+    told = ", ".join(filter(None, (track.language, track.title and track.title[:40])))
+    return f"{track.index} ({told})" if told else f"{track.index}"
