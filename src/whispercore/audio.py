@@ -15,7 +15,7 @@ import av.logging
 import numpy as np
 import soxr
 
-from .clock import Clock
+from .clock import Clock, is_fragmented, start_of
 from .errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio
 from .levels import full_scale, is_float
 from .mixing import Mixer, Planes, planes_of
@@ -41,9 +41,7 @@ _ABSURD = 1e4
 av.logging.set_level(None)
 
 
-def open_recording(
-    source: Source, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None
-) -> Recording:
+def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
     `channel`, from 0: that one alone. `track`: of several sound tracks the one with this number, from 0, or in this language;
@@ -73,9 +71,7 @@ class Recording:
     the one that is read. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
     """
 
-    def __init__(
-        self, file: Reader, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None
-    ) -> None:
+    def __init__(self, file: Reader, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> None:
         self._file = file
         self._container = _open_container(file)
         self.tracks: tuple[AudioTrack, ...] = audio_tracks(self._container)
@@ -208,7 +204,8 @@ class Recording:
             raise TooLarge(f"the recording is longer than {self._max_seconds:g} s, the most this server takes: split it", code="too_long")
 
     def _check_complete(self) -> None:
-        declared = max(self.declared_duration or 0.0, self.duration * self._file.declared_share)
+        by_header = 0.0 if self._clock.jumps else self.declared_duration or 0.0
+        declared = max(by_header, self.duration * self._file.declared_share)
         if self.duration < declared - max(1.0, declared / 100):
             self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
         elif self._cut_off:
@@ -245,16 +242,25 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
 def _declared_duration(container: Any, stream: Any) -> float | None:
     """Seconds by the header; None when it has none, or another stream's."""
     name = container.format.name
-    guessed = name in _GUESSED_DURATION and not stream.start_time  # an mp3 with a LAME header starts after its delay
+    guessed = name in _GUESSED_DURATION and not (name == "mp3" and stream.start_time)  # with a LAME header it starts after its delay
     if guessed or (stream.duration is None and container.streams.video):
         return None
     if stream.duration is None:
-        return None if container.duration is None else container.duration / av.time_base
-    start = (stream.start_time or 0) * stream.time_base
-    if name == "ogg" and start > 1:  # cut from a stream: with some codecs FFmpeg counts the time before it, too
+        seconds = None if container.duration is None else float(container.duration / av.time_base)
+        return _without_start(seconds, container, stream)
+    seconds = float(stream.duration * stream.time_base)
+    start = float((stream.start_time or 0) * stream.time_base)
+    if name == "ogg" and start > 1:  # cut from a broadcast: with some codecs FFmpeg counts the time before it, too
         return None
-    late = max(0, start) if name.startswith("mov,") else 0  # the track's own duration, without what precedes it
-    return float(stream.duration * stream.time_base + late)
+    if is_fragmented(container, stream):
+        return _without_start(seconds, container, stream)
+    return seconds + max(0.0, start) if name.startswith("mov,") else seconds  # the track's own, without what precedes it
+
+
+def _without_start(seconds: float | None, container: Any, stream: Any) -> float | None:
+    """A duration that counts from the clock's zero, less the time before the recording's own start."""
+    start = start_of(container, stream, seconds)
+    return seconds - start if seconds is not None and 0 < start < seconds else seconds
 
 
 class _Piece(NamedTuple):

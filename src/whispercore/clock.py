@@ -14,6 +14,8 @@ TOLERANCE = 0.02
 """Seconds a frame may be off before it counts. Containers round times (webm and flv to 1 ms), and Vorbis's times jitter by 10 ms."""
 _FOLLOWERS = 4
 """So many frames after one that is off must be off in the same direction: a single wrong time moves nothing."""
+_SLOWEST = 0.25
+"""Times that fall behind the samples by more than this share do not tell an overlap: the clock stands still."""
 _LONGEST_OVERLAP = 10.0
 """Seconds. A clock that goes back further has been set anew, as in joined recordings: their sound is kept."""
 _RESTART = 0.1
@@ -27,7 +29,8 @@ _LONGEST_GAP = 12 * 3600.0
 _WITH_FIXED_ZERO = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "nut", "asf"}
 _WITH_ANY_START = {"ogg", "mpegts", "mpeg"}  # cut from a broadcast, they start anywhere
 _LONGEST_PRIMING = 0.2
-_LATEST_FLV_START = 60.0
+_LATEST_FLV_START = 60.0  # broadcasts send FLV, too
+_OGG_PAGE = 2.0
 
 
 class Clock:
@@ -42,7 +45,7 @@ class Clock:
         """`check_length` is called with the seconds that the recording would have with a gap, and raises where that is too long."""
         name: str = container.format.name
         self.ticks = name in _WITH_FIXED_ZERO | _WITH_ANY_START
-        self.start = start_of(container, declared_duration)
+        self.start = start_of(container, stream, declared_duration)
         self.jumps = 0
         self.breaks = 0
         self._shift = 0
@@ -50,8 +53,9 @@ class Clock:
         self._expected = self.start  # the time that the next frame should have
         self._offset = self.start  # of the clock, against the seconds of the recording
         self._to_cut = 0.0  # seconds still to be left out
-        self._first: float | None = None
+        self._first = self.start  # the time of the first frame since the clock was set
         self._fixed_zero = name in _WITH_FIXED_ZERO
+        self._tells_late = name == "ogg" and stream.codec_context.name not in ("opus", "libopus", "vorbis", "libvorbis")
         self._declared_end = None
         if declared_duration is not None:
             late = max(0.0, float((stream.start_time or 0) * (stream.time_base or 0)) - self.start)
@@ -76,11 +80,10 @@ class Clock:
         held: list[Any] = []
         for frame in frames:
             pts = frame.pts
-            if pts is None or -TOLERANCE <= pts * self._unit - self._expected <= TOLERANCE:
-                if not (held or self._to_cut):  # nearly always
-                    self._expected += frame.samples / frame.sample_rate
-                    yield frame
-                    continue
+            if (pts is None or -TOLERANCE <= pts * self._unit - self._expected <= TOLERANCE) and not (held or self._to_cut):
+                self._expected += frame.samples / frame.sample_rate  # nearly always
+                yield frame
+                continue
             held.append(frame)
             if len(held) > _FOLLOWERS:
                 yield from self._place(held)
@@ -98,7 +101,7 @@ class Clock:
 
     def _lead(self, held: list[Any]) -> float:
         """By how many seconds all frames held are late (above 0) or early (below): the least of them; 0 when they do not agree."""
-        leads = []
+        leads: list[float] = []
         expected = self._expected
         for frame in held:
             if frame.pts is not None:
@@ -107,15 +110,18 @@ class Clock:
         if leads and held[0].pts is not None:
             if min(leads) > TOLERANCE:
                 return min(leads)
-            if max(leads) < -TOLERANCE:
+            if max(leads) < -TOLERANCE and leads[-1] - leads[0] >= -_SLOWEST * (expected - self._expected):
                 return max(leads)
         return 0.0
 
     def _open_gap(self, seconds: float, rate: int) -> None:
         silence = max(0.0, seconds - self._to_cut)
         if not self._is_plausible(silence):
+            self.jumps += self.position > 0
             self._set_anew(seconds)
             return
+        if not self.position:
+            self._first = self._expected + seconds
         self._expected += seconds
         self._to_cut = max(0.0, self._to_cut - seconds)
         if silence:
@@ -124,14 +130,20 @@ class Clock:
             self.breaks += 1
 
     def _is_plausible(self, gap: float) -> bool:
+        if self._tells_late and self.position < _OGG_PAGE and gap > _OGG_PAGE:
+            return False  # a broadcast that was cut: FFmpeg tells this codec's times one page late
         end = self.position + gap
         if self._declared_end is not None:
             return end <= self._declared_end
-        trusted = self._fixed_zero and self._first is not None
+        trusted = self._fixed_zero and self.position > 0
         return gap <= (_LONGEST_GAP if trusted else _LONGEST_UNDECLARED_GAP)
 
     def _cut_overlap(self, seconds: float) -> None:
-        begins_again = self._first is not None and self._expected - seconds < self._first + _RESTART
+        begins_again = self.position > _RESTART and self._expected - seconds < self._first + _RESTART
+        if begins_again:
+            self._declared_end = None  # recordings joined: the header is the first one's
+        elif seconds > _LONGEST_OVERLAP:
+            self.jumps += 1
         if begins_again or seconds > _LONGEST_OVERLAP:
             self._set_anew(-seconds)
         else:
@@ -142,13 +154,9 @@ class Clock:
         """The clock jumps; the sound goes on."""
         self._expected += seconds
         self._offset += seconds
-        if self._first is not None:
-            self.jumps += 1
-            self._first = self._expected
+        self._first = self._expected
 
     def _let_go(self, frame: Any) -> Iterator[Any]:
-        if self._first is None:
-            self._first = self._expected
         seconds = frame.samples / frame.sample_rate
         self._expected += seconds
         if self._to_cut >= seconds:
@@ -161,7 +169,12 @@ class Clock:
         yield frame
 
 
-def start_of(container: Any, declared_duration: float | None) -> float:
+def is_fragmented(container: Any, stream: Any) -> bool:
+    """Whether an mp4 has its index in fragments, as written while it is recorded or sent; its header then tells no duration."""
+    return container.format.name.startswith("mov,") and not stream.frames
+
+
+def start_of(container: Any, stream: Any, declared_duration: float | None) -> float:
     """The container's time, in seconds, at which the recording begins.
 
     A player shows sound relative to the earliest stream. Where the format's clock has a fixed zero and the header tells the
@@ -176,6 +189,7 @@ def start_of(container: Any, declared_duration: float | None) -> float:
     if name in _WITH_FIXED_ZERO:
         if -_LONGEST_PRIMING <= start <= 0:
             return 0.0
-        if declared_duration is not None and 0 <= start < (_LATEST_FLV_START if name == "flv" else declared_duration):
+        by_header = declared_duration is not None and not is_fragmented(container, stream)
+        if by_header and 0 <= start < (_LATEST_FLV_START if name == "flv" else declared_duration):
             return 0.0
     return float(start)

@@ -17,7 +17,7 @@ from whisper.utils import WriteSRT, WriteTSV, WriteVTT
 from .errors import NotFound, WhisperError
 from .options import Reply, ResponseFormat
 from .tokenizer import Tokenizer
-from .types import Dropped, Progress, Segment, Transcript, Word
+from .types import AudioTrack, Dropped, Progress, Segment, Transcript, Word
 from .values import shown
 from .wire import CONTENT_TYPES, Route
 
@@ -288,7 +288,13 @@ def _usage_tokens(transcript: Transcript) -> Fields:
 
 
 def _remarks(transcript: Transcript) -> Fields:
-    return {**({"dropped": [_dropped(one) for one in transcript.dropped]} if transcript.dropped else {}), **_warnings(transcript)}
+    dropped = {"dropped": [_dropped(one) for one in transcript.dropped]} if transcript.dropped else {}
+    tracks = {"audio_tracks": [_audio_track(track) for track in transcript.audio_tracks]} if transcript.audio_tracks else {}
+    return {**dropped, **tracks, **_warnings(transcript)}
+
+
+def _audio_track(track: AudioTrack) -> Fields:
+    return {"index": track.index, "language": track.language, **({"title": track.title} if track.title else {})}
 
 
 def _dropped(dropped: Dropped) -> Fields:

@@ -39,8 +39,9 @@ On the others it is newline-delimited JSON, each line with a `type`: `segment` a
 `transcript`, the whole reply. A stream that fails ends with `error`, the same object as in a refusal.
 
 Beyond OpenAI's fields, `json` and `verbose_json` tell `dropped`, the text that a guard took for no speech, with its `reason`;
-`warnings` about the input; `language_probability` of a detected language; `probability` of a word; and `channel` of a segment when
-channels are transcribed apart.
+`warnings` about the input; `audio_tracks`, the sound tracks of a file with several, each with `index`, `language` and `title`;
+`language_probability` of a detected language; `probability` of a word; and `channel` of a segment when channels are transcribed
+apart.
 """
 
 ALIASES_HEADER = """

@@ -20,9 +20,7 @@ _THREE_LETTERS = (
     "sn:sna so:som sq:sqi,alb sr:srp,scc su:sun sv:swe sw:swa ta:tam te:tel tg:tgk th:tha tk:tuk tl:tgl tr:tur tt:tat uk:ukr ur:urd "
     "uz:uzb vi:vie yi:yid yo:yor yue:yue zh:zho,chi,cmn"
 )
-_TWO_LETTERS = {
-    code: short for entry in _THREE_LETTERS.split() for short, _, codes in [entry.partition(":")] for code in codes.split(",")
-}
+_TWO_LETTERS = {code: short for entry in _THREE_LETTERS.split() for short, _, codes in [entry.partition(":")] for code in codes.split(",")}
 _OLD_CODES = {"nb": "no", "iw": "he", "in": "id", "ji": "yi", "jv": "jw"}
 _UNKNOWN = ("", "und", "mis", "mul", "zxx")
 
@@ -71,7 +69,7 @@ def _find(tracks: Sequence[AudioTrack], wanted: str, best: int) -> int:
 def _short(language: str) -> str:
     """The ISO 639-1 code of a code, a tag such as `de-AT`, or an English name; a language unknown here stays as it is."""
     code = language.strip().lower().replace("_", "-").partition("-")[0]
-    code = TO_LANGUAGE_CODE.get(code, code)
+    code = str(TO_LANGUAGE_CODE.get(code, code))
     return _OLD_CODES.get(code, _TWO_LETTERS.get(code, code))
 
 
