@@ -144,12 +144,11 @@ class Recording:
             self._warn(f"the samples are floating point numbers in the range of {math.log2(scale) + 1:.0f}-bit integers: scaled to 1.0")
 
     def _resampled(self) -> Iterator[Samples]:
-        frames = self._clock.steady(self._frames())
-        for rate, alike in groupby(frames, key=lambda frame: frame.sample_rate):
+        for rate, alike in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
             length = rate * BLOCK_SECONDS
-            lots = self._ahead(_lots(_enlarged(alike, self._clock, length), length))
+            lots = self._ahead(_lots(_enlarged(self._clock.steady(alike, rate), self._clock, length), length))
             blocks = map(self._finite, _joined(self._mono(chain.from_iterable(lots), rate), length))
             if rate == SAMPLE_RATE:
                 yield from blocks

@@ -72,41 +72,45 @@ class Clock:
         shift, self._shift = self._shift, 0
         return shift
 
-    def steady(self, frames: Iterable[Any]) -> Iterator[Any]:
-        """The frames in order, without those that lie wholly in an overlap."""
+    def steady(self, frames: Iterable[Any], rate: int) -> Iterator[Any]:
+        """The frames in order, all at `rate` Hz, without those that lie wholly in an overlap."""
         if not self.ticks:
             yield from frames
             return
         held: list[Any] = []
+        unit, rate_inverse = self._unit, 1 / rate
         for frame in frames:
-            pts = frame.pts
-            if (pts is None or -TOLERANCE <= pts * self._unit - self._expected <= TOLERANCE) and not (held or self._to_cut):
-                self._expected += frame.samples / frame.sample_rate  # nearly always
-                yield frame
-                continue
+            if not (held or self._to_cut):  # nearly always: this costs what a frame may cost
+                pts = frame.pts
+                if pts is None or -TOLERANCE <= pts * unit - self._expected <= TOLERANCE:
+                    self._expected += frame.samples * rate_inverse
+                    yield frame
+                    continue
             held.append(frame)
             if len(held) > _FOLLOWERS:
-                yield from self._place(held)
+                yield from self._place(held, rate)
         while held:
-            yield from self._place(held)
+            yield from self._place(held, rate)
 
-    def _place(self, held: list[Any]) -> Iterator[Any]:
+    def _place(self, held: list[Any], rate: int) -> Iterator[Any]:
         """Decide where the first of the frames held belongs, by those after it, and let it go."""
-        lead = self._lead(held)
+        lead = self._lead(held, rate)
         if lead > 0:
-            self._open_gap(lead, held[0].sample_rate)
+            self._open_gap(lead, rate)
         elif lead < 0:
             self._cut_overlap(-lead)
-        yield from self._let_go(held.pop(0))
+        yield from self._let_go(held.pop(0), rate)
+        while held and self._lead(held[:1], rate) == 0.0:  # on time again: the others need not wait
+            yield from self._let_go(held.pop(0), rate)
 
-    def _lead(self, held: list[Any]) -> float:
+    def _lead(self, held: list[Any], rate: int) -> float:
         """By how many seconds all frames held are late (above 0) or early (below): the least of them; 0 when they do not agree."""
         leads: list[float] = []
         expected = self._expected
         for frame in held:
             if frame.pts is not None:
                 leads.append(frame.pts * self._unit - expected)
-            expected += frame.samples / frame.sample_rate
+            expected += frame.samples / rate
         if leads and held[0].pts is not None:
             if min(leads) > TOLERANCE:
                 return min(leads)
@@ -156,13 +160,13 @@ class Clock:
         self._offset += seconds
         self._first = self._expected
 
-    def _let_go(self, frame: Any) -> Iterator[Any]:
-        seconds = frame.samples / frame.sample_rate
+    def _let_go(self, frame: Any, rate: int) -> Iterator[Any]:
+        seconds = frame.samples / rate
         self._expected += seconds
         if self._to_cut >= seconds:
             self._to_cut -= seconds
             return
-        if cut := round(self._to_cut * frame.sample_rate):
+        if cut := round(self._to_cut * rate):
             self._shift -= cut
             self.breaks += 1
         self._to_cut = 0.0

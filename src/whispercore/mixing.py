@@ -17,7 +17,7 @@ from .types import Samples
 # Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
 _SCALES = {"u8": (128.0, 128.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
 _PART_SECONDS = 0.5
-_STRIDE = 7  # one sample of seven tells how loud it is; not a power of two, which the periods of test tones are
+_LOOKS_PER_SECOND = 1200  # so many of the samples are looked at: all of them would cost a tenth of decoding
 _LAG_SECONDS = 0.00037
 """Compared are differences over so long: without direct current and mains hum, which say nothing of the speech."""
 _CANCELS, _ADDS_UP = 0.15, 0.4
@@ -54,18 +54,19 @@ class Mixer:
     def _mend(self, mix: Samples, planes: Planes, scale: float, rate: int) -> None:
         """Replace the parts of `mix`, the sum of the channels, in which they cancel, by their loudest channel."""
         lag = max(1, int(_LAG_SECONDS * rate))
-        part = max(1, int(_PART_SECONDS * rate) // _STRIDE)
-        differences = -(-(mix.size - lag) // _STRIDE)
+        stride = rate // _LOOKS_PER_SECOND | 1  # odd, unlike the periods of test tones
+        part = max(1, int(_PART_SECONDS * rate) // stride)
+        differences = -(-(mix.size - lag) // stride)
         if differences <= 0:
             return
         starts = np.arange(0, max(1, differences - part // 2), part)
-        power = np.stack([_powers(plane, lag, starts) for plane in planes])
-        total, mixed = power.sum(axis=0), _powers(mix, lag, starts)
+        power = np.stack([_powers(plane, lag, stride, starts) for plane in planes])
+        total, mixed = power.sum(axis=0), _powers(mix, lag, stride, starts)
         floor = _SILENCE * part * (scale / self._gain) ** 2
         if not self._cancels and not np.any((mixed < _CANCELS * total) & (total > floor)):
             return
-        ends = [*(starts[1:] * _STRIDE), mix.size]
-        for index, (start, end) in enumerate(zip(starts * _STRIDE, ends, strict=True)):
+        ends = [*(starts[1:] * stride), mix.size]
+        for index, (start, end) in enumerate(zip(starts * stride, ends, strict=True)):
             if total[index] > floor:
                 self._cancels = bool(mixed[index] < (_ADDS_UP if self._cancels else _CANCELS) * total[index])
             if self._cancels:
@@ -79,9 +80,9 @@ class Mixer:
         return int(self._power.argmax())
 
 
-def _powers(samples: npt.NDArray[Any], lag: int, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The power of every `_STRIDE`th difference over `lag` samples: its sum from each start, in such differences, to the next."""
-    differences = np.subtract(samples[lag::_STRIDE], samples[:-lag:_STRIDE], dtype=np.float32)
+def _powers(samples: npt.NDArray[Any], lag: int, stride: int, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The power of every `stride`th difference over `lag` samples: its sum from each start, in such differences, to the next."""
+    differences = np.subtract(samples[lag::stride], samples[:-lag:stride], dtype=np.float32)
     return np.add.reduceat(np.square(differences, out=differences), starts).astype(np.float64)
 
 
