@@ -187,8 +187,8 @@ class Recording:
     def _mono(self, pieces: Iterable[_Piece], rate: int) -> Iterator[Samples]:
         """The pieces mixed into one channel, and the silence between them, in blocks."""
         for silence, planes, scale in _gathered(pieces, rate):
-            for begin in range(0, silence, rate * BLOCK_SECONDS):
-                yield np.zeros(min(rate * BLOCK_SECONDS, silence - begin), np.float32)
+            for begin in range(0, silence, rate):
+                yield np.zeros(min(rate, silence - begin), np.float32)
             yield self._mixer.mono(planes, scale, rate)
 
     def _finite(self, block: Samples) -> Samples:
@@ -212,7 +212,7 @@ class Recording:
         if self._corrupt_packets:
             self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
         if self._clock.jumps:
-            self._warn(f"the recording's clock jumps {self._clock.jumps} times: times go on as if it did not")
+            self._warn("the recording's clock jumps: its times go on as if it did not")
         if self._mixer.cancelled:
             self._warn("the channels are out of phase and cancel each other when they are mixed: the louder one was taken there")
 

@@ -100,7 +100,8 @@ class Clock:
         elif lead < 0:
             self._cut_overlap(-lead)
         yield from self._let_go(held.pop(0), rate)
-        while held and self._lead(held[:1], rate) == 0.0:  # on time again: the others need not wait
+        while held and (held[0].pts is None or abs(held[0].pts * self._unit - self._expected) <= TOLERANCE):
+            # on time again: the others need not wait
             yield from self._let_go(held.pop(0), rate)
 
     def _lead(self, held: list[Any], rate: int) -> float:
@@ -114,7 +115,7 @@ class Clock:
         if leads and held[0].pts is not None:
             if min(leads) > TOLERANCE:
                 return min(leads)
-            if max(leads) < -TOLERANCE and leads[-1] - leads[0] >= -_SLOWEST * (expected - self._expected):
+            if len(leads) > 1 and max(leads) < -TOLERANCE and leads[-1] - leads[0] >= -_SLOWEST * (expected - self._expected):
                 return max(leads)
         return 0.0
 

@@ -22,6 +22,7 @@ _LAG_SECONDS = 0.00037
 """Compared are differences over so long: without direct current and mains hum, which say nothing of the speech."""
 _CANCELS, _ADDS_UP = 0.15, 0.4
 """Power of the mix over that of channels that have nothing in common: below the first they cancel, above the second no more."""
+_CLEARLY = 2.0
 _SILENCE = 1e-12  # mean power, full scale 1.0
 
 Planes = npt.NDArray[Any]
@@ -37,6 +38,7 @@ class Mixer:
         self._gain = gain
         self._cancels = False
         self._power = np.zeros(0)  # of each channel, where they cancel
+        self._taken = 0
 
     @np.errstate(over="ignore", invalid="ignore")  # the caller replaces what is not finite
     def mono(self, planes: Planes, scale: float, rate: int) -> Samples:
@@ -74,10 +76,15 @@ class Mixer:
                 mix[start:end] *= len(planes)
 
     def _loudest(self, power: npt.NDArray[np.float64]) -> int:
-        """The channel that has been the loudest so far where channels cancel."""
+        """The channel that has been the loudest so far where channels cancel; it changes only for one that is clearly louder."""
+        if len(self._power) != len(power):
+            self._power, self._taken = np.zeros(len(power)), int(power.argmax())
+        self._power = self._power + power
+        loudest = int(self._power.argmax())
+        if self._power[loudest] > _CLEARLY * self._power[self._taken]:
+            self._taken = loudest
         self.cancelled = True
-        self._power = self._power + power if len(self._power) == len(power) else power
-        return int(self._power.argmax())
+        return self._taken
 
 
 def _powers(samples: npt.NDArray[Any], lag: int, stride: int, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
