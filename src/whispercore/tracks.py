@@ -22,6 +22,7 @@ _THREE_LETTERS = (
 )
 _TWO_LETTERS = {code: short for entry in _THREE_LETTERS.split() for short, _, codes in [entry.partition(":")] for code in codes.split(",")}
 _OLD_CODES = {"nb": "no", "iw": "he", "in": "id", "ji": "yi", "jv": "jw"}
+_MOST_TOLD = 16
 _UNKNOWN = ("", "und", "mis", "mul", "zxx")
 
 
@@ -49,7 +50,8 @@ def choose(container: Any, wanted: str | None) -> tuple[int, Any]:
 
 def described(tracks: Sequence[AudioTrack]) -> str:
     """The tracks in words: `0 (deu), 1 (eng, Commentary)`."""
-    return ", ".join(_described(track) for track in tracks)
+    more = [f"and {len(tracks) - _MOST_TOLD} more"] if len(tracks) > _MOST_TOLD else []
+    return ", ".join([*map(_described, tracks[:_MOST_TOLD]), *more])
 
 
 def _find(tracks: Sequence[AudioTrack], wanted: str, best: int) -> int:
@@ -74,9 +76,13 @@ def _short(language: str) -> str:
 
 
 def _track(index: int, stream: Any) -> AudioTrack:
-    language = (stream.metadata.get("language") or "").strip()[:35]
-    title = (stream.metadata.get("title") or "").strip()[:200]
+    language, title = _line(stream.metadata.get("language")), _line(stream.metadata.get("title"))
     return AudioTrack(index, None if language.lower() in _UNKNOWN else language, title or None)
+
+
+def _line(text: str | None) -> str:
+    """A file's text as one line of bounded length."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in (text or "")[:200]).split())
 
 
 def _described(track: AudioTrack) -> str:

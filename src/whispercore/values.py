@@ -164,7 +164,9 @@ def _audio_track(label: str, value: Any) -> str | None:
     wanted = text(label, value).strip().lower()
     if wanted in (*OFF, "auto", ""):
         return None
-    if not ((wanted.isascii() and wanted.isdecimal()) or wanted[0].isalpha()) or len(wanted) > 35:
+    number = wanted.isascii() and wanted.isdecimal()
+    language = wanted[0].isalpha() and all(letter.isalnum() or letter in " -_" for letter in wanted)
+    if not (number or language) or len(wanted) > 35:
         raise InvalidRequest(f"{label} must be a track's number, from 0, or its language, as in 1 or de; got {shown(value)}", param=label)
     return wanted
 

@@ -128,7 +128,15 @@ def test_the_option(given: Any, kept: str | None) -> None:
     assert read_options({"audio_track": given}).audio_track == kept
 
 
-@pytest.mark.parametrize("given", [-1, "-1", 1.5, True, [1], "?", "x" * 100, {"a": 1}])
+@pytest.mark.parametrize("given", [-1, "-1", 1.5, True, [1], "?", "x" * 100, {"a": 1}, "en\nfr", "²"])
 def test_what_is_no_track(given: Any) -> None:
     with pytest.raises(InvalidRequest, match="audio_track"):
         read_options({"audio_track": given})
+
+
+def test_hundreds_of_tracks_and_titles_of_several_lines_are_told_shortly() -> None:
+    data = film([(300.0, "eng", "Take\n1\x1b[0m" + "!" * 500)] + [(300.0 + index, None, None) for index in range(40)])
+    with open_recording(data) as recording:
+        (warning,) = recording.warnings
+        assert len(recording.tracks) == 41
+    assert len(warning) < 400 and warning.isprintable() and "and 25 more" in warning
