@@ -90,7 +90,8 @@ class WhisperHandler:
         context.set_response_status(letter.status, letter.reason, index)
         context.set_response_content_type(index, letter.content_type)
         # TorchServe's front end puts its own id into x-request-id, whatever is there.
-        context.set_response_header(index, "x-client-request-id", letter.request_id)
+        for name, value in {"x-client-request-id": letter.request_id, **letter.headers}.items():
+            context.set_response_header(index, name, value)
         if letter.last is False:
             return
         measure = functools.partial(_measure, context, id=both_ids(id, letter.request_id))

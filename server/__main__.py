@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
     """The exit status. With --setup: get everything ready, and serve nothing."""
     stop, setup_only = StopSignals(), "--setup" in arguments
     try:
+        for name in preflight.check_variables():
+            say(f"the environment variable {name} has no meaning here and is ignored: ./serve.sh --help names those that have")
         configuration = Configuration.load()
         if not setup_only:
             preflight.check(configuration)

@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from configuration import Address, Configuration, StartError
+from configuration import ROOT, Address, Configuration, StartError
+
+sys.path.append(str(ROOT / "src"))
+from whispercore.errors import ConfigurationError
+from whispercore.settings import unknown_variables
 
 MEGABYTE = 1_000_000
 FREE_BYTES = 200 * MEGABYTE
@@ -19,6 +25,14 @@ def check(configuration: Configuration) -> None:
         _check_free(address)
     for folder, variable in ((configuration.logs, "LOG_LOCATION"), (configuration.temporary, "TEMP")):
         _check_writable(folder, variable)
+
+
+def check_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """The WHISPER_ variables that mean nothing. Raises StartError for one that is a known one misspelt."""
+    try:
+        return unknown_variables(environ)
+    except ConfigurationError as error:
+        raise StartError(error.message) from None
 
 
 def _check_free(address: Address) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from whisper.tokenizer import LANGUAGES
-from whisper.utils import WriteSRT, WriteTSV, WriteVTT
 
 from .errors import NotFound, WhisperError
+from .models import is_served
 from .options import Reply, ResponseFormat
+from .subtitles import srt, tsv, vtt
 from .tokenizer import Tokenizer
 from .types import AudioTrack, Dropped, Progress, Segment, Transcript, Word
 from .values import shown
@@ -27,6 +27,13 @@ AUDIO_TOKENS_PER_SECOND = 50
 Fields = dict[str, Any]
 _LINE_ENDS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"}
 """Where a client that reads a stream with str.splitlines would end a line; JSON itself escapes the other ones."""
+_KEEP = {
+    "no_speech": ("no speech", "no_speech_threshold"),
+    "hallucination": ("improbable words amid silence", "hallucination_silence_threshold"),
+}
+"""For each reason to leave a passage out: what it was taken for, and the option that decides it."""
+_MOST_TIMES = 5
+"""Passages whose times a warning lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,23 +44,39 @@ class Body:
     payload: bytes
 
 
-def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None) -> Body:
+def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None, model: str = "") -> Body:
     """The transcript in the form that `reply` asks for; `json` is OpenAI's on its routes, with segments on the native one.
 
-    `tokenizer`: the model's, needed where `reply.logprobs` are wanted.
+    `tokenizer`: the model's, needed where `reply.logprobs` are wanted. `model`: its name, told in JSON unless empty.
     """
     wanted = reply.response_format
     if wanted in ("json", "verbose_json"):
-        return Body(content_type(wanted), _json(_fields(transcript, reply, route, tokenizer)))
+        return Body(content_type(wanted), _json(_fields(transcript, reply, route, tokenizer, model)))
     return Body(content_type(wanted), _TEXT_WRITERS[wanted](transcript, reply).encode(errors="replace"))
 
 
-def render_models(served: str, wanted: str = "") -> Body:
+def render_models(served: str, wanted: str = "", warnings: Sequence[str] = ()) -> Body:
     """OpenAI's list of models, of which there is one, or the one `wanted`. Raises NotFound for another."""
-    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted"}
-    if wanted not in ("", served):
+    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted", **_told(warnings)}
+    if wanted and not is_served(wanted, served):
         raise NotFound(f"no such model: {shown(wanted)}; there is: {served}", param="model", code="model_not_found")
     return Body(content_type("json"), _json(model if wanted else {"object": "list", "data": [model]}))
+
+
+def warnings_of(transcript: Transcript) -> tuple[str, ...]:
+    """What a client has to know about the transcript: what was wrong with the input, what was left out, why it is empty."""
+    left_out = [_left_out(transcript.dropped, reason) for reason in _KEEP if any(one.reason == reason for one in transcript.dropped)]
+    if not transcript.segments and not left_out:
+        left_out = ["no speech was found in the recording"]
+    return (*transcript.warnings, *left_out)
+
+
+def _left_out(dropped: Iterable[Dropped], reason: str) -> str:
+    passages = [f"{one.start:.1f}-{one.end:.1f}" for one in dropped if one.reason == reason]
+    what, keep = _KEEP[reason]
+    times = ", ".join(passages[:_MOST_TIMES]) + (", …" if len(passages) > _MOST_TIMES else "")
+    count = "1 passage was" if len(passages) == 1 else f"{len(passages)} passages were"
+    return f"{count} left out as {what} ({times} s); {keep}=none keeps {'it' if len(passages) == 1 else 'them'}"
 
 
 def content_type(wanted: ResponseFormat) -> str:
@@ -90,17 +113,26 @@ def stream_chunk(
     told = len(progress.segments) - len(segments)
     if route != "native":
         return _delta(progress.segments, told, reply, tokenizer)
-    seconds = {"progress": {"seconds": _seconds(progress.seconds), "duration": _seconds(progress.duration)}}
     lines = [_segment(number, one, reply, tokenizer) for number, one in enumerate(segments, start=told)]
     if not lines:
-        return _line({"type": "progress", **seconds})
-    return b"".join(_line({"type": "segment", **line, **seconds}) for line in lines)
+        return stream_progress(progress)
+    return b"".join(_line({"type": "segment", **line, **_progress(progress)}) for line in lines)
 
 
-def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None) -> bytes:
-    """A stream's last words, once all segments are told: the whole transcript; on OpenAI's routes what all deltas make together."""
+def stream_progress(progress: Progress) -> bytes:
+    """A line of the native stream that tells only how far the transcription is: a sign of life."""
+    return _line({"type": "progress", **_progress(progress)})
+
+
+def stream_end(
+    transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None, model: str = ""
+) -> bytes:
+    """The end of a stream, after all segments. Native: the whole reply. OpenAI's routes: the text that all deltas make together.
+
+    A native stream is JSON. When `reply` asks for text or subtitles, the line has the fields of `json` and the finished file in `rendered`.
+    """
     if route == "native":
-        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer)})
+        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer, model), **_rendered(transcript, reply)})
     return _event(
         {
             "type": "transcript.text.done",
@@ -108,6 +140,8 @@ def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *,
             **_logprobs(transcript.segments, reply, tokenizer),
             **_languages(transcript),
             "usage": _usage_tokens(transcript),
+            **_model(model),
+            **_told(warnings_of(transcript)),
         }
     )
 
@@ -115,6 +149,16 @@ def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *,
 def stream_error(error: WhisperError, route: Route = "native") -> bytes:
     """The end of a stream that failed: OpenAI's error object; the official clients raise it as APIError."""
     return _line({"type": "error", **_error(error)}) if route == "native" else _event(_error(error))
+
+
+def _progress(progress: Progress) -> Fields:
+    return {"progress": {"seconds": _seconds(progress.seconds), "duration": _seconds(progress.duration)}}
+
+
+def _rendered(transcript: Transcript, reply: Reply) -> Fields:
+    """The reply as text, where `reply` asks for a format that is not JSON."""
+    writer = _TEXT_WRITERS.get(reply.response_format)
+    return {"rendered": writer(transcript, reply)} if writer else {}
 
 
 def _delta(segments: Sequence[Segment], told: int, reply: Reply, tokenizer: Tokenizer | None) -> bytes:
@@ -155,35 +199,40 @@ def _finite(value: Any) -> Any:
 # JSON
 
 
-def _fields(transcript: Transcript, reply: Reply, route: Route, tokenizer: Tokenizer | None) -> Fields:
+def _fields(transcript: Transcript, reply: Reply, route: Route, tokenizer: Tokenizer | None, model: str) -> Fields:
     if reply.response_format == "verbose_json":
-        return _verbose(transcript, reply, route)
-    return _native(transcript, reply, tokenizer) if route == "native" else _openai(transcript, reply, tokenizer)
+        return _verbose(transcript, reply, route, model)
+    return _native(transcript, reply, tokenizer, model) if route == "native" else _openai(transcript, reply, tokenizer, model)
 
 
-def _native(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None) -> Fields:
+def _native(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None, model: str) -> Fields:
     return {
         "text": transcript.text,
         "language": transcript.language,
         **_probability(transcript),
         "duration": _seconds(transcript.duration),
+        **_model(model),
         "segments": [_segment(number, segment, reply, tokenizer) for number, segment in enumerate(transcript.segments)],
         **_remarks(transcript),
     }
 
 
-def _openai(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None) -> Fields:
+def _openai(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None, model: str) -> Fields:
     return {
         "text": transcript.text,
         **_logprobs(transcript.segments, reply, tokenizer),
         **_languages(transcript),
         "usage": _usage(transcript),
-        **_warnings(transcript),
+        **_model(model),
+        **_told(warnings_of(transcript)),
     }
 
 
-def _verbose(transcript: Transcript, reply: Reply, route: Route) -> Fields:
-    """OpenAI's, and what its clients pass over: the probability of words and language, what was dropped, warnings, channels."""
+def _verbose(transcript: Transcript, reply: Reply, route: Route, model: str) -> Fields:
+    """OpenAI's fields, and others that its clients pass over.
+
+    Those are the probability of words and of the language, what was dropped, warnings, the model, a segment's channel and language.
+    """
     language = "en" if route == "translations" else transcript.language
     words = [_word(word) for segment in transcript.segments for word in segment.words]
     if route != "native":  # OpenAI's are without the blank before them
@@ -197,6 +246,7 @@ def _verbose(transcript: Transcript, reply: Reply, route: Route) -> Fields:
         **({"segments": [_verbose_segment(*numbered) for numbered in enumerate(transcript.segments)]} if reply.segments else {}),
         **({"words": words} if reply.words else {}),
         "usage": _usage(transcript),
+        **_model(model),
         **_remarks(transcript),
     }
 
@@ -214,6 +264,7 @@ def _segment(number: int, segment: Segment, reply: Reply, tokenizer: Tokenizer |
         **({"words": [_word(word) for word in segment.words]} if segment.words else {}),
         **_logprobs([segment], reply, tokenizer),
         **_channel(segment),
+        **_language(segment),
     }
 
 
@@ -230,6 +281,7 @@ def _verbose_segment(number: int, segment: Segment) -> Fields:
         "compression_ratio": segment.compression_ratio,
         "no_speech_prob": segment.no_speech_prob,
         **_channel(segment),
+        **_language(segment),
     }
 
 
@@ -243,6 +295,15 @@ def _word(word: Word) -> Fields:
 
 def _channel(segment: Segment) -> Fields:
     return {} if segment.channel is None else {"channel": segment.channel}
+
+
+def _language(segment: Segment) -> Fields:
+    """Whisper's code, also in verbose_json: OpenAI's segments have no such field."""
+    return {} if segment.language is None else {"language": segment.language}
+
+
+def _model(name: str) -> Fields:
+    return {"model": name} if name else {}
 
 
 def _probability(transcript: Transcript) -> Fields:
@@ -290,7 +351,7 @@ def _usage_tokens(transcript: Transcript) -> Fields:
 def _remarks(transcript: Transcript) -> Fields:
     dropped = {"dropped": [_dropped(one) for one in transcript.dropped]} if transcript.dropped else {}
     tracks = {"audio_tracks": [_audio_track(track) for track in transcript.audio_tracks]} if transcript.audio_tracks else {}
-    return {**dropped, **tracks, **_warnings(transcript)}
+    return {**dropped, **tracks, **_told(warnings_of(transcript))}
 
 
 def _audio_track(track: AudioTrack) -> Fields:
@@ -301,8 +362,8 @@ def _dropped(dropped: Dropped) -> Fields:
     return {"start": _seconds(dropped.start), "end": _seconds(dropped.end), "text": dropped.text, "reason": dropped.reason}
 
 
-def _warnings(transcript: Transcript) -> Fields:
-    return {"warnings": list(transcript.warnings)} if transcript.warnings else {}
+def _told(warnings: Sequence[str]) -> Fields:
+    return {"warnings": list(warnings)} if warnings else {}
 
 
 def _error(error: WhisperError) -> Fields:
@@ -316,32 +377,11 @@ def _plain(transcript: Transcript, reply: Reply) -> str:
     return transcript.text.strip() + "\n"
 
 
-def _written(writer: Any) -> Callable[[Transcript, Reply], str]:
-    """openai-whisper's own writer, into a string."""
-
-    def write(transcript: Transcript, reply: Reply) -> str:
-        file = io.StringIO()
-        by_word = any(segment.words for segment in transcript.segments)
-        segments = [_cue(segment, by_word) for segment in transcript.segments]
-        writer(output_dir="").write_result({"segments": segments}, file=file, options=reply.subtitles)
-        return file.getvalue()
-
-    return write
-
-
-def _cue(segment: Segment, by_word: bool) -> Fields:
-    """A segment as openai-whisper's writers read it. By word they leave out one that has none, so its text stands as one word."""
-    cue = {"start": segment.start, "end": segment.end, "text": _one_line(segment.text)}
-    words = segment.words or (Word(segment.text, segment.start, segment.end, 0.0),)
-    timed = [{"word": _one_line(word.word).replace("-->", "->"), "start": word.start, "end": word.end} for word in words]
-    return {**cue, "words": timed} if by_word else cue
-
-
-def _one_line(text: str) -> str:
-    """A line break in a text would end the cue or the row there."""
-    return " ".join(text.splitlines())
-
-
 _TEXT_WRITERS: Mapping[ResponseFormat, Callable[[Transcript, Reply], str]] = MappingProxyType(
-    {"text": _plain, "srt": _written(WriteSRT), "vtt": _written(WriteVTT), "tsv": _written(WriteTSV)}
+    {
+        "text": _plain,
+        "srt": lambda transcript, reply: srt(transcript.segments, reply.subtitles),
+        "vtt": lambda transcript, reply: vtt(transcript.segments, reply.subtitles),
+        "tsv": lambda transcript, reply: tsv(transcript.segments),
+    }
 )

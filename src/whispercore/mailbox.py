@@ -11,11 +11,12 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import formats, wire
+from . import formats, models, wire
+from .checkpoints import is_demonstration
 from .errors import EngineError, Overloaded, WhisperError
 from .tokenizer import Tokenizer
 from .transcriber import Job, Transcriber
@@ -38,6 +39,11 @@ WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
 # stream of events a comment, which clients pass over, and proxies take for a sign of life.
 KNOCK_SECONDS = 1.0
 COMMENT = b":\n\n"
+# A stream begins when its recording has been opened, because until then the status may still be an error's. Where many recordings are
+# read at once that can take long; after so many seconds the stream begins all the same, so that its client does not lose patience.
+UNOPENED_SECONDS = 5.0
+MAX_HEADER = 2000
+"""Characters of a header of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class Letter:
     """What a request is told now. `last`: None a whole reply, False a chunk with more to come, True a stream's last chunk.
 
     `request_id`: the client's own x-request-id, the server's id for a client that sent none. `dropped`: why each text that a guard
-    took for no speech was left out of the transcript.
+    took for no speech was left out of the transcript. `headers`: further ones of the reply; a begun reply's are those of its first chunk.
     """
 
     status: int
@@ -65,6 +71,7 @@ class Letter:
     audio_seconds: float = 0.0
     seconds: float = 0.0
     dropped: tuple[str, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reason(self) -> str:
@@ -74,7 +81,10 @@ class Letter:
 
 @dataclass(slots=True, eq=False)
 class Open:
-    """A request between its arrival and its last letter. `told`: the progress that its stream has had."""
+    """A request between its arrival and its last letter.
+
+    `remarks`: what its reply has to say about the model served, whose name is `model`. `told`: the progress that its stream has had.
+    """
 
     id: str
     request_id: str
@@ -82,6 +92,8 @@ class Open:
     job: Job
     arrived: float
     resent_bytes: int
+    model: str
+    remarks: tuple[str, ...]
     begun: bool = False
     told: Progress = field(default_factory=Progress)
 
@@ -96,8 +108,16 @@ class Open:
 
     @property
     def knock(self) -> bytes:
-        """A chunk that says nothing."""
-        return COMMENT if self.request.reply.stream and self.request.route != "native" else b""
+        """A chunk without news: a stream's sign of life, else nothing."""
+        if not self.request.reply.stream:
+            return b""
+        return formats.stream_progress(self.told) if self.request.route == "native" else COMMENT
+
+    def headers(self, warnings: Sequence[str]) -> dict[str, str]:
+        """The model's name, and the warnings where the body has no place for them."""
+        reply = self.request.reply
+        told = {} if reply.stream or reply.response_format in ("json", "verbose_json") else {"x-whisper-warnings": "; ".join(warnings)}
+        return {name: _header(value) for name, value in {"x-whisper-model": self.model, **told}.items() if value}
 
     def news(self, tokenizer: Tokenizer) -> bytes:
         """What the stream has not had yet: segments, seconds done. Empty when there is none, and where nothing is streamed."""
@@ -110,8 +130,9 @@ class Open:
         """The reply, or what is left of it when it is a stream."""
         reply, route = self.request.reply, self.request.route
         if not reply.stream:
-            return formats.render(transcript, reply, route, tokenizer=tokenizer)
-        return formats.Body(self.content_type, self.news(tokenizer) + formats.stream_end(transcript, reply, route, tokenizer=tokenizer))
+            return formats.render(transcript, reply, route, tokenizer=tokenizer, model=self.model)
+        end = formats.stream_end(transcript, reply, route, tokenizer=tokenizer, model=self.model)
+        return formats.Body(self.content_type, self.news(tokenizer) + end)
 
 
 class Mailbox:
@@ -125,6 +146,8 @@ class Mailbox:
         self.closing = False
         self.shared = 0
         self._tokenizer = transcriber.engine.tokenizer
+        self._model = transcriber.settings.model_id
+        self._demonstration = transcriber.engine.name != "fake" and is_demonstration(transcriber.settings)
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
         self._knocked = 0.0
@@ -150,7 +173,7 @@ class Mailbox:
         costly, now = self._costly(), time.monotonic()
         knocking = now - self._knocked >= KNOCK_SECONDS  # all at once: each for itself would be a call each
         self._knocked = now if knocking else self._knocked
-        due = {open: knocking if open.begun else open in costly for open in self._open.values()}
+        due = {open: knocking if open.begun else open in costly or _begins_stream(open) for open in self._open.values()}
         return {open.id: letter for open in due if (letter := self._letter(open, due[open]))}
 
     def _give_up(self, gone: Open) -> None:
@@ -167,7 +190,7 @@ class Mailbox:
                 raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
             request = wire.parse(post.fields, post.headers)
             if request.route == "models":
-                return _letter(formats.render_models(self.transcriber.settings.model_id, request.model), request_id, 200)
+                return _letter(formats.render_models(self._model, request.model, self._remarks("")), request_id, 200)
             wire.check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
             first = None if _wants_its_own(post.headers) else self._twin(request)
             self._open[post.id] = self._begin(post.id, request_id, request, arrived, first)
@@ -181,16 +204,20 @@ class Mailbox:
 
     def _begin(self, id: str, request_id: str, request: wire.Request, arrived: float, first: Open | None) -> Open:
         """An open request, with a job of its own or with that of an equal one that came `first`."""
-        size = len(request.audio)
+        size, remarks = len(request.audio), self._remarks(request.model)
         if first:
             self.shared += 1
             request = replace(request, audio=first.request.audio)  # the copy's bytes are free to go
-            opened = Open(id, request_id, request, first.job, arrived, size)
+            opened = Open(id, request_id, request, first.job, arrived, size, self._model, remarks)
             logger.info("request %s shares the work of %s: the same audio and options", opened, first)
             return opened
         on_progress = self._news.set if request.reply.stream else None
         job = self.transcriber.submit(request.audio, request.options, on_news=self._news.set, on_progress=on_progress)
-        return Open(id, request_id, request, job, arrived, size)
+        return Open(id, request_id, request, job, arrived, size, self._model, remarks)
+
+    def _remarks(self, asked: str) -> tuple[str, ...]:
+        """What a reply has to say about the model, when `asked` was asked for."""
+        return models.remarks(asked, self._model, demonstration=self._demonstration)
 
     def _twin(self, request: wire.Request) -> Open | None:
         """The open request for the same audio with the same options. Bytes are compared last: that takes 10 ms for 100 MB."""
@@ -243,15 +270,17 @@ class Mailbox:
         if not (payload or due):
             return None
         open.begun = True
-        return Letter(200, open.content_type, payload or open.knock, open.request_id, last=False)
+        return Letter(200, open.content_type, payload or open.knock, open.request_id, last=False, headers=open.headers(open.remarks))
 
     def _final(self, open: Open) -> Letter:
         transcript = open.job.result(timeout=0)
+        transcript = replace(transcript, warnings=(*open.remarks, *transcript.warnings))
         body = open.last_words(transcript, self._tokenizer)
         seconds = time.monotonic() - open.arrived
         logger.info("request %s: %.1f s of audio in %.3f s", open, transcript.duration, seconds)
         dropped = tuple(one.reason for one in transcript.dropped)
-        return Letter(200, body.content_type, body.payload, open.request_id, _last(open), transcript.duration, seconds, dropped)
+        headers = open.headers(formats.warnings_of(transcript))
+        return Letter(200, body.content_type, body.payload, open.request_id, _last(open), transcript.duration, seconds, dropped, headers)
 
     def _failure(self, open: Open, error: WhisperError) -> Letter:
         """An error with its true status, or told within a reply that has begun."""
@@ -270,6 +299,17 @@ def both_ids(id: str, request_id: str) -> str:
 def _wants_its_own(headers: Mapping[str, Any]) -> bool:
     """Whether the client will have no work that was begun for another request: Cache-Control: no-cache, as load tests send."""
     return any(name.lower() == "cache-control" and "no-cache" in str(value).lower() for name, value in headers.items())
+
+
+def _begins_stream(open: Open) -> bool:
+    """Whether the client is to get a stream's first sign of life."""
+    return open.request.reply.stream and (open.job.opened or time.monotonic() - open.arrived >= UNOPENED_SECONDS)
+
+
+def _header(value: str) -> str:
+    """`value` as a header can carry it: one line of printable ASCII."""
+    plain = value.encode("ascii", errors="replace").decode()
+    return "".join(letter if letter.isprintable() else " " for letter in plain)[:MAX_HEADER]
 
 
 def _last(open: Open) -> bool | None:

@@ -41,7 +41,7 @@ class Options:
         "chunked: cut at silences, all windows decoded side by side; sequential: openai-whisper's own, one window after the other",
         choices=("chunked", "sequential"),
     )
-    language: str | None = _option(None, "the speech's language, ISO code or English name; none: detected once per file")
+    language: str | None = _option(None, "the speech's language: an ISO code, a tag such as pt-BR, a name; none: detected once per file")
     languages: tuple[str, ...] = _option((), "the languages it may be, detected among these")
     multilingual: bool = _option(False, "detect the language of every window, not once per file")
     initial_prompt: str | None = _option(None, "text that precedes the recording: names, style")

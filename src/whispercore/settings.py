@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -11,6 +12,13 @@ from typing import Any
 from .errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "WHISPER_"
+OTHER_VARIABLES = (
+    *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
+    *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
+)
+"""What follows the prefix in variables that are no settings: those of serve.sh, of server/, of the clients and of the tests."""
+_MISSPELT = 0.75
+"""difflib's ratio above which an unknown variable is a known one, misspelt."""
 
 
 def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
@@ -22,7 +30,7 @@ class Settings:
     """Everything a worker is told once, at start.
 
     Sources, later wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment variables
-    `WHISPER_<NAME>`. An unknown name or a bad value is a ConfigurationError.
+    `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
     """
 
     model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
@@ -54,6 +62,7 @@ class Settings:
     @classmethod
     def load(cls, section: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
         """Settings from the YAML section and the environment."""
+        unknown_variables(environ)
         settings = replace(cls(), **{name: _parse(name, value) for name, value in (section or {}).items()})
         overrides = {name: environ[variable] for name in _FIELDS if (variable := ENVIRONMENT_PREFIX + name.upper()) in environ}
         return replace(settings, **{name: _parse(name, value) for name, value in overrides.items() if value != ""})
@@ -80,6 +89,29 @@ def model_name(path: Path) -> str:
 
 
 _FIELDS = {item.name: item for item in fields(Settings)}
+
+
+def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The variables that begin with the prefix and mean nothing to this software.
+
+    Raises ConfigurationError for one that looks like a known one misspelt, its prefix included: WHISPER_MODLE, WISPER_MODEL.
+    """
+    known = [ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, *OTHER_VARIABLES)]
+    unknown = [name for name, value in environ.items() if name not in known and value]
+    for name in unknown:
+        if meant := _meant(name.upper(), known):
+            raise ConfigurationError(f"unknown environment variable {name}: did you mean {meant}? Rename or unset it", param=name)
+    return tuple(name for name in unknown if name.startswith(ENVIRONMENT_PREFIX))
+
+
+def _meant(name: str, known: list[str]) -> str | None:
+    """The known variable that `name`, in capitals, is a misspelling of."""
+    if not name.startswith(ENVIRONMENT_PREFIX):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.9) if name.startswith("W") else []
+        return close[0] if close else None
+    endings = [one.removeprefix(ENVIRONMENT_PREFIX) for one in known]
+    close = difflib.get_close_matches(name.removeprefix(ENVIRONMENT_PREFIX), endings, n=1, cutoff=_MISSPELT)
+    return ENVIRONMENT_PREFIX + close[0] if close else None
 
 
 def _parse(name: str, value: Any) -> Any:

@@ -5,23 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from whisper.tokenizer import TO_LANGUAGE_CODE
-
 from .errors import InvalidRequest, UnsupportedAudio
+from .languages import whisper_code
 from .types import AudioTrack
 
-# ISO 639-1 code: the three-letter codes of ISO 639-2 that files carry, for the languages that Whisper knows.
-_THREE_LETTERS = (
-    "af:afr am:amh ar:ara as:asm az:aze ba:bak be:bel bg:bul bn:ben bo:bod,tib br:bre bs:bos ca:cat cs:ces,cze cy:cym,wel da:dan "
-    "de:deu,ger el:ell,gre en:eng es:spa et:est eu:eus,baq fa:fas,per fi:fin fo:fao fr:fra,fre gl:glg gu:guj ha:hau haw:haw he:heb "
-    "hi:hin hr:hrv,scr ht:hat hu:hun hy:hye,arm id:ind is:isl,ice it:ita ja:jpn jw:jav ka:kat,geo kk:kaz km:khm kn:kan ko:kor la:lat "
-    "lb:ltz ln:lin lo:lao lt:lit lv:lav mg:mlg mi:mri,mao mk:mkd,mac ml:mal mn:mon mr:mar ms:msa,may mt:mlt my:mya,bur ne:nep "
-    "nl:nld,dut nn:nno no:nor,nob oc:oci pa:pan pl:pol ps:pus pt:por ro:ron,rum ru:rus sa:san sd:snd si:sin sk:slk,slo sl:slv "
-    "sn:sna so:som sq:sqi,alb sr:srp,scc su:sun sv:swe sw:swa ta:tam te:tel tg:tgk th:tha tk:tuk tl:tgl tr:tur tt:tat uk:ukr ur:urd "
-    "uz:uzb vi:vie yi:yid yo:yor yue:yue zh:zho,chi,cmn"
-)
-_TWO_LETTERS = {code: short for entry in _THREE_LETTERS.split() for short, _, codes in [entry.partition(":")] for code in codes.split(",")}
-_OLD_CODES = {"nb": "no", "iw": "he", "in": "id", "ji": "yi", "jv": "jw"}
 _MOST_TOLD = 16
 _UNKNOWN = ("", "und", "mis", "mul", "zxx")
 
@@ -69,10 +56,11 @@ def _find(tracks: Sequence[AudioTrack], wanted: str, best: int) -> int:
 
 
 def _short(language: str) -> str:
-    """The ISO 639-1 code of a code, a tag such as `de-AT`, or an English name; a language unknown here stays as it is."""
-    code = language.strip().lower().replace("_", "-").partition("-")[0]
-    code = str(TO_LANGUAGE_CODE.get(code, code))
-    return _OLD_CODES.get(code, _TWO_LETTERS.get(code, code))
+    """Whisper's code of a code, a tag such as `de-AT`, or a name; a language that Whisper does not know stays as it is."""
+    try:
+        return whisper_code(language) or language
+    except KeyError:
+        return language.strip().lower()
 
 
 def _track(index: int, stream: Any) -> AudioTrack:

@@ -112,7 +112,7 @@ class Segment:
     """A stretch of speech, subtitle sized; times in seconds from the recording's beginning.
 
     `seek`: where its window begins, in mel frames of 10 ms. `logprobs`: of each text token, when asked for. `channel`: of which
-    channel of the recording it is, from 0, when they were transcribed apart.
+    channel of the recording it is, from 0, when they were transcribed apart. `language`: Whisper's code, when each segment has its own.
     """
 
     start: float
@@ -127,6 +127,7 @@ class Segment:
     seek: int = 0
     logprobs: tuple[float, ...] = ()
     channel: int | None = None
+    language: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

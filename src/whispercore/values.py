@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+from whisper.tokenizer import LANGUAGES
 
 from .errors import InvalidRequest
+from .languages import closest, whisper_code
 from .options import FALLBACK_TEMPERATURES, Granularity, Options, ResponseFormat
 
 MAX_TEXT = 10_000
@@ -20,6 +20,7 @@ MAX_LIST_TEXT = 100_000
 """Characters of a list or an object written as text."""
 OFF = ("none", "null")
 """How text says that an option has no value, or a list no items."""
+_SWITCHES = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
 def read(name: str, hint: Any, label: str, value: Any) -> Any:
@@ -103,9 +104,8 @@ def _choice(choices: tuple[str, ...], label: str, value: Any) -> str:
 
 
 def _boolean(label: str, value: Any) -> bool:
-    known = {"true": True, "1": True, "false": False, "0": False}
-    if isinstance(value, str) and value.lower() in known:
-        return known[value.lower()]
+    if isinstance(value, str) and value.lower() in _SWITCHES:
+        return _SWITCHES[value.lower()]
     if isinstance(value, int) and value in (0, 1):
         return bool(value)
     raise InvalidRequest(f"{label} must be true or false; got {shown(value)}", param=label)
@@ -135,24 +135,23 @@ def _response_format(label: str, value: Any) -> str:
     if isinstance(value, str) and value.lower() == "diarized_json":
         message = f"{label}: diarized_json is not available, speakers are not told apart; take verbose_json"
         raise InvalidRequest(message, param=label, code="unsupported_value")
-    return _choice(get_args(ResponseFormat), label, value)
+    return "text" if value == "txt" else _choice(get_args(ResponseFormat), label, value)
 
 
 def _language(label: str, value: Any) -> str | None:
-    """The ISO code of a code or an English name; None for auto."""
-    wanted = text(label, value).lower()
-    code: str = TO_LANGUAGE_CODE.get(wanted, wanted)
-    if wanted == "auto":
-        return None
-    if code not in LANGUAGES:
-        close = difflib.get_close_matches(wanted[:64], [*LANGUAGES, *TO_LANGUAGE_CODE], n=1)
-        hint = f"did you mean '{close[0]}'? " if close else ""
-        raise InvalidRequest(f"{label}: unknown language '{shown(wanted)}'; {hint}known: {', '.join(sorted(LANGUAGES))}", param=label)
-    return code
+    """Whisper's code of a language tag or name; None when the language is to be detected."""
+    tag = text(label, value)
+    try:
+        return whisper_code(tag)
+    except KeyError:
+        close = closest(tag)
+        hint = f"did you mean '{close}'? " if close else ""
+        message = f"{label}: unknown language '{shown(tag)}'; {hint}known: {', '.join(sorted(LANGUAGES))}"
+        raise InvalidRequest(message, param=label) from None
 
 
 def _languages(label: str, value: Any) -> tuple[str, ...]:
-    """Codes of each; with auto among them it may be any."""
+    """The code of each; with `auto` among them it may be any language."""
     codes = [_language(label, one) for one in listed(label, value)]
     return () if None in codes else tuple(code for code in codes if code)
 

@@ -1,28 +1,24 @@
-"""One HTTP request, as a server's row of fields and headers → a checked `Request`. Knows no server; raises `WhisperError` only.
-
-Fields are the body's form fields, the keys of a JSON object, or the query's. A raw body takes its options from headers:
-`X-Whisper-<Option-With-Dashes>`, as in `X-Whisper-Beam-Size: 5`. An empty value, or JSON's null, counts as not sent. A list is JSON,
-text with commas, or a repeated `name[]`; an object is JSON or its parts as `name[part]`: as OpenAI's clients send them.
-"""
+"""One HTTP request, as a server's row of fields and headers → a checked `Request`. Knows no server; raises `WhisperError` only."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
+from typing import Any, Literal
 from urllib.parse import unquote
 
 from .errors import InvalidRequest, NotFound, TooLarge
+from .fields import AUDIO_FIELDS, OPTION_TYPES, REPLY_TYPES, TYPES, Audio, Sent, sent_fields
+from .fields import RAW_FIELD as RAW_FIELD
+from .multipart import form_fields, is_form
 from .options import SUBTITLE_OPTIONS, Options, Reply, ResponseFormat
-from .values import parsed, read, shown
+from .values import read, shown
 
-Audio: TypeAlias = bytes | bytearray | memoryview
 Route = Literal["native", "transcriptions", "translations", "models"]
 
 CONTENT_TYPES: Mapping[ResponseFormat, str] = MappingProxyType(
@@ -39,46 +35,13 @@ ROUTES: Mapping[str, Route] = MappingProxyType(
     {"": "native", "v1/audio/transcriptions": "transcriptions", "v1/audio/translations": "translations", "v1/models": "models"}
 )
 _ONE_MODEL = "v1/models/"
-ALIASES: Mapping[str, str] = MappingProxyType(
-    {
-        # OpenAI's API
-        "prompt": "initial_prompt",
-        "keywords": "hotwords",
-        "chunking_strategy[type]": "chunking_strategy",
-        "chunking_strategy[threshold]": "vad_threshold",
-        "chunking_strategy[silence_duration_ms]": "vad_min_silence_duration_ms",
-        "chunking_strategy[prefix_padding_ms]": "vad_speech_pad_ms",
-        # faster-whisper
-        "log_prob_threshold": "logprob_threshold",
-        "vad_parameters[threshold]": "vad_threshold",
-        "vad_parameters[neg_threshold]": "vad_neg_threshold",
-        "vad_parameters[min_speech_duration_ms]": "vad_min_speech_duration_ms",
-        "vad_parameters[min_silence_duration_ms]": "vad_min_silence_duration_ms",
-        "vad_parameters[speech_pad_ms]": "vad_speech_pad_ms",
-        # TorchServe's own query field on /invocations
-        "model_name": "model",
-    }
-)
-OBJECT_FIELDS = ("vad_parameters", "chunking_strategy")
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "known_speaker_names": "speakers are not told apart",
-        "known_speaker_references": "speakers are not told apart",
-        "vad_parameters[max_speech_duration_s]": "windows have at most 30 s already",
-        "vad_parameters": 'it takes an object, as in {"threshold": 0.5}',
-    }
-)
-"""What OpenAI's API or faster-whisper have and this server has not, with why."""
-OPTION_HEADER = "x-whisper-"
-RAW_FIELD = "body"
-AUDIO_FIELDS = ("file", "audio", "data")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One request, checked. `audio`: the upload, undecoded and uncopied; empty on the route `models`, which takes none.
 
-    `model`: the one asked about there, by its id; empty: all.
+    `model`: the name of the model asked for, or asked about on the route `models`; empty when none was named.
     """
 
     audio: Audio
@@ -86,15 +49,6 @@ class Request:
     reply: Reply
     route: Route
     model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """A field as the client sent it: `label` is its name there, for messages."""
-
-    name: str
-    label: str
-    value: Any
 
 
 def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
@@ -110,11 +64,12 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     route = "models" if model else _route(path)
     if route == "models":
         return Request(audio=b"", options=Options(), reply=Reply(), route=route, model=unquote(model))
+    row = _divided(row, known.get("content-type", ""))
     content = _json_content(row, known.get("content-type", ""))
-    sent = _collect([*_fields(row, content), *_headers(headers)])
+    sent = sent_fields(row, content, headers)
     audio = _audio(row, content)
-    options, reply = _asked(sent, route, known.get("accept", ""))
-    return Request(audio=audio, options=options, reply=reply, route=route)
+    options, reply, model = _asked(sent, route, known.get("accept", ""))
+    return Request(audio=audio, options=options, reply=reply, route=route, model=model)
 
 
 def request_id(headers: Mapping[str, Any]) -> str:
@@ -138,15 +93,24 @@ def _route(path: str) -> Route:
     return route
 
 
-# Where fields come from
+# The body
+
+
+def _divided(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
+    """The row, with the fields of a multipart form in the place of a body that the server has not divided."""
+    body = row.get(RAW_FIELD)
+    if not (isinstance(body, Audio) and is_form(content_type)):
+        return row
+    return {**{name: value for name, value in row.items() if name != RAW_FIELD}, **form_fields(body, content_type)}
 
 
 def _json_content(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any] | None:
     """The JSON object in the body; None when the body is something else."""
     body = row.get(RAW_FIELD)
-    says_json = content_type.partition(";")[0].strip().lower() == "application/json"
+    kind = content_type.partition(";")[0].strip().lower()
+    says_json = kind in ("application/json", "text/json") or kind.endswith("+json")
     if says_json and body and isinstance(body, Audio | str):
-        # TorchServe hands over JSON that it could not parse as bytes (facts/torchserve.md: nothing may kill the worker)
+        # TorchServe hands over as bytes what it could not parse, and what another Content-Type than application/json calls JSON.
         try:
             body = json.loads(bytes(body) if isinstance(body, memoryview) else body)
         except (ValueError, RecursionError):
@@ -156,81 +120,6 @@ def _json_content(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any
     if not isinstance(body, Mapping):
         raise InvalidRequest('the JSON body must be an object, as in {"audio": "<base64>", "language": "en"}', code="invalid_json")
     return body
-
-
-def _fields(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Iterator[_Sent]:
-    """Every field but the audio: form and query fields, then those of the JSON object."""
-    named = [(name, value) for name, value in row.items() if name != RAW_FIELD]
-    for name, value in [*named, *(content or {}).items()]:
-        if name not in AUDIO_FIELDS:
-            yield from _spelled(name, name, _plain(name, value))
-
-
-def _headers(headers: Mapping[str, Any]) -> Iterator[_Sent]:
-    for label, value in headers.items():
-        if label.lower().startswith(OPTION_HEADER) and isinstance(value, str):
-            name = label.lower().removeprefix(OPTION_HEADER).replace("-", "_")
-            yield from _spelled(name, label, _utf8(value).strip())
-
-
-def _spelled(name: str, label: str, value: Any) -> Iterator[_Sent]:
-    """The field under its own name, which may be sent as an alias, as name[] for a list, or as an object with several fields."""
-    if name in OBJECT_FIELDS and isinstance(value, str) and value.startswith("{"):
-        value = parsed(label, value)
-    if name in OBJECT_FIELDS and isinstance(value, Mapping):
-        for part, inner in value.items():
-            yield from _spelled(f"{name}[{part}]", f"{label}[{part}]", _plain(part, inner))
-        return
-    base = name.removesuffix("[]")
-    base = ALIASES.get(base, base)
-    yield _Sent(base if base in LIST_FIELDS else ALIASES.get(name, name), label, value)
-
-
-def _utf8(header: str) -> str:
-    """HTTP libraries read header bytes as Latin-1; a client that sent UTF-8 gets its letters back."""
-    try:
-        return header.encode("latin-1").decode()
-    except UnicodeError:
-        return header
-
-
-def _plain(name: str, value: Any) -> Any:
-    """A field's value, or those of a repeated field, bytes as stripped text."""
-    if isinstance(value, list):
-        return [_plain(name, one) if isinstance(one, Audio | str) else one for one in value]
-    if isinstance(value, Audio):
-        try:
-            value = bytes(value).decode()
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"{shown(name)} is not UTF-8 text", param=shown(name)) from None
-    return value.strip() if isinstance(value, str) else value
-
-
-def _collect(found: list[_Sent]) -> dict[str, _Sent]:
-    """The fields by their own name, known ones only, each once."""
-    sent: dict[str, _Sent] = {}
-    for field in found:
-        _check_known(field)
-        if field.value is None or field.value == "":
-            continue
-        if field.name in sent:
-            message = f"{shown(field.label)} is given twice: as {shown(sent[field.name].label)} and as {shown(field.label)}"
-            raise InvalidRequest(message, param=field.label)
-        sent[field.name] = field
-    return sent
-
-
-def _check_known(field: _Sent) -> None:
-    """Raise InvalidRequest for a field that nobody knows, or that is known elsewhere but not available here."""
-    label = shown(field.label)
-    if field.name in KNOWN_FIELDS or (field.name in REFUSED and field.value in (None, "")):
-        return
-    if why := REFUSED.get(field.name.removesuffix("[]")):
-        raise InvalidRequest(f"{label} is not available: {why}", param=label, code="unsupported_parameter")
-    close = difflib.get_close_matches(field.name[:64], [*KNOWN_FIELDS, *ALIASES], n=1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    names = ", ".join(sorted({*AUDIO_FIELDS, *KNOWN_FIELDS, *ALIASES}))
-    raise InvalidRequest(f"unknown field '{label}'; {hint}known: {names}", param=label, code="unknown_parameter")
 
 
 # The audio
@@ -281,9 +170,9 @@ def _base64(name: str, value: Any) -> bytes:
 # Options and the reply's form, read by the types of their dataclasses
 
 
-def _asked(sent: Mapping[str, _Sent], route: Route, accept: str) -> tuple[Options, Reply]:
-    """What the fields ask for; what one of them says of another included."""
-    values = {name: read(name, _TYPES[name], field.label, field.value) for name, field in sent.items()}
+def _asked(sent: Mapping[str, Sent], route: Route, accept: str) -> tuple[Options, Reply, str]:
+    """What the fields ask for, with what one of them implies for another, and the model's name."""
+    values = {name: read(name, TYPES[name], field.label, field.value) for name, field in sent.items()}
     if "response_format" not in values and not values.get("stream"):
         values["response_format"] = _accepted(accept)
     _imply(values, route)
@@ -292,13 +181,17 @@ def _asked(sent: Mapping[str, _Sent], route: Route, accept: str) -> tuple[Option
     with _named_as_sent(labels):
         if route == "translations" and values["task"] != "translate":
             raise InvalidRequest("task: /v1/audio/translations translates; post to /v1/audio/transcriptions instead", param="task")
-        reply = Reply(**{name: value for name, value in values.items() if name in _REPLY_TYPES})
+        reply = Reply(**{name: value for name, value in values.items() if name in REPLY_TYPES})
         _check_form(reply, labels, route)
-        return Options(**{name: value for name, value in values.items() if name in _OPTION_TYPES}), reply
+        options = Options(**{name: value for name, value in values.items() if name in OPTION_TYPES})
+    return options, reply, values.get("model", "").strip()
 
 
 def _imply(values: dict[str, Any], route: Route) -> None:
-    """What a field switches on: words their times, log-probabilities themselves, OpenAI's chunking strategies the VAD."""
+    """What a field switches on: words their times, log-probabilities themselves, OpenAI's chunking strategies the VAD.
+
+    Raises InvalidRequest for two that contradict each other.
+    """
     if values.get("word_timestamps"):
         values.setdefault("timestamp_granularities", ("word", "segment"))
     if "word" in values.get("timestamp_granularities", ()) or any(values.get(name) for name in SUBTITLE_OPTIONS):
@@ -309,7 +202,9 @@ def _imply(values: dict[str, Any], route: Route) -> None:
         values["token_logprobs"] = True
     if values.get("chunking_strategy"):
         values.setdefault("vad_filter", True)
-    if route == "translations":
+    if values.get("translate") and values.get("task") == "transcribe":
+        raise InvalidRequest("translate=true and task=transcribe contradict each other: give one of them", param="translate")
+    if route == "translations" or values.get("translate"):
         values.setdefault("task", "translate")
 
 
@@ -319,9 +214,8 @@ def _check_form(reply: Reply, labels: Mapping[str, str], route: Route) -> None:
     if "timestamp_granularities" in labels and reply.response_format not in timed:
         message = f"timestamp_granularities: response_format must be {' or '.join(timed)} to have times"
         raise InvalidRequest(message, param="timestamp_granularities")
-    streamed = ("json", "verbose_json") if route == "native" else ("json", "text")
-    if reply.stream and reply.response_format not in streamed:
-        raise InvalidRequest(f"stream: response_format must be {' or '.join(streamed)} to be streamed", param="stream")
+    if reply.stream and route != "native" and reply.response_format not in ("json", "text"):
+        raise InvalidRequest("stream: response_format must be json or text to be streamed", param="stream")
 
 
 @contextmanager
@@ -354,14 +248,6 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-_HINTS = {**get_type_hints(Options), **get_type_hints(Reply)}
-_OPTION_TYPES = {item.name: _HINTS[item.name] for item in fields(Options)}
-_REPLY_TYPES = {item.name: _HINTS[item.name] for item in fields(Reply)}
-_TYPES: Mapping[str, Any] = MappingProxyType(
-    {**_OPTION_TYPES, **_REPLY_TYPES, "model": str, "chunking_strategy": Literal["auto", "server_vad"] | None}
-)
-KNOWN_FIELDS = tuple(_TYPES)
-LIST_FIELDS = (*(name for name, hint in _TYPES.items() if get_origin(hint) is tuple), "hotwords")
 _BY_CONTENT_TYPE: Mapping[str, ResponseFormat] = MappingProxyType(
     {
         **{kind: name for name, kind in CONTENT_TYPES.items() if name != "verbose_json"},

@@ -18,7 +18,7 @@ import requests
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
-MARK = "WHISPER_TEST_MARK"
+MARK = "SERVER_TEST_MARK"
 # What the caller's shell may carry and a test must decide for itself.
 FOREIGN = re.compile(r"(TS_|WHISPER_)(?!VENV$|PYTHON$|TORCH$|MODELS_DIR$)|(LOG_LOCATION|METRICS_LOCATION|PYTHONPATH|TEMP)$")
 
@@ -48,6 +48,7 @@ class Server:
             "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
             "WHISPER_STATE_DIR": str(state),
             "WHISPER_ENGINE": "ct2",
+            "WHISPER_MODEL": "nano",
             "WHISPER_DEVICE": "cpu",
             "LOG_LOCATION": str(folder / "logs"),
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",

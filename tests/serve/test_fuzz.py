@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.serve.recordings import SAMPLES
 from tests.serve.server import Server
+from whispercore.fields import ALIASES
 from whispercore.options import Options, Reply
-from whispercore.wire import ALIASES
 
 CLIP = (SAMPLES / "code.ogg").read_bytes()
 PATHS = ("", "/1.0/v1/audio/transcriptions", "/1.0/v1/audio/translations")

@@ -80,6 +80,10 @@ def test_a_setting_that_is_unknown_to_its_choices(start: Start) -> None:
     assert "setting 'engine' must be one of" in refusal(start(WHISPER_ENGINE="steam"))
 
 
+def test_a_misspelt_variable(start: Start) -> None:
+    assert "WHISPER_MODLE: did you mean WHISPER_MODEL?" in refusal(start(WHISPER_MODLE="base"))
+
+
 def test_a_java_that_is_too_old(start: Start, tmp_path: Path) -> None:
     java = tmp_path / "bin" / "java"
     java.parent.mkdir()

@@ -46,6 +46,9 @@ def still_serves(server: Server) -> Any:
         pytest.param(
             {"data": TIMER, "headers": {"X-Whisper-Language": "xx"}}, 400, "X-Whisper-Language", "invalid_value", id="unknown language"
         ),
+        pytest.param({"files": {"audio_file": TIMER}}, 400, "audio_file", "unknown_parameter", id="another server's file field"),
+        pytest.param({"files": {"file[]": TIMER}}, 400, "file[]", "unknown_parameter", id="a list of files"),
+        pytest.param({"files": {"file": TIMER}, "data": {"diarize": "true"}}, 400, "diarize", "unsupported_parameter", id="diarize"),
         pytest.param({"json": {"audio": "?"}}, 400, "audio", "invalid_base64", id="not base64"),
         pytest.param({"json": [1, 2]}, 400, None, "invalid_json", id="no JSON object"),
         pytest.param({"data": b"{", "headers": {"Content-Type": "application/json"}}, 400, None, "invalid_json", id="broken JSON"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import http.client
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
-from tests.serve.recordings import SAMPLES, TRANSCRIPTS, assert_understood, words
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, assert_understood, words, write_wav
 from tests.serve.server import Server
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
@@ -73,6 +75,50 @@ def test_accept(server: Server, accept: str, content_type: str, begins: str) -> 
     assert reply.headers["content-type"].startswith(content_type)
     assert reply.text.startswith(begins)
     assert set(SAID) <= set(words(reply.text))
+
+
+@pytest.mark.parametrize("path", ["", "/1.0/v1/audio/transcriptions"])
+def test_the_reply_names_its_model_and_says_that_it_is_a_demonstration(server: Server, path: str) -> None:
+    content = post(server.url + path, files={"file": TIMER}, data={"model": "openai/whisper-large-v3"}).json()
+    other, demonstration = content["warnings"]
+    assert content["model"] == "nano" and words(content["text"]) == SAID
+    assert "large-v3" in other and "demonstration" in demonstration and "download_model.py base" in demonstration
+    [listed] = requests.get(f"{server.url}/1.0/v1/models", timeout=60).json()["data"]
+    assert listed["id"] == "nano" and "demonstration" in listed["warnings"][0]
+
+
+@pytest.mark.parametrize("form", ["text", "srt", "vtt", "tsv"])
+def test_a_reply_that_is_no_json_says_so_in_headers(server: Server, form: str) -> None:
+    reply = post(server.url, files={"file": TIMER}, data={"response_format": form, "model": "whisper-1"})
+    assert reply.headers["x-whisper-model"] == "nano"
+    assert "demonstration" in reply.headers["x-whisper-warnings"]
+
+
+def test_silence_says_why_it_has_no_text(server: Server, tmp_path: Path) -> None:
+    silence = write_wav(tmp_path / "silence.wav", seconds=3).read_bytes()
+    assert "no speech" in post(server.url, data=silence).json()["warnings"][-1]
+    assert "no speech" in post(server.url, data=silence, headers={"Accept": "text/plain"}).headers["x-whisper-warnings"]
+
+
+@pytest.mark.parametrize("kind", ["multipart/form-data", "Multipart/Form-Data", "MULTIPART/FORM-DATA"])
+def test_a_form_in_capitals(server: Server, kind: str) -> None:
+    """TorchServe's front end divides the first only."""
+    form = requests.Request("POST", server.url, files={"file": TIMER}, data={"language": "en-US", "response_format": "text"}).prepare()
+    boundary = form.headers["Content-Type"].partition(";")[2]
+    reply = post(server.url, data=form.body, headers={"CONTENT-TYPE": f"{kind};{boundary}"})
+    assert (reply.status_code, words(reply.text)) == (200, SAID)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "Application/JSON", "APPLICATION/JSON; CHARSET=UTF-8"])
+def test_json_in_capitals(server: Server, kind: str) -> None:
+    body = json.dumps({"audio": base64.b64encode(TIMER).decode(), "language": "eng", "diarize": False}).encode()
+    assert words(post(server.url, data=body, headers={"content-type": kind}).json()["text"]) == SAID
+
+
+def test_what_other_servers_users_send(server: Server) -> None:
+    """whisper-asr-webservice's, LocalAI's and whisperX's fields, as long as they ask for nothing that is not here."""
+    data = {"language": "none", "diarize": "false", "translate": "false", "stream": "false", "encode": "true", "output": "json", "vad": "1"}
+    assert words(post(server.url, files={"file": TIMER}, data=data).json()["text"]) == SAID
 
 
 def test_put_as_curl_does(server: Server) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def test_lines_of_json(server: Server, long: Path, strategy: str) -> None:
     seconds = [line["progress"]["seconds"] for line in streamed]
     assert seconds == sorted(seconds) and len(set(seconds)) > 2
     assert streamed[-1]["progress"] == {"seconds": whole["duration"], "duration": whole["duration"]}
+
+
+@pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), ("/1.0/v1/audio/transcriptions", b":")])
+def test_signs_of_life_come_before_the_first_words_and_go_on(server: Server, long: Path, path: str, sign: bytes) -> None:
+    # The whole recording is read before the first window of this strategy is decoded.
+    data = {"stream": "true", "strategy": "sequential", "language": "en", "condition_on_previous_text": "false"}
+    with requests.post(server.url + path, files={"file": long.read_bytes()}, data=data, stream=True, timeout=300) as reply:
+        began, gaps = time.monotonic(), []
+        for line in filter(None, reply.iter_lines()):
+            now = time.monotonic()
+            gaps.append(now - began)
+            began = now
+            if len(gaps) == 1:
+                assert line.startswith(sign)
+    assert max(gaps) < 10, "a client that waits for a sign of life would have given up"
 
 
 def test_events(server: Server) -> None:

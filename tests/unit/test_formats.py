@@ -226,16 +226,66 @@ def test_what_json_cannot_say_is_null(form: Any) -> None:
     assert fields["text"] == "?"
 
 
+ROUTES: list[Any] = ["native", "transcriptions", "translations"]
+
+
+def warned(transcript: Transcript) -> list[list[str]]:
+    """The warnings of every reply that is JSON."""
+    whole = [content(transcript, route, response_format=form) for route in ROUTES for form in ("json", "verbose_json")]
+    (done,) = events_of(stream_end(transcript, Reply(stream=True), "transcriptions"))
+    last = json.loads(stream_end(transcript, Reply(stream=True)))
+    return [fields.get("warnings", []) for fields in (*whole, done, last)]
+
+
+def test_an_empty_transcript_says_why() -> None:
+    assert warned(SILENCE) == [["no speech was found in the recording"]] * 8
+    left_out = replace(SILENCE, dropped=(Dropped(0.5, 2.0, " Hallo.", "no_speech"),))
+    assert warned(left_out) == [["1 passage was left out as no speech (0.5-2.0 s); no_speech_threshold=none keeps it"]] * 8
+
+
+def test_what_was_left_out_is_told_on_every_route() -> None:
+    dropped = [Dropped(float(number), number + 0.5, " x", "no_speech") for number in range(7)]
+    spoken = replace(SPOKEN, dropped=(*dropped, Dropped(9.0, 9.5, " y", "hallucination")), warnings=("cut off",))
+    told = warned(spoken)
+    assert told == [told[0]] * 8
+    cut, silent, invented = told[0]
+    assert cut == "cut off"
+    assert silent.startswith("7 passages were left out as no speech (0.0-0.5, 1.0-1.5,") and ", … s)" in silent
+    assert "no_speech_threshold=none keeps them" in silent
+    assert "hallucination_silence_threshold=none keeps it" in invented
+    assert warned(SPOKEN) == [[]] * 8
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("form", ["json", "verbose_json"])
+def test_the_model_is_told(route: Any, form: Any) -> None:
+    body = render(SPOKEN, Reply(response_format=form), route, model="base")
+    assert json.loads(body.payload)["model"] == "base"
+    end = stream_end(SPOKEN, Reply(stream=True), route, model="base").decode()
+    assert json.loads(end.removeprefix("data: "))["model"] == "base"
+
+
+@pytest.mark.parametrize("form", ["json", "verbose_json"])
+def test_a_segments_own_language(form: Any) -> None:
+    mixed = replace(SPOKEN, segments=(replace(WORDS[0], language="de"), WORDS[1]))
+    segments = content(mixed, response_format=form)["segments"]
+    assert segments[0]["language"] == "de" and "language" not in segments[1]
+    chunk = stream_chunk(mixed.segments[:1], Progress(mixed.segments[:1], 1.0, 2.0), Reply(stream=True))
+    assert json.loads(chunk)["language"] == "de"
+
+
 def test_warnings_are_told_in_every_json() -> None:
-    cut = Transcript("a", "en", 1.0, "transcribe", (), warnings=("the file is cut off at 1.0 s",))
+    cut = Transcript("a", "en", 1.0, "transcribe", (Segment(0.0, 1.0, " a"),), warnings=("the file is cut off at 1.0 s",))
     replies = [content(cut), content(cut, "transcriptions"), content(cut, response_format="verbose_json")]
     assert [reply["warnings"] for reply in replies] == [["the file is cut off at 1.0 s"]] * 3
 
 
 def test_models() -> None:
-    listed = json.loads(render_models(["nano"]).payload)
+    listed = json.loads(render_models("nano").payload)
     assert listed["object"] == "list"
     assert [set(model) for model in listed["data"]] == [{"id", "object", "created", "owned_by"}]
+    assert json.loads(render_models("base", "openai/whisper-base").payload)["id"] == "base"
+    assert json.loads(render_models("nano", warnings=["a demonstration"]).payload)["data"][0]["warnings"] == ["a demonstration"]
 
 
 @pytest.mark.parametrize("form", CONTENT_TYPES)
@@ -326,6 +376,13 @@ class TestStream:
     def test_verbose_lines_end_with_verbose_json(self) -> None:
         reply = Reply(stream=True, response_format="verbose_json")
         assert json.loads(stream_end(SPOKEN, reply)) == {"type": "transcript", **json.loads(render(SPOKEN, reply).payload)}
+
+    @pytest.mark.parametrize("wanted", ["text", "srt", "vtt", "tsv"])
+    def test_a_native_stream_ends_with_the_text_that_was_asked_for(self, wanted: Any) -> None:
+        reply = Reply(stream=True, response_format=wanted)
+        line = json.loads(stream_end(SPOKEN, reply))
+        assert line.pop("rendered").encode() == render(SPOKEN, reply).payload
+        assert line == {"type": "transcript", **json.loads(render(SPOKEN, Reply()).payload)}
 
     def test_duration_not_known_yet(self) -> None:
         assert json.loads(stream_chunk((), Progress((), 1.5), Reply()))["progress"] == {"seconds": 1.5, "duration": None}

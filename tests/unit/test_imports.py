@@ -12,12 +12,13 @@ SOURCE = Path(__file__).resolve().parents[2] / "src" / "whispercore"
 FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
-    ("settings", "options", "tokenizer"),
-    ("values", "wire", "source", "clock", "mixing", "levels", "tracks", "audio", "silero", "vad", "windows", "devices"),
+    ("settings", "options", "tokenizer", "languages"),
+    ("values", "fields", "models", "multipart", "wire", "source", "clock", "mixing", "levels", "tracks"),
+    ("audio", "silero", "vad", "windows", "devices"),
     ("checkpoints",),
     ("engines",),
     ("backlog", "scheduler", "reference"),
-    ("words", "hallucinations", "formats"),
+    ("words", "hallucinations", "subtitles", "formats"),
     ("pack",),
     ("stitch",),
     ("longform",),
@@ -53,7 +54,7 @@ def own(path: Path) -> set[str]:
 
 def test_there_is_something_to_check() -> None:
     assert len(FILES) >= 8
-    assert own(SOURCE / "formats.py") == {"errors", "options", "tokenizer", "types", "values", "wire"}
+    assert own(SOURCE / "formats.py") == {"errors", "models", "options", "subtitles", "tokenizer", "types", "values", "wire"}
     assert own(SOURCE / "engines" / "__init__.py") >= {"settings", "types"}
 
 

@@ -280,11 +280,92 @@ def test_a_begun_event_stream_is_kept_alive_with_comments(monkeypatch: pytest.Mo
         drive(mailbox, posts)
 
 
-def test_a_stream_that_fails_before_its_first_chunk_has_the_errors_own_status() -> None:
-    with Transcriber(Settings(), engine=FakeEngine(fails=lambda window: True)) as transcriber:
-        letters = drive(Mailbox(transcriber), [ask("a", wav(2), TRANSCRIPTIONS, stream="true"), ask("b", b"no sound", stream="true")])
-    assert [(letter.status, letter.last) for letter in letters["a"]] == [(500, None)]
-    assert [(letter.status, letter.content_type) for letter in letters["b"]] == [(415, "application/json")]
+@pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
+def test_a_stream_whose_recording_cannot_be_opened_has_the_errors_own_status(mailbox: Mailbox, path: str) -> None:
+    audio = {"words": b"no sound", "none": b"", "no seconds": wav(0)}
+    letters = drive(mailbox, [ask(name, content, path, stream="true") for name, content in audio.items()])
+    assert [[(letter.status, letter.last) for letter in letters[name]] for name in audio] == [[(415, None)], [(400, None)], [(422, None)]]
+    assert {letter.content_type for name in audio for letter in letters[name]} == {"application/json"}
+
+
+@pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), (TRANSCRIPTIONS, b":\n\n")])
+def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.mailbox.KNOCK_SECONDS", 0.05)
+    engine = Stepper()
+    with Transcriber(Settings(model="nano"), engine=engine) as transcriber:
+        mailbox, posts = Mailbox(transcriber), [ask("a", wav(75), path, stream="true")]
+        signs: list[Letter] = []
+        deadline = time.monotonic() + PATIENCE
+        while len(signs) < 4 and time.monotonic() < deadline:
+            signs += mailbox.exchange(posts).values()
+        assert [(one.status, one.last, one.payload.startswith(sign)) for one in signs] == [(200, False, True)] * 4
+        if not path:
+            assert lines(signs[0].payload)[0]["progress"] == {"seconds": 0.0, "duration": 75.0}
+        engine.steps.release(10)
+        assert drive(mailbox, posts)["a"][-1].last is True
+
+
+def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.mailbox.UNOPENED_SECONDS", 0.2)
+    readers, held = mailbox.transcriber._readers, threading.Event()
+    busy = [readers.submit(held.wait, PATIENCE) for _ in range(readers._max_workers)]
+    posts = [ask("a", wav(2), stream="true")]
+    first = wait_for_letter(mailbox, posts, lambda letter: b"progress" in letter.payload)
+    assert lines(first.payload) == [{"type": "progress", "progress": {"seconds": 0.0, "duration": None}}]
+    held.set()
+    assert all(one.result(PATIENCE) for one in busy)
+    assert drive(mailbox, posts)["a"][-1].last is True
+
+
+class Nano(FakeEngine):
+    """Stands for an engine that has loaded the checkpoint of the settings."""
+
+    name = "ct2"
+
+
+@pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
+def test_a_reply_names_its_model_and_says_that_it_is_not_the_one_asked_for(mailbox: Mailbox, path: str) -> None:
+    served = mailbox.transcriber.settings.model_id
+    posts = [ask("other", wav(2), path, model="large-v3"), ask("same", wav(2, 1), path, model=f"openai/whisper-{served}")]
+    posts += [
+        ask("srt", wav(2, 2), path, model="large-v3\n\u2028é", response_format="srt"),
+        ask("openai", wav(2, 3), path, model="whisper-1"),
+    ]
+    letters = {id: letter for id, [letter] in drive(mailbox, posts).items()}
+    bodies = {id: json.loads(letters[id].payload) for id in ("other", "same", "openai")}
+    assert [body["model"] for body in bodies.values()] == [served] * 3
+    assert {letter.headers["x-whisper-model"] for letter in letters.values()} == {served}
+    assert "large-v3" in bodies["other"]["warnings"][0] and not any("warnings" in bodies[id] for id in ("same", "openai"))
+    header = letters["srt"].headers["x-whisper-warnings"]
+    assert "large-v3" in header and header.isascii() and header.isprintable()
+    assert "x-whisper-warnings" not in letters["other"].headers
+
+
+@pytest.mark.parametrize("form", ["json", "verbose_json", "text", "srt", "vtt", "tsv"])
+def test_the_demonstration_model_says_so(form: str) -> None:
+    with Transcriber(Settings(model="nano"), engine=Nano()) as transcriber:
+        mailbox = Mailbox(transcriber)
+        [letter] = drive(mailbox, [ask("a", wav(2), response_format=form)])["a"]
+        listed = json.loads(drive(mailbox, [Post("models", {}, {"url_path": "v1/models"})])["models"][0].payload)
+    told = json.loads(letter.payload)["warnings"][0] if "json" in form else letter.headers["x-whisper-warnings"]
+    assert "demonstration" in told and "download_model.py base" in told
+    assert "demonstration" in listed["data"][0]["warnings"][0]
+
+
+def test_a_begun_reply_has_the_headers_from_its_first_chunk_on(mailbox: Mailbox, engine: Recorder) -> None:
+    engine.gate.clear()
+    posts = [ask("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5), response_format="text", model="large-v3")]
+    first = wait_for_letter(mailbox, posts, lambda letter: letter.last is False)
+    assert "large-v3" in first.headers["x-whisper-warnings"] and first.headers["x-whisper-model"]
+    engine.gate.set()
+    drive(mailbox, posts)
+
+
+def test_an_empty_text_says_why_in_a_header(mailbox: Mailbox) -> None:
+    silence = wav(0)[:-4] + (64_000).to_bytes(4, "little") + bytes(64_000)
+    [letter] = drive(mailbox, [ask("a", silence, response_format="text")])["a"]
+    assert (letter.status, letter.payload) == (200, b"\n")
+    assert letter.headers["x-whisper-warnings"]
 
 
 @pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from whispercore.engines import ENGINES, UNSUPPORTED
+from whispercore.fields import ALIASES, KNOWN_FIELDS
 from whispercore.options import Options, Reply
 from whispercore.reference import reference
-from whispercore.wire import ALIASES, KNOWN_FIELDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference.md"
 

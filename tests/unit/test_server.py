@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "server"))
 
 import checkpoint  # noqa: E402
 import connections  # noqa: E402
+import preflight  # noqa: E402
 import torchserve  # noqa: E402
 from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
 from workerlog import WorkerLog  # noqa: E402
@@ -56,6 +57,12 @@ def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path:
         path.write_text(content)
         found += [checkpoint._fingerprint(tmp_path), checkpoint._fingerprint(tmp_path)]
     assert found[1] == found[2] and found[3] == found[4] and len(set(found)) == 3
+
+
+def test_a_misspelt_variable_stops_the_start() -> None:
+    with pytest.raises(StartError, match=r"WHISPER_MODLE: did you mean WHISPER_MODEL\?"):
+        preflight.check_variables({"WHISPER_MODLE": "base"})
+    assert preflight.check_variables({"WHISPER_MODEL": "base", "WHISPER_COLOUR": "red"}) == ("WHISPER_COLOUR",)
 
 
 def test_the_environment_overrides_it() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from whispercore.errors import ConfigurationError
-from whispercore.settings import Settings
+from whispercore.settings import Settings, unknown_variables
 
 
 def test_environment_wins_over_yaml_over_defaults() -> None:
@@ -66,6 +67,50 @@ def test_a_switch_is_true_or_false() -> None:
 def test_bad_variable() -> None:
     with pytest.raises(ConfigurationError, match="batch_size"):
         Settings.load({}, {"WHISPER_BATCH_SIZE": "big"})
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WHISPER_MODLE", "WHISPER_MODEL"),
+        ("WHISPER_MODE", "WHISPER_MODEL"),
+        ("whisper_model", "WHISPER_MODEL"),
+        ("WISPER_MODEL", "WHISPER_MODEL"),
+        ("WHISPER_MODEL_DIR", "WHISPER_MODELS_DIR"),
+        ("WHISPER_ENGIN", "WHISPER_ENGINE"),
+        ("WHISPER_BATCHSIZE", "WHISPER_BATCH_SIZE"),
+        ("WHISPER_DTPYE", "WHISPER_DTYPE"),
+        ("WHISPER_STATEDIR", "WHISPER_STATE_DIR"),
+        ("WHISPER_GRACE_SECOND", "WHISPER_GRACE_SECONDS"),
+    ],
+)
+def test_a_misspelt_variable_is_told(name: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name}: did you mean {meant}\\?") as caught:
+        Settings.load({}, {"PATH": "/bin", name: "base"})
+    assert caught.value.param == name
+    assert Settings.load({}, {name: ""}) == Settings()
+
+
+def test_variables_that_resemble_none_are_only_named() -> None:
+    environ = {"WHISPER_LANGUAGE": "en", "WHISPER_API_KEY": "x", "HOME": "/", "WHISPER": "1", "WINDOWID": "3"}
+    assert unknown_variables(environ) == ("WHISPER_LANGUAGE", "WHISPER_API_KEY")
+    assert Settings.load({}, environ) == Settings()
+
+
+def test_every_variable_of_this_software_is_known() -> None:
+    sources = [
+        ROOT / "serve.sh",
+        ROOT / "Dockerfile",
+        *(path for name in ("server", "handler", "clients", "bench") for path in (ROOT / name).rglob("*.*")),
+    ]
+    used = {
+        name for path in sources if path.suffix in ("", ".py", ".sh") for name in re.findall(r"\bWHISPER_[A-Z_]*[A-Z]\b", path.read_text())
+    }
+    assert used >= {"WHISPER_MODEL", "WHISPER_STATE_DIR"}
+    assert unknown_variables(dict.fromkeys(used, "1")) == (), "add it to OTHER_VARIABLES in settings.py"
 
 
 def test_models_path_expands_home() -> None:

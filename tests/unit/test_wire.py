@@ -12,20 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from whispercore.errors import InvalidRequest, NotFound, TooLarge, WhisperError
+from whispercore.fields import ALIASES, AUDIO_FIELDS, IGNORED, KNOWN_FIELDS, LIST_FIELDS, REFUSED
 from whispercore.formats import render_error
 from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, Options, Reply
-from whispercore.wire import (
-    ALIASES,
-    AUDIO_FIELDS,
-    CONTENT_TYPES,
-    KNOWN_FIELDS,
-    LIST_FIELDS,
-    REFUSED,
-    Request,
-    check_audio_bytes,
-    parse,
-    request_id,
-)
+from whispercore.wire import CONTENT_TYPES, Request, check_audio_bytes, parse, request_id
 
 SOUND = bytearray(b"RIFF....WAVE")
 BASE64 = base64.b64encode(SOUND).decode()
@@ -108,9 +98,9 @@ class TestAudio:
 
     def test_json_that_the_server_left_as_bytes(self) -> None:
         row = {"body": bytearray(json.dumps({"audio": BASE64, "beam_size": 2}).encode())}
-        request = parse(row, {"content-type": "Application/JSON; charset=utf-8"})
-        assert request.audio == SOUND
-        assert request.options.beam_size == 2
+        for kind in ("Application/JSON; charset=utf-8", "APPLICATION/JSON", "text/json", "application/vnd.api+json"):
+            request = parse(row, {"CONTENT-type": kind})
+            assert (request.audio, request.options.beam_size) == (SOUND, 2)
 
     @pytest.mark.parametrize("body", [b"{bad", b"[" * 100_000, b"\xff\xfe", b'{"audio": "QUJD"', memoryview(b"nope")])
     def test_broken_json(self, body: Any) -> None:
@@ -185,7 +175,7 @@ class TestOptions:
 
     @pytest.mark.parametrize(
         ("text", "code"),
-        [("en", "en"), ("English", "en"), ("GERMAN", "de"), ("yue", "yue"), ("Mandarin", "zh"), ("auto", None), ("AUTO", None), ("", None)],
+        [("en", "en"), ("English", "en"), ("GERMAN", "de"), ("yue", "yue"), ("en-US", "en"), ("deu", "de"), ("AUTO", None), ("null", None)],
     )
     def test_language(self, text: str, code: str | None) -> None:
         assert option(language=text).language == code
@@ -215,9 +205,9 @@ class TestOptions:
             == expected
         )
 
-    @pytest.mark.parametrize(("text", "value"), [("true", True), ("TRUE", True), ("1", True), ("false", False), ("0", False)])
-    def test_booleans(self, text: str, value: bool) -> None:
-        assert option(vad_filter=text).vad_filter is value
+    def test_booleans(self) -> None:
+        assert [option(vad_filter=text).vad_filter for text in ("true", "TRUE", "1", "yes", "On")] == [True] * 5
+        assert [option(vad_filter=text).vad_filter for text in ("false", "0", "NO", "off")] == [False] * 4
 
     @pytest.mark.parametrize("name", [name for name in SAMPLES if name.endswith("_threshold") and name != "vad_threshold"])
     def test_a_threshold_can_be_switched_off(self, name: str) -> None:
@@ -287,7 +277,8 @@ class TestOptions:
             ("timestamp_granularities", 5),
             ("timestamp_granularities", [None]),
             ("timestamp_granularities", {}),
-            ("stream", "yes"),
+            ("stream", "perhaps"),
+            ("translate", "perhaps"),
             pytest.param("stream", 10**5000, id="a boolean of 5,000 digits"),
             ("max_line_width", "0"),
             ("task", "x" * 10_000),
@@ -363,6 +354,90 @@ class TestOptions:
     @pytest.mark.parametrize("name", ["whisper-1", "gpt-4o-transcribe", "large-v3-turbo", "anything"])
     def test_any_model_name_will_do(self, name: str) -> None:
         assert option(model=name) == Options()
+        assert parse({"file": SOUND, "model": name.encode()}, {}).model == name
+        assert parse({"body": SOUND}, {"X-Whisper-Model": name}).model == name
+
+
+NOTHING = [b"", b"false", b"False", b"0", b"no", b"None", b"null", b" off "]
+OTHER_SERVERS = ["diarize", "min_speakers", "speaker_labels", "return_char_alignments", "batch_size", "speaker_diarization", "punctuate"]
+
+
+class TestOtherServers:
+    """What users of whisperX, whisper-asr-webservice, LocalAI, speaches and whisper.cpp send."""
+
+    @pytest.mark.parametrize("value", NOTHING)
+    @pytest.mark.parametrize("name", [*OTHER_SERVERS, "known_speaker_names[]", "translate", "stream", "word_timestamps"])
+    def test_a_field_that_asks_for_nothing_passes(self, name: str, value: bytes) -> None:
+        request = parse({"file": SOUND, name: value}, {})
+        assert (request.options, request.reply) == (Options(), Reply())
+
+    @pytest.mark.parametrize("value", [b"none", b"null", b"Null"])
+    @pytest.mark.parametrize("name", ["response_format", "task", "strategy", "channels"])
+    def test_a_choice_that_is_none_is_not_made(self, name: str, value: bytes) -> None:
+        request = parse({"file": SOUND, name: value}, {"accept": "text/plain"})
+        assert (request.options, request.reply) == (Options(), Reply(response_format="text"))
+
+    @pytest.mark.parametrize("value", [False, 0, None, "", [], {}, "none"])
+    @pytest.mark.parametrize("name", OTHER_SERVERS)
+    def test_so_does_one_in_json(self, name: str, value: Any) -> None:
+        assert parse({"body": {"audio": BASE64, name: value}}, {}).options == Options()
+
+    @pytest.mark.parametrize("value", [b"true", b"1", b"yes", b"2"])
+    @pytest.mark.parametrize("name", OTHER_SERVERS)
+    def test_one_that_asks_for_something_does_not(self, name: str, value: bytes) -> None:
+        error = refused({"file": SOUND, name: value})
+        assert (error.status, error.param) == (400, name)
+        assert error.code == ("unsupported_parameter" if name in REFUSED else "unknown_parameter")
+
+    @pytest.mark.parametrize("name", ["word_timestmaps", "beam_sise", "vad_fliter", "supress_blank", "condition_on_previous_txt"])
+    def test_a_slip_of_the_pen_is_told_whatever_it_asks_for(self, name: str) -> None:
+        assert "did you mean" in refused({"file": SOUND, name: b"false"}).message
+
+    @pytest.mark.parametrize("name", IGNORED)
+    def test_what_changes_nothing_passes(self, name: str) -> None:
+        assert option(**{name: "true"}) == Options()
+
+    def test_translate_is_a_task(self) -> None:
+        assert option(translate="true").task == option(translate="yes", task="translate").task == "translate"
+        assert option(translate="false", task="translate").task == "translate"
+        assert refused({"file": SOUND, "translate": b"true", "task": b"transcribe"}).param == "translate"
+        assert parse({"file": SOUND, "translate": b"false"}, TRANSLATIONS).options.task == "translate"
+
+    def test_other_names(self) -> None:
+        assert parse({"file": SOUND, "output": b"txt"}, {}).reply.response_format == "text"
+        assert parse({"file": SOUND, "output": b"srt"}, {}).reply.response_format == "srt"
+        made = option(no_timestamps="true", logprob_thold="-0.5", no_speech_thold="0.5", vad="false")
+        assert made == Options(without_timestamps=True, logprob_threshold=-0.5, no_speech_threshold=0.5, vad_filter=False)
+
+
+BINARY = bytes(range(256))
+FILE_FIELDS = ["audio_file", "files", "file[]", "upload", "audio[]", "audio_data", "audioFile", "File", "recording", "input-audio", "wav"]
+
+
+class TestUnknownFileFields:
+    @pytest.mark.parametrize("value", [BINARY, b"RIFF plain text", [BINARY, BINARY], memoryview(BINARY)])
+    @pytest.mark.parametrize("name", FILE_FIELDS)
+    def test_it_is_named(self, name: str, value: Any) -> None:
+        error = refused({name: value, "language": b"en"})
+        assert (error.status, error.param, error.code) == (400, name, "unknown_parameter")
+        assert name in error.message and "did you mean 'file'" in error.message
+
+    @pytest.mark.parametrize("name", ["sprache", "my_field", "x"])
+    @pytest.mark.parametrize("value", [BINARY, b"RIFF\0\0\0", b"A" * 200_000])
+    def test_a_recording_is_known_by_its_bytes(self, name: str, value: bytes) -> None:
+        assert "did you mean 'file'" in refused({name: value}).message
+
+    def test_base64_in_json(self) -> None:
+        assert "did you mean 'file'" in refused({"body": {"audio_base64": BASE64}}).message
+
+    @pytest.mark.parametrize("name", ["audio_lang", "beam_sise", "source_language"])
+    def test_other_fields_are_not_taken_for_one(self, name: str) -> None:
+        assert "did you mean 'file'" not in refused({"file": SOUND, name: b"en"}).message
+
+    @pytest.mark.parametrize("name", ["language", "prompt", "hotwords", "languages[]"])
+    def test_bytes_in_a_text_field_are_told(self, name: str) -> None:
+        error = refused({"file": SOUND, name: BINARY})
+        assert error.param == name and "not UTF-8 text" in error.message
 
 
 class TestReply:
@@ -435,7 +510,7 @@ class TestReply:
         assert (request.reply.logprobs, request.options.token_logprobs) == (True, True)
         assert refused({"file": SOUND, "response_format": b"verbose_json", **row}).param == next(iter(row))
 
-    @pytest.mark.parametrize(("headers", "good"), [(NATIVE, {"json", "verbose_json"}), (TRANSCRIPTIONS, {"json", "text"})])
+    @pytest.mark.parametrize(("headers", "good"), [(NATIVE, set(CONTENT_TYPES)), (TRANSCRIPTIONS, {"json", "text"})])
     def test_stream(self, headers: dict[str, str], good: set[str]) -> None:
         assert parse({"file": SOUND, "stream": b"true"}, {**headers, "Accept": "text/vtt"}).reply == Reply(stream=True)
         for wanted in CONTENT_TYPES:
@@ -504,7 +579,8 @@ class TestSpelling:
         assert parse({"file": SOUND, "languages[]": b"de"}, {}).options.languages == ("de",)
         assert option(suppress_tokens="7").suppress_tokens == (7,)
         assert parse({"body": {"audio": BASE64, "suppress_tokens": 7}}, {}).options.suppress_tokens == (7,)
-        assert option(languages="auto").languages == ()
+        assert option(languages="auto").languages == option(languages="en,detect").languages == ()
+        assert option(languages="en-US, deu,pt_BR").languages == ("en", "de", "pt")
 
     @pytest.mark.parametrize(
         ("sent", "expected"),

@@ -18,6 +18,8 @@ from . import graphs, huggingface, modelbin
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """OpenAI's second names of two checkpoints, and the names of their files."""
+NANO_SHA256, _NANO_BYTES = "1a1c51c651b51878361c081e05985312e7311a1979486f3b18f30392fb8bb2f6", 26_045_733
+"""Of the bundled demonstration model, whisper-models/nano.pt."""
 _HASH = 12
 """Digits of a checkpoint's SHA-256 in the name of what is made of it."""
 _ORIGIN = "origin.txt"
@@ -47,6 +49,17 @@ def _candidates(settings: Settings) -> Iterator[Path]:
         yield settings.models_path / given
     if repository := faster_whisper_repository(settings.model):
         yield settings.models_path / repository
+
+
+def is_demonstration(settings: Settings) -> bool:
+    """Whether the model is the bundled nano: a file by its content, a folder that was converted from it by its name."""
+    try:
+        path = locate(settings)
+    except ConfigurationError:
+        return settings.model_id == "nano"
+    if path.is_dir():
+        return path.name == "nano" or path.name.startswith(f"nano-{NANO_SHA256[:_HASH]}")
+    return path.stat().st_size == _NANO_BYTES and sha256(path) == NANO_SHA256
 
 
 def is_folder(path: Path) -> bool:
