@@ -17,7 +17,7 @@ from .types import Samples
 # Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
 _SCALES = {"u8": (128.0, 128.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
 _PART_SECONDS = 0.5
-_LOOKS_PER_SECOND = 1200  # so many of the samples are looked at: all of them would cost a tenth of decoding
+_LOOKS_PER_SECOND = 480  # so many of the samples are looked at: all of them would cost a tenth of decoding
 _LAG_SECONDS = 0.00037
 """Compared are differences over so long: without direct current and mains hum, which say nothing of the speech."""
 _CANCELS, _ADDS_UP = 0.15, 0.4
