@@ -1,4 +1,4 @@
-"""Any container and codec, streamed into mono float32 at 16 kHz, five seconds at a time."""
+"""Any container and codec, on the recording's own clock, streamed into mono float32 at 16 kHz, five seconds at a time."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from io import SEEK_CUR, SEEK_END, SEEK_SET, TextIOBase
 from itertools import chain, groupby
-from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import av
 import av.logging
 import numpy as np
 import soxr
 
+from .clock import Clock, is_fragmented, start_of
 from .errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio
-from .types import SAMPLE_RATE, Samples
+from .levels import full_scale, is_float
+from .mixing import Mixer, Planes, planes_of
+from .source import Reader, Source
+from .tracks import audio_tracks, choose, described
+from .types import SAMPLE_RATE, AudioTrack, Samples
 
 BLOCK_SECONDS = 5
 MIN_RATE, MAX_RATE = 1_000, 768_000
@@ -31,27 +34,25 @@ CONTAINERS = (
 # These have no duration in their header: FFmpeg guesses it from the bit rate and the file's size.
 _GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
 _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
-# Full scale and zero point of FFmpeg's sample formats; the others (s64) go through its resampler.
-_SCALES = {"u8": (128.0, -1.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.0), "flt": (1.0, 0.0), "dbl": (1.0, 0.0)}
-_OGG_PAGE = 65_307  # bytes at most
 _DECODERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
-_ABSURD = 1e10  # louder than any signal: filters must not overflow to infinity
+_ABSURD = 1e4
+"""Louder than any signal, full scale 1.0: such a sample would drown all others, or make a filter overflow."""
 
 av.logging.set_level(None)
 
-Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 
+def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> Recording:
+    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
-def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None) -> Recording:
-    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file; `channel`, from 0: that one alone.
-
-    Bytes and a path may be opened any number of times at once. Raises UnsupportedAudio when it is empty, in no known container or
-    without an audio stream, UnreadableAudio when its container is broken from the start, TooLarge when its header declares more
-    than `max_seconds`, InvalidRequest when it has no such channel.
+    `channel`, from 0: that one alone. `track`: of several sound tracks the one with this number, from 0, or in this language;
+    None: the one that FFmpeg takes for the best. Bytes and a path may be opened any number of times at once.
+    Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its container
+    is broken from the start, TooLarge when its header declares more than `max_seconds`, InvalidRequest when it has no such channel
+    or track.
     """
-    file = _Reader(source)
+    file = Reader(source)
     try:
-        return Recording(_open_container(file), file, max_seconds=max_seconds, channel=channel)
+        return Recording(file, max_seconds=max_seconds, channel=channel, track=track)
     except BaseException:
         file.close()
         raise
@@ -66,32 +67,37 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None when it has none. `warnings` grows while blocks are read: cut off,
-    corrupt packets skipped, samples that are no numbers.
+    `declared_duration`: seconds by the header, None when it has none. `tracks`: all sound tracks of the file; `track`: the index of
+    the one that is read. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
     """
 
-    def __init__(self, container: Any, file: _Reader, *, max_seconds: float = math.inf, channel: int | None = None) -> None:
-        self._container = container
+    def __init__(self, file: Reader, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> None:
         self._file = file
-        self._stream = _audio_stream(container)
+        self._container = _open_container(file)
+        self.tracks: tuple[AudioTrack, ...] = audio_tracks(self._container)
+        self.track, self._stream = choose(self._container, track)
         self._max_seconds = max_seconds
-        self._channel = channel
         self._corrupt_packets = 0
-        self._cut_off = _unfinished_ogg(file)
-        self._share = _share(file)
+        self._cut_off = file.is_unfinished_ogg
         context = self._stream.codec_context
         self.channels: int = context.channels
         self.sample_rate: int = context.sample_rate
         self.codec: str = context.codec.canonical_name
-        self.container: str = container.format.name
-        self.declared_duration = _declared_duration(container, self._stream)
-        self._coming: Future[list[Any] | None] | None = None
+        self.container: str = self._container.format.name
+        self.declared_duration = _declared_duration(self._container, self._stream)
+        self._clock = Clock(self._container, self._stream, self.declared_duration, self._check_length)
+        self._channel = channel
+        self._mixer = Mixer(channel)
+        self._coming: Future[list[_Piece] | None] | None = None
         self._decoded = 0
         self.warnings: list[str] = []
         if channel is not None and not 0 <= channel < self.channels:
             raise InvalidRequest(f"the recording has no channel {channel}: it has {self.channels}, counted from 0", param="channels")
         if self.declared_duration is not None:
             self._check_length(self.declared_duration)
+        if track is None and len(self.tracks) > 1:
+            which = f"the recording has {len(self.tracks)} sound tracks: {described(self.tracks)}"
+            self._warn(f"{which}; number {self.track} was taken; choose one with audio_track, by its number or its language")
 
     def __enter__(self) -> Recording:
         return self
@@ -116,6 +122,8 @@ class Recording:
 
         Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
         """
+        if is_float(self.codec):
+            self._find_full_scale()
         for block in self._resampled():
             self._decoded += len(block)
             self._check_length(self.duration)
@@ -124,14 +132,24 @@ class Recording:
             raise UnreadableAudio("no sample can be decoded from the recording: it holds zero seconds, or it is broken from the start")
         self._check_complete()
 
+    def _find_full_scale(self) -> None:
+        """Read the stream through once, undecoded, for the full scale of its samples: each pass then scales alike."""
+        scale = full_scale(self._packets(), self.codec)
+        self._container.close()
+        self._file.seek(0)
+        self._container = _open_container(self._file)
+        self._stream = self._container.streams.audio[self.track]
+        if scale != 1.0:
+            self._mixer = Mixer(self._channel, 1 / scale)
+            self._warn(f"the samples are floating point numbers in the range of {math.log2(scale) + 1:.0f}-bit integers: scaled to 1.0")
+
     def _resampled(self) -> Iterator[Samples]:
-        for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
+        for rate, alike in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
             length = rate * BLOCK_SECONDS
-            lots = self._ahead(_lots(_enlarged(frames, length), length))
-            mono = (_mono(frame, self._channel) for frame in chain.from_iterable(lots))
-            blocks = map(self._finite, _joined(mono, length))
+            lots = self._ahead(_lots(_enlarged(self._clock.steady(alike, rate), self._clock, length), length))
+            blocks = map(self._finite, _joined(self._mono(chain.from_iterable(lots), rate), length))
             if rate == SAMPLE_RATE:
                 yield from blocks
                 continue
@@ -139,7 +157,7 @@ class Recording:
             yield from filter(len, map(resampler.resample_chunk, blocks))
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
-    def _ahead(self, lots: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    def _ahead(self, lots: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
         """The same, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
         self._coming = _DECODERS.submit(next, lots, None)
         while (lot := self._coming.result()) is not None:
@@ -166,6 +184,13 @@ class Recording:
             self._cut_off = True
             yield None
 
+    def _mono(self, pieces: Iterable[_Piece], rate: int) -> Iterator[Samples]:
+        """The pieces mixed into one channel, and the silence between them, in blocks."""
+        for silence, planes, scale in _gathered(pieces, rate):
+            for begin in range(0, silence, rate):
+                yield np.zeros(min(rate, silence - begin), np.float32)
+            yield self._mixer.mono(planes, scale, rate)
+
     def _finite(self, block: Samples) -> Samples:
         absurd = ~(np.abs(block) < _ABSURD)
         if absurd.any():
@@ -178,78 +203,25 @@ class Recording:
             raise TooLarge(f"the recording is longer than {self._max_seconds:g} s, the most this server takes: split it", code="too_long")
 
     def _check_complete(self) -> None:
-        declared = max(self.declared_duration or 0.0, self.duration * self._share)
+        by_header = 0.0 if self._clock.jumps else self.declared_duration or 0.0
+        declared = max(by_header, self.duration * self._file.declared_share)
         if self.duration < declared - max(1.0, declared / 100):
             self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
         elif self._cut_off:
             self._warn(f"the file is cut off or broken after {self.duration:.1f} s")
         if self._corrupt_packets:
             self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
+        if self._clock.jumps:
+            self._warn("the recording's clock jumps: its times go on as if it did not")
+        if self._mixer.cancelled:
+            self._warn("the channels are out of phase and cancel each other when they are mixed: the louder one was taken there")
 
     def _warn(self, message: str) -> None:
         if message not in self.warnings:
             self.warnings.append(message)
 
 
-class _Reader:
-    """A source as FFmpeg reads it: without a name, so that its content alone decides what it is; bytes are not copied."""
-
-    def __init__(self, source: Source) -> None:
-        file: Any = source
-        if isinstance(source, str | Path):
-            file = _opened(Path(source))
-        elif isinstance(source, bytes | bytearray | memoryview):
-            file = _Bytes(source)
-        elif isinstance(source, TextIOBase) or not hasattr(source, "read"):
-            raise InvalidRequest(f"a recording is bytes, a path or a binary file; got {type(source).__name__}", param="file")
-        self._owned = file is not source
-        self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
-        self.size: int = self.seek(0, SEEK_END)
-        self.seek(max(0, self.size - _OGG_PAGE))
-        self.tail: bytes = self.read(_OGG_PAGE)
-        self.seek(0)
-        self.head: bytes = self.read(12)
-        self.seek(0)  # FFmpeg reads from here; nobody else may from now on
-
-    def close(self) -> None:
-        """Close the file that was opened here; a caller's own file stays open."""
-        if self._owned:
-            self._close()
-
-
-def _opened(path: Path) -> BinaryIO:
-    """The file at `path`. Raises InvalidRequest when it cannot be opened."""
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise InvalidRequest(f"{path} cannot be opened: {error.strerror}", param="file") from error
-
-
-class _Bytes:
-    """Bytes in memory as a file; io.BytesIO would copy a bytearray."""
-
-    def __init__(self, source: bytes | bytearray | memoryview) -> None:
-        self._view = memoryview(source).cast("B")
-        self._position = 0
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = bytes(self._view[self._position : self._position + size if size >= 0 else None])
-        self._position += len(chunk)
-        return chunk
-
-    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: len(self._view)}[whence]
-        self._position = max(0, origin + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def close(self) -> None:
-        self._view.release()
-
-
-def _open_container(file: _Reader) -> Any:
+def _open_container(file: Reader) -> Any:
     if not file.size:
         raise UnsupportedAudio("the upload is empty: send the bytes of an audio file", code="empty_audio")
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
@@ -266,88 +238,93 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
     raise PermissionError(url)
 
 
-def _audio_stream(container: Any) -> Any:
-    """The stream that FFmpeg takes for the best, never a cover picture."""
-    stream = container.streams.best("audio")
-    if stream is None:
-        raise UnsupportedAudio("the file has no audio stream: send one with sound", code="no_audio_stream")
-    if stream.codec_context is None:
-        raise UnsupportedAudio("the file's audio codec is unknown: send wav, flac, mp3, aac, opus or vorbis")
-    return stream
-
-
 def _declared_duration(container: Any, stream: Any) -> float | None:
     """Seconds by the header; None when it has none, or another stream's."""
-    guessed = container.format.name in _GUESSED_DURATION and not stream.start_time  # an mp3 with a LAME header starts after its delay
+    name = container.format.name
+    guessed = name in _GUESSED_DURATION and not (name == "mp3" and stream.start_time)  # with a LAME header it starts after its delay
     if guessed or (stream.duration is None and container.streams.video):
         return None
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None else container.duration / av.time_base
+    if stream.duration is None:
+        seconds = None if container.duration is None else float(container.duration / av.time_base)
+        return _without_start(seconds, container, stream)
+    seconds = float(stream.duration * stream.time_base)
+    start = float((stream.start_time or 0) * stream.time_base)
+    if name == "ogg" and start > 1:  # cut from a broadcast: with some codecs FFmpeg counts the time before it, too
+        return None
+    if is_fragmented(container, stream):
+        return _without_start(seconds, container, stream)
+    return seconds + max(0.0, start) if name.startswith("mov,") else seconds  # the track's own, without what precedes it
 
 
-def _share(file: _Reader) -> float:
-    """How many times longer a RIFF file says it is than it is; FFmpeg believes the bytes. Sizes near 4 GiB mean a live stream."""
-    riff_size = int.from_bytes(file.head[4:8], "little") + 8
-    return riff_size / file.size if file.head[:4] == b"RIFF" and file.size < riff_size < 0xF000_0000 else 1.0
+def _without_start(seconds: float | None, container: Any, stream: Any) -> float | None:
+    """A duration that counts from the clock's zero, less the time before the recording's own start."""
+    start = start_of(container, stream, seconds)
+    return seconds - start if seconds is not None and 0 < start < seconds else seconds
 
 
-def _unfinished_ogg(file: _Reader) -> bool:
-    """Whether an ogg file lacks the page that ends it; FFmpeg does not tell."""
-    last = file.tail.rfind(b"OggS")
-    return file.head[:4] == b"OggS" and (last < 0 or last + 5 >= len(file.tail) or not file.tail[last + 5] & 4)
+class _Piece(NamedTuple):
+    """A decoded frame, and the samples of silence before it; when negative, so many are cut from its beginning."""
+
+    frame: Any
+    shift: int
 
 
-@np.errstate(over="ignore", invalid="ignore")  # `_finite` finds them
-def _mono(frame: Any, channel: int | None) -> Samples:
-    """The mean of the frame's channels, or one of them, float32, full scale 1.0."""
-    channels = frame.layout.nb_channels
-    # PyAV counts planes past the end of FFmpeg's array from eight planar channels on, and its arrays then read wild memory.
-    if frame.format.packed.name not in _SCALES or (frame.format.is_planar and channels >= 8):
-        (frame,) = av.AudioResampler("flt", frame.layout, frame.sample_rate).resample(frame)
-    scale, zero = _SCALES[frame.format.packed.name]
-    samples = frame.to_ndarray()
-    planes = samples if frame.format.is_planar else samples.reshape(-1, channels).T
-    if channel is not None:
-        planes = planes[min(channel, channels - 1)][None]  # a stream that turns mono has all channels in one
-    mono: Samples = planes[0].astype(np.float32)
-    for plane in planes[1:]:
-        mono += plane
-    mono *= np.float32(1.0 / (scale * len(planes)))
-    return mono + np.float32(zero) if zero else mono
-
-
-def _enlarged(frames: Iterable[Any], at_least: int) -> Iterator[Any]:
+def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_Piece]:
     """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of all decoding.
 
     Others go as they are: of a custom channel order PyAV's FIFO, too, frees the layout twice (PyAV pull request 2284).
     """
-    for (_, layout), alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name)):
+    for (_, layout, _), alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, clock.breaks)):
+        shift = clock.take_shift()
         if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV file's header names no order
-            yield from alike
+            for frame in alike:
+                yield _Piece(frame, shift)
+                shift = 0
             continue
         fifo = av.AudioFifo()
         for frame in alike:
             frame.pts = None  # else it must follow on the one before
             fifo.write(frame)
             if fifo.samples >= at_least:
-                yield fifo.read()
+                yield _Piece(fifo.read(), shift)
+                shift = 0
         if fifo.samples:
-            yield fifo.read()
+            yield _Piece(fifo.read(), shift)
 
 
-def _lots(frames: Iterable[Any], values: int) -> Iterator[list[Any]]:
-    """The frames in lots of so many values, channels counted: each costs two threads' attention once."""
-    lot: list[Any] = []
+def _lots(pieces: Iterable[_Piece], values: int) -> Iterator[list[_Piece]]:
+    """The pieces in lots of so many values, channels counted: each costs two threads' attention once."""
+    lot: list[_Piece] = []
     held = 0
-    for frame in frames:
-        lot.append(frame)
-        held += frame.samples * frame.layout.nb_channels
+    for piece in pieces:
+        lot.append(piece)
+        held += piece.frame.samples * piece.frame.layout.nb_channels
         if held >= values:
             yield lot
             lot, held = [], 0
     if lot:
         yield lot
+
+
+def _gathered(pieces: Iterable[_Piece], at_least: int) -> Iterator[tuple[int, Planes, float]]:
+    """The pieces as silence before them, samples of shape (channels, n) and their full scale; short ones are joined."""
+    held: list[Planes] = []
+    silence, length, scale = 0, 0, 1.0
+    for frame, shift in pieces:
+        planes, its_scale = planes_of(frame)
+        planes = planes[:, max(0, -shift) :]
+        if held and (shift > 0 or its_scale != scale or len(planes) != len(held[0])):
+            yield silence, np.concatenate(held, axis=1), scale
+            held, length = [], 0
+        if not held:
+            silence, scale = max(0, shift), its_scale
+        held.append(planes)
+        length += planes.shape[1]
+        if length >= at_least:
+            yield silence, held[0] if len(held) == 1 else np.concatenate(held, axis=1), scale
+            held, length = [], 0
+    if held:
+        yield silence, np.concatenate(held, axis=1), scale
 
 
 def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:

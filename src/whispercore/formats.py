@@ -17,7 +17,7 @@ from .models import is_served
 from .options import Reply, ResponseFormat
 from .subtitles import srt, tsv, vtt
 from .tokenizer import Tokenizer
-from .types import Dropped, Progress, Segment, Transcript, Word
+from .types import AudioTrack, Dropped, Progress, Segment, Transcript, Word
 from .values import shown
 from .wire import CONTENT_TYPES, Route
 
@@ -350,7 +350,12 @@ def _usage_tokens(transcript: Transcript) -> Fields:
 
 def _remarks(transcript: Transcript) -> Fields:
     dropped = {"dropped": [_dropped(one) for one in transcript.dropped]} if transcript.dropped else {}
-    return {**dropped, **_told(warnings_of(transcript))}
+    tracks = {"audio_tracks": [_audio_track(track) for track in transcript.audio_tracks]} if transcript.audio_tracks else {}
+    return {**dropped, **tracks, **_told(warnings_of(transcript))}
+
+
+def _audio_track(track: AudioTrack) -> Fields:
+    return {"index": track.index, "language": track.language, **({"title": track.title} if track.title else {})}
 
 
 def _dropped(dropped: Dropped) -> Fields:

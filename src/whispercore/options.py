@@ -82,6 +82,9 @@ class Options:
     channels: Channels = _option(  # noqa: RUF009
         "mono", "mono: the channels' mean; separate: each channel apart, merged by time", choices=("mono", "separate")
     )
+    audio_track: str | None = _option(
+        None, "of a file with several sound tracks the one to read: its number, from 0, or its language; none: the file's main one"
+    )
     vad_filter: bool | None = _option(None, "leave out stretches where nobody speaks; none: chunked does, sequential does not")
     vad_threshold: float = _option(0.5, "speech probability above which somebody speaks", minimum=0.0, maximum=1.0)
     vad_neg_threshold: float | None = _option(

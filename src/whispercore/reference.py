@@ -45,7 +45,8 @@ On the others it is newline-delimited JSON, each line with a `type`: `segment` a
 
 Beyond OpenAI's fields, `json` and `verbose_json` tell the `model` that answered; `dropped`, the text that a guard took for no speech, with
 its `reason` (not in OpenAI's `json`); `language_probability` of a detected language; `probability` of a word; `channel` of a segment when
-channels are transcribed apart, and its `language` when each has its own. `warnings`, in every JSON reply and in the last line or event of
+channels are transcribed apart, and its `language` when each has its own; `audio_tracks`, the sound tracks of a file with several, each
+with `index`, `language` and `title`. `warnings`, in every JSON reply and in the last line or event of
 a stream, tell what was wrong with the input, which passages were left out and how to keep them, why there is no text, and that another
 model than the one asked for has answered. The header `x-whisper-model` names the model too; with `text`, `srt`, `vtt` and `tsv` the
 warnings are in the header `x-whisper-warnings`.

@@ -187,7 +187,12 @@ class Job:
             opened, self._first = self._first, None
             return opened
         assert self._source is not None
-        recording = audio.open_recording(self._source, max_seconds=self._transcriber.settings.max_audio_seconds, channel=channel)
+        recording = audio.open_recording(
+            self._source,
+            max_seconds=self._transcriber.settings.max_audio_seconds,
+            channel=channel,
+            track=self.options.audio_track,
+        )
         self._recordings.append(recording)
         return recording
 
@@ -306,6 +311,7 @@ class Job:
             warnings=tuple(dict.fromkeys(warning for recording in self._recordings for warning in recording.warnings)),
             dropped=tuple(sorted(self._dropped, key=lambda dropped: dropped.start)),
             language_probability=self._heard.probability,
+            audio_tracks=self._recordings[0].tracks if len(self._recordings[0].tracks) > 1 else (),
         )
         self._end()
 

@@ -145,8 +145,20 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class AudioTrack:
+    """A sound track of a file: its number, from 0; its language as the file spells it and its title, None when it tells none."""
+
+    index: int
+    language: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
-    """The answer to one request. `duration` is the recording's, in seconds; `warnings` tell what was wrong with the input."""
+    """The answer to one request. `duration` is the recording's, in seconds; `warnings` tell what was wrong with the input.
+
+    `audio_tracks`: all sound tracks of the file, when it has several.
+    """
 
     text: str
     language: str
@@ -156,6 +168,7 @@ class Transcript:
     warnings: tuple[str, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     language_probability: float | None = None
+    audio_tracks: tuple[AudioTrack, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

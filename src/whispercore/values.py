@@ -156,6 +156,20 @@ def _languages(label: str, value: Any) -> tuple[str, ...]:
     return () if None in codes else tuple(code for code in codes if code)
 
 
+def _audio_track(label: str, value: Any) -> str | None:
+    """A track's number as digits, or its language; None for none and auto."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = str(_integer(label, value))
+    wanted = text(label, value).strip().lower()
+    if wanted in (*OFF, "auto", ""):
+        return None
+    number = wanted.isascii() and wanted.isdecimal()
+    language = wanted[0].isalpha() and all(letter.isalnum() or letter in " -_" for letter in wanted)
+    if not (number or language) or len(wanted) > 35:
+        raise InvalidRequest(f"{label} must be a track's number, from 0, or its language, as in 1 or de; got {shown(value)}", param=label)
+    return wanted
+
+
 def _temperatures(label: str, value: Any) -> tuple[float, ...]:
     """A list as it is; the number 0 means the whole fallback list, as in OpenAI's API."""
     if isinstance(value, list) or (isinstance(value, str) and ("," in value or value.startswith("["))):
@@ -197,6 +211,7 @@ _OWN_READERS: Mapping[str, Callable[[str, Any], Any]] = MappingProxyType(
         "response_format": _response_format,
         "language": _language,
         "languages": _languages,
+        "audio_track": _audio_track,
         "temperature": _temperatures,
         "hotwords": _phrases,
         "clip_timestamps": _clips,

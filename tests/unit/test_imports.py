@@ -13,7 +13,8 @@ FORBIDDEN = {"ts", "boto3", "ray", "gradio", "requests", "rich", "yt_dlp"}
 LAYERS = (
     ("types", "errors"),
     ("settings", "options", "tokenizer", "languages"),
-    ("values", "fields", "models", "multipart", "wire", "audio", "silero", "vad", "windows", "devices"),
+    ("values", "fields", "models", "multipart", "wire", "source", "clock", "mixing", "levels", "tracks"),
+    ("audio", "silero", "vad", "windows", "devices"),
     ("checkpoints",),
     ("engines",),
     ("backlog", "scheduler", "reference"),

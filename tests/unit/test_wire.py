@@ -53,6 +53,7 @@ SAMPLES: dict[str, tuple[str, Any, Any]] = {
     "hallucination_silence_threshold": ("2", 2, 2.0),
     "clip_timestamps": ("0,2.5,4", [0, 2.5, 4], (0.0, 2.5, 4.0)),
     "channels": ("separate", "separate", "separate"),
+    "audio_track": ("1", 1, "1"),
     "vad_filter": ("false", False, False),
     "vad_threshold": ("0.7", 0.7, 0.7),
     "vad_neg_threshold": ("0.3", 0.3, 0.3),
