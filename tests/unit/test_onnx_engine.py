@@ -90,12 +90,9 @@ def test_it_decodes_as_engine_openai(engine: OnnxEngine, reference: OpenAIEngine
         assert ours.token_probs == pytest.approx(theirs.token_probs, abs=1e-5)
 
 
-def test_samples_at_a_seed_are_engine_openais(engine: OnnxEngine, reference: OpenAIEngine) -> None:
+def test_samples_are_engine_openais(engine: OnnxEngine, reference: OpenAIEngine) -> None:
     decoding = replace(ENGLISH, temperature=0.8, best_of=4)
-    torch.manual_seed(1)
-    ours = engine.decode(windows(decoding))
-    torch.manual_seed(1)
-    assert [each.tokens for each in ours] == [each.tokens for each in reference.decode(windows(decoding))]
+    assert [each.tokens for each in engine.decode(windows(decoding))] == [each.tokens for each in reference.decode(windows(decoding))]
 
 
 def test_the_export_is_kept_and_used_again(settings: Settings, engine: OnnxEngine) -> None:
