@@ -35,7 +35,9 @@ def hot(each: Sequence[Samples], **others: object) -> list[Window]:
 
 @SAMPLES
 @pytest.mark.parametrize("best_of", [None, 3])
-def test_the_company_and_the_order_change_nothing(engines: dict[str, Engine], speech: list[Samples], name: str, best_of: int | None) -> None:
+def test_the_company_and_the_order_change_nothing(
+    engines: dict[str, Engine], speech: list[Samples], name: str, best_of: int | None
+) -> None:
     engine, windows = engines[name], hot(speech[:3], best_of=best_of)
     together = tokens(engine, windows)
     assert tokens(engine, windows) == together
@@ -49,10 +51,10 @@ def test_the_global_generators_have_no_part_in_it(engines: dict[str, Engine], sp
     windows, found = hot(speech[:1]), []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        np.random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].tolist()
         found.append(tokens(engines[name], windows))
-        assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()  # noqa: NPY002
+        assert torch.equal(before[0], torch.get_rng_state()) and before[1] == np.random.get_state()[1].tolist()
     assert found[0] == found[1]
 
 
@@ -100,7 +102,9 @@ with closing(load_engine(Settings(**settings))) as engine:
 def test_another_process_draws_the_same(settings: Settings, engines: dict[str, Engine], name: str) -> None:
     from whispercore.audio import read_samples
 
-    file = str(next((ROOT / "tests" / "data" / "heldout").glob("*.flac"), None) or next((ROOT / "tests" / "data" / "heldout").glob("*.wav")))
+    file = str(
+        next((ROOT / "tests" / "data" / "heldout").glob("*.flac"), None) or next((ROOT / "tests" / "data" / "heldout").glob("*.wav"))
+    )
     decoding = {"language": "en", "temperature": 1.0, "ignore_eot": True, "max_tokens": 12, "best_of": 2}
     told = json.dumps([asdict(replace(settings, **ENGINES[name])), file, decoding])
     done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], input=told, capture_output=True, text=True, check=False)
@@ -146,7 +150,10 @@ def test_a_seed_is_the_windows_content() -> None:
     others = [
         replace(window, samples=changed),
         replace(window, samples=samples[:-1]),
-        *(replace(window, decoding=replace(window.decoding, **each)) for each in ({"temperature": 0.8}, {"prompt": (1,)}, {"task": "translate"})),
+        *(
+            replace(window, decoding=replace(window.decoding, **each))
+            for each in ({"temperature": 0.8}, {"prompt": (1,)}, {"task": "translate"})
+        ),
     ]
     assert len({each.seed for each in (window, *others)}) == 6
     assert all(0 <= each.seed < 2**63 for each in others)

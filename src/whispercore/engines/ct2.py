@@ -242,7 +242,9 @@ class CTranslate2Engine:
             nothing = StorageView.from_array(np.zeros((1, 1, features.shape[2]), np.float32))
             with _SEEDING:
                 set_random_seed(window.seed % 2**32)
-                model.generate(nothing, [[self.tokenizer.openai.sot]], beam_size=1, max_length=2, sampling_topk=0)  # the first draw, which seeds
+                model.generate(
+                    nothing, [[self.tokenizer.openai.sot]], beam_size=1, max_length=2, sampling_topk=0
+                )  # the first draw, which seeds
             (result,) = self._generate(model, features, [start], window.decoding)
             return result
 
