@@ -90,6 +90,7 @@ class Window:
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """What an engine made of one window. `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>.
+    The text tokens make whole characters: what a limit or the model cuts inside a character is left out.
 
     `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities, <|endoftext|> included, over
     their count with it. `no_speech_prob` is the probability of <|nospeech|> at <|startoftranscript|>. `language_probability`: of the
