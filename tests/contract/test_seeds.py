@@ -60,15 +60,14 @@ def test_the_global_generators_have_no_part_in_it(engines: dict[str, Engine], sp
 
 @SAMPLES
 def test_windows_temperatures_and_prompts_have_streams_of_their_own(engines: dict[str, Engine], name: str) -> None:
-    """Sounds that the model hears as the same nothing: only the noise tells them apart."""
+    """Sounds that the model hears as the same nothing, so hot that no token is sure: only the noise tells them apart."""
     random = np.random.default_rng(0)
     sounds = [random.normal(scale=1e-4, size=SAMPLE_RATE).astype(np.float32) for _ in range(4)]
-    found = tokens(engines[name], hot(sounds))
+    found = tokens(engines[name], hot(sounds, temperature=5.0))
     assert len(set(found)) == len(found)
     first = Counter(one[1] for one in found)  # the first is a timestamp
     assert len(first) > 1
-    assert tokens(engines[name], hot(sounds[:1], temperature=0.999))[0] != found[0]
-    assert len(set(tokens(engines[name], hot(sounds[:1], best_of=8)))) == 1
+    assert tokens(engines[name], hot(sounds[:1], temperature=4.999))[0] != found[0]
 
 
 @SAMPLES

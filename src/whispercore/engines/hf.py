@@ -201,7 +201,7 @@ def generate(
         )
     finally:
         hook.remove()
-    silence = first_logits[0][::samples, at_sot].float().softmax(dim=-1)[:, tokenizer.openai.no_speech].tolist()
+    silence = first_logits[0][:, at_sot].float().softmax(dim=-1)[:, tokenizer.openai.no_speech].tolist()
     sequences = [_until(row, tokenizer.eot) for row in output.sequences[:, begin:].tolist()]
     if _beams(decoding) > 1:
         # a beam's score is its sum over its length, the end of text included; an unfinished one has no end
