@@ -50,7 +50,7 @@ def wer(truth: Sequence[str], heard: Sequence[str]) -> float:
 
 
 def test_it_hears_what_is_said_alone_and_in_company(engine: Engine, heldout: list[Recording]) -> None:
-    """Eight bits of a whole batch's activations hang on the company: single words may differ, hardly any."""
+    """Low precisions round differently in batches of other sizes: single words may differ, hardly any."""
     spoken = [recording for recording in heldout if recording.kind == "synthetic"][:8]
     together, alone = (decoded(engine, [one.samples for one in spoken], count) for count in (4, 1))
     for found in (together, alone):

@@ -183,12 +183,12 @@ def test_prompts_of_any_length_and_languages_share_a_batch(engine: JaxEngine) ->
 
 
 def test_samples_differ_and_the_best_is_kept(engine: JaxEngine) -> None:
-    hot = replace(ENGLISH, temperature=1.0)
-    drawn = {engine.decode(windows(hot, 1))[0].tokens for _ in range(6)}
-    assert len(drawn) > 1
-    single = np.mean([engine.decode(windows(hot, 1))[0].avg_logprob for _ in range(6)])
-    best = np.mean([engine.decode(windows(replace(hot, best_of=8), 1))[0].avg_logprob for _ in range(3)])
-    assert best > single
+    """Temperatures a little apart are different streams of the same window."""
+    hot = [replace(ENGLISH, temperature=1.0 - step / 1000) for step in range(6)]
+    single = [engine.decode(windows(each, 1))[0] for each in hot]
+    assert len({each.tokens for each in single}) > 1
+    best = [engine.decode(windows(replace(each, best_of=8), 1))[0] for each in hot]
+    assert np.mean([each.avg_logprob for each in best]) > np.mean([each.avg_logprob for each in single])
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
@@ -197,9 +197,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
     nothing = Sequences(jnp.zeros((draws, 0, 4), jnp.int32), jnp.zeros((draws, 0)))
     live = Sequences(jnp.full((draws, 1, 4), 9), jnp.zeros((draws, 1)))
     state = State(jnp.int32(0), live, jnp.zeros((draws, 1), bool), nothing, jnp.zeros(draws), jnp.zeros((draws, 1, 8)), ())
-    start = Start(
-        jnp.zeros((draws, 4)), *[jnp.int32(0)] * 2, jnp.full(draws, 9), jnp.int32(1), jnp.float32(2), jax.random.key(1), *[jnp.zeros(4)] * 2
-    )
+    seeds = jnp.arange(2 * draws, dtype=jnp.uint32).reshape(draws, 2)
+    start = Start(jnp.zeros((draws, 4)), *[jnp.int32(0)] * 2, jnp.full(draws, 9), jnp.int32(1), jnp.float32(2), seeds, *[jnp.zeros(4)] * 2)
     search = Search(vocabulary=4, eot=3, begin=4, sampled=True)
     chosen = _choose_tokens(state, jnp.broadcast_to(jnp.log(probable), (draws, 1, 4)), start, search)
     frequencies = np.bincount(np.asarray(chosen.live.tokens)[:, 0, 0], minlength=4) / draws

@@ -27,6 +27,7 @@ from whispercore.engines.rules import (
     sampled_length,
     start_tokens,
     suppressed_tokens,
+    whole_characters,
 )
 from whispercore.errors import EngineError, OutOfMemory
 from whispercore.tokenizer import Tokenizer
@@ -181,7 +182,7 @@ def test_scores_that_are_no_numbers_are_an_error() -> None:
     tokenizer = Tokenizer(51_865)
     for avg_logprob, no_speech_prob in ((math.nan, 0.0), (-math.inf, 0.0), (-0.1, math.nan)):
         with pytest.raises(EngineError, match="not numbers"):
-            decoded(tokenizer, [1], language="en", temperature=0.0, avg_logprob=avg_logprob, no_speech_prob=no_speech_prob)
+            decoded(tokenizer, [1], Decoding(), language="en", avg_logprob=avg_logprob, no_speech_prob=no_speech_prob)
 
 
 def test_values_are_plain_python() -> None:
@@ -189,8 +190,8 @@ def test_values_are_plain_python() -> None:
     made = decoded(
         Tokenizer(51_865),
         list(tensor),
+        Decoding(temperature=0),
         language="en",
-        temperature=0,
         avg_logprob=torch.tensor(-0.5),
         no_speech_prob=torch.tensor(0.1),  # type: ignore[arg-type]
     )
@@ -220,3 +221,52 @@ def test_runtimes_errors_are_ours(error: Exception, kind: type[EngineError]) -> 
     found = failure(error, "JAX", 3)
     assert type(found) is kind and "a batch of 3 windows: " in str(found)
     assert "\n" not in str(found) and not str(found).endswith(": ")
+
+
+JAPANESE = " 東京は夜の七時、🎉 naïve"
+
+
+def of_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
+    """One token a byte."""
+    return [tokenizer.openai.encoding.encode_single_token(bytes([byte])) for byte in data]
+
+
+@EVERY
+def test_a_limit_never_cuts_a_letter(vocabulary: int) -> None:
+    tokenizer = Tokenizer(vocabulary)
+    for tokens in (tokenizer.encode(JAPANESE), of_bytes(tokenizer, JAPANESE.encode())):
+        for limit in range(len(tokens) + 1):
+            made = decoded(tokenizer, tokens[:limit], Decoding(), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+            assert "\ufffd" not in made.text and JAPANESE.strip().startswith(made.text)
+            assert tokenizer.decode(made.tokens).strip() == made.text
+            assert made.tokens == tuple(tokens[: len(made.tokens)])
+            assert limit - len(made.tokens) < 4, "no more than the bytes of one character"
+
+
+def test_a_letter_is_not_cut_before_a_timestamp_nor_amid_the_text() -> None:
+    tokenizer = Tokenizer(51_865)
+    begin = tokenizer.timestamp_begin
+    yes, night = of_bytes(tokenizer, "はい".encode()), of_bytes(tokenizer, "夜".encode())
+    assert whole_characters(tokenizer, [begin, *yes, *night[:2], begin + 50]) == (begin, *yes, begin + 50)
+    assert whole_characters(tokenizer, [begin, *night[:1], begin + 50, *night[1:], begin + 60]) == (begin, begin + 50, begin + 60)
+    assert whole_characters(tokenizer, [*night[1:], *yes, night[0], *yes]) == (*yes, *yes)
+    assert whole_characters(tokenizer, [*yes[:2], *tokenizer.encode("é")]) == tuple(tokenizer.encode("é"))
+    assert whole_characters(tokenizer, []) == ()
+
+
+@given(tokens=st.lists(st.integers(0, 50_256) | st.integers(50_364, 51_864), max_size=12))
+def test_no_tokens_at_all_give_replacement_characters(tokens: list[int]) -> None:
+    tokenizer = Tokenizer(51_865)
+    kept = whole_characters(tokenizer, tokens)
+    data = b"".join(tokenizer.openai.encoding.decode_single_token_bytes(token) for token in kept if token < tokenizer.eot)
+    data.decode()
+    remaining = iter(tokens)
+    assert all(any(token == other for other in remaining) for token in kept), "the others, in their order"
+    assert [token for token in kept if token >= tokenizer.eot] == [token for token in tokens if token >= tokenizer.eot]
+
+
+def test_benchmarks_keep_their_count_of_tokens() -> None:
+    tokenizer = Tokenizer(51_865)
+    tokens = of_bytes(tokenizer, "夜".encode()[:2])
+    made = decoded(tokenizer, tokens, Decoding(ignore_eot=True), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+    assert made.tokens == tuple(tokens)

@@ -234,27 +234,15 @@ def test_samples_of_a_temperature(ours: TorchEngine, recordings: list[Samples]) 
     greedy = ours.decode(windows(recordings[:2]))
     cold = ours.decode(windows(recordings[:2], replace(ENGLISH, temperature=1e-4)))
     assert [one.tokens for one in cold] == [one.tokens for one in greedy]
-    torch.manual_seed(1)
-    hot = Window(recordings[0], 0.0, replace(ENGLISH, temperature=1.0, ignore_eot=True, max_tokens=60))
-    together = ours.decode([hot, *windows(recordings[:2]), hot])
+    hot, other = windows(recordings[:2], replace(ENGLISH, temperature=1.0, ignore_eot=True, max_tokens=60))
+    together = ours.decode([hot, *windows(recordings[:2]), other])
     assert [one.tokens for one in together[1:3]] == [one.tokens for one in greedy]
     assert together[0].tokens != together[3].tokens
     assert together[0].avg_logprob < greedy[0].avg_logprob
 
 
-def test_samples_follow_their_probabilities(nano: Checkpoint) -> None:
-    from whispercore.engines.torch.decoding import _chosen
-
-    torch.manual_seed(0)
-    logits = torch.tensor([2.0, 1.0, 0.0, -torch.inf]).repeat(20_000, 1)
-    drawn = torch.bincount(_chosen(logits, torch.full((20_000,), 0.5)), minlength=4) / 20_000
-    assert drawn.tolist() == pytest.approx((logits[0] / 0.5).softmax(0).tolist(), abs=0.015)
-
-
 def test_the_best_of_several_samples(ours: TorchEngine, recordings: list[Samples]) -> None:
-    torch.manual_seed(3)
     best = ours.decode(windows(recordings[:2] * 3, replace(ENGLISH, temperature=1.0, best_of=8)))
-    torch.manual_seed(3)
     single = ours.decode(windows(recordings[:2] * 3, replace(ENGLISH, temperature=1.0)))
     assert np.mean([one.avg_logprob for one in best]) > np.mean([one.avg_logprob for one in single])
 

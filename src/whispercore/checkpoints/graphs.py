@@ -1,8 +1,9 @@
 """Folders of ONNX graphs, as `onnx_export` and `sherpa_export` write them, read as openai-whisper's dimensions and tensors.
 
 The weights keep openai-whisper's names there, but: NAME.T is a matrix transposed; qkv holds queries, keys and values, one below the other;
-NAME.16 is the table of embeddings in 16 bits. Of a matrix in 8 bits ONNX Runtime leaves NAME.T_quantized, _scale and _zero_point, both of
-each column: number = (integer - zero point) * scale.
+NAME.16 is the table of embeddings in 16 bits. A matrix in 8 bits is NAME_quantized (rows, blocks, numbers), with NAME_scale and
+NAME_zero_point (rows, blocks): number = (integer - zero point) * scale. Folders made by earlier versions hold NAME.T_quantized, with a
+scale and a zero point for each column.
 """
 
 from __future__ import annotations
@@ -116,8 +117,12 @@ def _rescaled(stored: Stored) -> Iterator[tuple[str, torch.Tensor]]:
         whole = name.removesuffix("_quantized")
         if whole == name and not name.endswith(("_scale", "_zero_point")):
             yield name, tensor.float()
-        elif whole not in (name, f"{_EMBEDDING}.T"):
-            yield whole, (tensor.float() - stored[f"{whole}_zero_point"].float()) * stored[f"{whole}_scale"]
+        elif whole not in (name, _EMBEDDING, f"{_EMBEDDING}.T"):
+            scale, zero = (stored[f"{whole}_{part}"].float() for part in ("scale", "zero_point"))
+            if scale.dim() > 1:  # of blocks
+                yield whole, ((tensor.float() - zero[..., None]) * scale[..., None]).flatten(1)
+            else:
+                yield whole, (tensor.float() - zero) * scale
 
 
 def _layers(known: Stored, side: str) -> int:

@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from whisper.model import ModelDimensions
 
 from ..tokenizer import Tokenizer
-from .onnx_export import LIMITS, MICROSOFT, Array, Graph, State, difference, publish, sessions, write_graph
+from .onnx_export import MICROSOFT, Array, Graph, State, difference, publish, sessions, write_graph
 
 _CACHES = ("k", "v")
 
@@ -35,11 +35,11 @@ def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, ali
     """
 
     def write(made: Path) -> None:
-        write_graph(encoder(dims, state, dtype), made / "encoder.onnx", dtype)
-        write_graph(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx", dtype)
+        write_graph(encoder(dims, state, dtype), made / "encoder.onnx")
+        write_graph(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx")
         (made / "tokens.txt").write_text(_tokens(Tokenizer(dims.n_vocab)))
 
-    return publish(folder, write, lambda made: difference(dims, state, partial(_logits, dims, *sessions(made))), LIMITS[dtype])
+    return publish(folder, write, lambda made: difference(dims, state, partial(_logits, dims, *sessions(made)), dtype))
 
 
 def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ctranslate2 import DataType, Device, StorageView
+from ctranslate2 import DataType, Device, StorageView, set_random_seed
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
 from ..checkpoints import ct2_folder, locate
@@ -49,6 +50,10 @@ from .rules import (
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: the weights are read once for the windows of a core; with more than four it gains little, and who comes waits longer."""
+_REPLICAS_SHARE = 4
+"""A copy of the model for sampling is made while that takes at most this part of the memory; one at a time always is."""
+_SEEDING = threading.Lock()
+"""CTranslate2's seed is the process's."""
 _LEAST_FRAMES = 2
 """An alignment needs one step of the encoder's output, which is two frames, at least."""
 
@@ -64,7 +69,8 @@ def load(settings: Settings, device: str) -> Engine:
         )
         raise ConfigurationError(message, param="model")
     threads = decoding_threads(settings)
-    best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, (folder / "model.bin").stat().st_size, available_memory())
+    weights, memory = (folder / "model.bin").stat().st_size, available_memory()
+    best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, weights, memory)
     return CTranslate2Engine(
         folder,
         name=model_name(checkpoint),
@@ -73,6 +79,7 @@ def load(settings: Settings, device: str) -> Engine:
         threads=threads,
         max_batch=settings.batch_size or best,
         encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
+        replicas=memory // (_REPLICAS_SHARE * weights) if device == "cpu" else 1,
     )
 
 
@@ -101,24 +108,34 @@ def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
 class CTranslate2Engine:
     """CTranslate2's Whisper over batches of windows, under openai-whisper's rules. Not thread-safe; one per device.
 
-    `encoder`: one that is faster than CTranslate2's own, where there is one.
+    `encoder`: one that is faster than CTranslate2's own, where there is one. `replicas`: how many copies of the model may be made at a
+    time for sampling above temperature 0.
     """
 
     name = "ct2"
 
     def __init__(
-        self, folder: Path, *, name: str, device: str, compute_type: str, threads: int, max_batch: int, encoder: Encoder | None = None
+        self,
+        folder: Path,
+        *,
+        name: str,
+        device: str,
+        compute_type: str,
+        threads: int,
+        max_batch: int,
+        encoder: Encoder | None = None,
+        replicas: int = 1,
     ) -> None:
+        self._load = partial(Whisper, str(folder), device=device, compute_type=compute_type)
         try:
-            self._model = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=1, intra_threads=threads)
+            self._model = self._load(inter_threads=1, intra_threads=threads)
             # A batch is faster as one part a core than as a whole on all of them, whose steps wait for each other at every layer: twice
             # as fast with base on two cores. A lone window is not, so a CPU holds the weights twice: for the one and for the other.
             # No more parts than windows: where the cores outnumber them, each part has several.
             self._parts = min(threads, max_batch) if device == "cpu" else 1
             self._parted = self._model
             if self._parts > 1:
-                each = threads // self._parts
-                self._parted = Whisper(str(folder), device=device, compute_type=compute_type, inter_threads=self._parts, intra_threads=each)
+                self._parted = self._load(inter_threads=self._parts, intra_threads=threads // self._parts)
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
                 raise
@@ -129,6 +146,7 @@ class CTranslate2Engine:
             # PyTorch's threads would spin against CTranslate2's: each part has a core to itself.
             torch.set_num_threads(1)
         self._pool = ThreadPoolExecutor(self._parts, thread_name_prefix="ct2")
+        self._replicas = threading.BoundedSemaphore(max(1, replicas))
         self._encoder = encoder
         self._precision = self._model.compute_type
         self._encoder_precision = "torch bfloat16" if encoder else self._precision
@@ -205,13 +223,30 @@ class CTranslate2Engine:
         """Windows whose prompts are equally long, decoded together."""
         decoding = windows[0].decoding
         starts = [start_tokens(self.tokenizer, window.decoding, language) for window, (language, _) in zip(windows, languages, strict=True)]
-        results = self._generate(model, features, starts, decoding)
-        # CTranslate2 4.8 gives the first windows' probability to all when it draws several samples: ask for it with one token
-        silences = self._generate(model, features, starts, Decoding(max_tokens=1)) if (decoding.best_of or 1) > 1 else results
-        return [
-            self._decoded(decoding, language, result, float(silence.no_speech_prob))
-            for language, result, silence in zip(languages, results, silences, strict=True)
-        ]
+        if decoding.temperature > 0:
+            threads = self._threads if model is self._model else self._threads // self._parts
+            results = [self._drawn(_some(features, [i]), starts[i], window, threads) for i, window in enumerate(windows)]
+        else:
+            results = self._generate(model, features, starts, decoding)
+        return [self._decoded(decoding, language, result) for language, result in zip(languages, results, strict=True)]
+
+    def _drawn(self, features: StorageView, start: list[int], window: Window, threads: int) -> WhisperGenerationResult:
+        """One window above temperature 0, with random numbers that follow from its seed.
+
+        CTranslate2 seeds the generator of each of its threads when that first draws, and never again: the words would depend on all
+        that was drawn there before. So the window gets a thread of its own, with a copy of the model, which loads faster than a window
+        is decoded.
+        """
+        with self._replicas:
+            model = self._load(inter_threads=1, intra_threads=threads)
+            nothing = StorageView.from_array(np.zeros((1, 1, features.shape[2]), np.float32))
+            with _SEEDING:
+                set_random_seed(window.seed % 2**32)
+                model.generate(
+                    nothing, [[self.tokenizer.openai.sot]], beam_size=1, max_length=2, sampling_topk=0
+                )  # the first draw, which seeds
+            (result,) = self._generate(model, features, [start], window.decoding)
+            return result
 
     def _generate(
         self, model: Whisper, features: StorageView, starts: list[list[int]], decoding: Decoding
@@ -223,7 +258,7 @@ class CTranslate2Engine:
             starts,
             beam_size=decoding.beam_size or 1,
             patience=decoding.patience or 1.0,
-            num_hypotheses=decoding.beam_size or decoding.best_of or 1,
+            num_hypotheses=decoding.beam_size or (decoding.best_of if decoding.temperature > 0 else None) or 1,
             length_penalty=_length_penalty(decoding),
             repetition_penalty=decoding.repetition_penalty,
             no_repeat_ngram_size=decoding.no_repeat_ngram_size,
@@ -239,9 +274,7 @@ class CTranslate2Engine:
         )
         return results
 
-    def _decoded(
-        self, decoding: Decoding, language: tuple[str, float | None], result: WhisperGenerationResult, no_speech_prob: float
-    ) -> Decoded:
+    def _decoded(self, decoding: Decoding, language: tuple[str, float | None], result: WhisperGenerationResult) -> Decoded:
         """The best hypothesis. CTranslate2 counts the tokens without <|endoftext|>, openai-whisper with it."""
         lengths = [len(tokens) for tokens in result.sequences_ids]
         power = _length_penalty(decoding)
@@ -251,11 +284,11 @@ class CTranslate2Engine:
         return decoded(
             self.tokenizer,
             tokens,
+            decoding,
             language=language[0],
             language_probability=language[1],
-            temperature=decoding.temperature,
             avg_logprob=sums[best] / (len(tokens) + 1),
-            no_speech_prob=no_speech_prob,
+            no_speech_prob=float(result.no_speech_prob),
         )
 
     def _aligned(self, model: Whisper, features: StorageView, windows: Sequence[Window], found: dict[int, Decoded]) -> list[Decoded]:

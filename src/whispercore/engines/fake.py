@@ -95,9 +95,9 @@ class FakeEngine:
         one = decoded(
             self.tokenizer,
             [token for token, *_ in said],
+            decoding,
             language=decoding.language or (decoding.languages or ("en",))[0],
             language_probability=None if decoding.language else 1.0,
-            temperature=decoding.temperature,
             avg_logprob=self._logprob(window),
             no_speech_prob=0.95 if silent else 0.05,
         )

@@ -29,6 +29,7 @@ from ..types import Decoded, Decoding, Window
 from . import Engine, installation
 from .alignment import align_by
 from .features import log_mels
+from .noise import gumbel, seeds
 from .openai import BatchedTimestampRules, description
 from .rules import (
     TEXT_CONTEXT,
@@ -120,7 +121,7 @@ class HuggingFaceEngine:
         found: dict[int, Decoded] = {}
         for group in equals([prompt_length(decoding) for decoding in decodings]):
             starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
-            kept = generate(model, self.tokenizer, decodings[group[0]], starts, audio[group])
+            kept = generate(model, self.tokenizer, [windows[i] for i in group], starts, audio[group])
             found |= {i: self._decoded(one, decodings[i], *languages[i]) for i, one in zip(group, kept, strict=True)}
         return self._aligned(model, audio, windows, [found[i] for i in range(len(windows))])
 
@@ -143,9 +144,9 @@ class HuggingFaceEngine:
         return decoded(
             self.tokenizer,
             kept.tokens,
+            decoding,
             language=language,
             language_probability=language_probability,
-            temperature=decoding.temperature,
             avg_logprob=kept.logprob / (len(kept.tokens) + 1),
             no_speech_prob=kept.no_speech_prob,
         )
@@ -177,22 +178,24 @@ class Kept:
 
 
 def generate(
-    model: WhisperForConditionalGeneration, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]], audio: torch.Tensor
+    model: WhisperForConditionalGeneration, tokenizer: Tokenizer, windows: Sequence[Window], starts: list[list[int]], audio: torch.Tensor
 ) -> list[Kept]:
     """Sample after `starts`, equally long, one for each of `audio` (windows, 1500, width), by transformers' loop and Whisper's rules.
 
     Whisper's own `generate` would apply its second-hand copy of these rules and its own long-form transcription: the loop below it is used.
     """
-    begin, at_sot = len(starts[0]), starts[0].index(tokenizer.openai.sot)
+    decoding, begin, at_sot = windows[0].decoding, len(starts[0]), starts[0].index(tokenizer.openai.sot)
+    samples = _samples(decoding)
+    rows, audio = [start for start in starts for _ in range(samples)], audio.repeat_interleave(samples, dim=0)
     first_logits: list[torch.Tensor] = []
     hook = model.proj_out.register_forward_hook(lambda _module, _inputs, logits: None if first_logits else first_logits.append(logits))
-    rules = Rules(tokenizer, decoding, begin)
+    rules = Rules(tokenizer, decoding, begin, seeds(windows, samples, audio.device) if decoding.temperature > 0 else None)
     try:
         output = GenerationMixin.generate(
             model,
             encoder_outputs=BaseModelOutput(last_hidden_state=audio),
             attention_mask=audio.new_ones(audio.shape[:2]),  # of the encoder's output, all of which is heard; without it there is a warning
-            decoder_input_ids=torch.tensor(starts, device=audio.device),
+            decoder_input_ids=torch.tensor(rows, device=audio.device),
             generation_config=_generation(tokenizer, decoding, begin),
             logits_processor=LogitsProcessorList([rules]),
         )
@@ -218,23 +221,26 @@ class Rules(LogitsProcessor):  # type: ignore[misc]
     """openai-whisper's logit filters in transformers' loop, CTranslate2's penalties before them; adds up greedy and sampled tokens' scores.
 
     Called with the tokens so far (rows, length) and the next one's logits (rows, vocabulary), for beams their log-probabilities.
+    `seeds` (rows,), above temperature 0: transformers takes the likeliest token, and noise in the logits makes that a drawn one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, decoding: Decoding, begin: int) -> None:
-        self._begin, self._eot, self._decoding = begin, tokenizer.eot, decoding
+    def __init__(self, tokenizer: Tokenizer, decoding: Decoding, begin: int, seeds: torch.Tensor | None = None) -> None:
+        self._begin, self._eot, self._decoding, self._seeds = begin, tokenizer.eot, decoding, seeds
         self._filters = _filters(tokenizer, decoding, begin)
         self._logprobs: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The logits, masked; a temperature comes after it."""
+        """The logits, masked; above temperature 0 divided by it, with each row's noise."""
         scores = _penalised(input_ids[:, self._begin :], scores.float().clone(), self._decoding)
         for rule in self._filters:
             rule.apply(scores, input_ids)
         if _beams(self._decoding) == 1:
             self.sums(input_ids)
             self._logprobs = scores.log_softmax(dim=-1)
-        return scores
+        if self._seeds is None:
+            return scores
+        return scores / self._decoding.temperature + gumbel(self._seeds, input_ids.shape[1] - self._begin, scores.shape[1])
 
     def sums(self, tokens: torch.Tensor) -> torch.Tensor:
         """(rows,): the sum of the log-probabilities of all sampled tokens, after `tokens` (rows, length) has got its last one."""
@@ -274,11 +280,15 @@ def _beams(decoding: Decoding) -> int:
     return decoding.beam_size or 1
 
 
+def _samples(decoding: Decoding) -> int:
+    """Sequences drawn of each window."""
+    return (decoding.best_of or 1) if decoding.temperature > 0 else 1
+
+
 def _generation(tokenizer: Tokenizer, decoding: Decoding, begin: int) -> GenerationConfig:
     """transformers' options. All beams are returned, finished as soon as there are enough: openai-whisper's patience of 1."""
-    beams, samples = _beams(decoding), decoding.best_of or 1
+    beams = _beams(decoding)
     search = {"num_beams": beams, "num_return_sequences": beams, "early_stopping": True, "length_penalty": 1.0, "renormalize_logits": True}
-    sampling = {"do_sample": True, "temperature": decoding.temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": samples}
     return GenerationConfig(
         max_new_tokens=min(sampled_length(decoding), TEXT_CONTEXT + 1 - begin),
         eos_token_id=tokenizer.eot,
@@ -286,7 +296,7 @@ def _generation(tokenizer: Tokenizer, decoding: Decoding, begin: int) -> Generat
         decoder_start_token_id=tokenizer.openai.sot,
         return_dict_in_generate=True,
         output_scores=beams > 1,
-        **(search if beams > 1 else sampling if decoding.temperature > 0 else {"do_sample": False}),
+        **(search if beams > 1 else {"do_sample": False}),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 import torch
-from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, LogitFilter, SequenceRanker
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, GreedyDecoder, LogitFilter, SequenceRanker
 from whisper.model import Whisper
 
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
@@ -17,6 +17,7 @@ from ..types import Decoded, Decoding, Window
 from . import Engine
 from .alignment import align
 from .features import log_mels
+from .noise import drawn, seeds
 from .rules import (
     batch_key,
     decoded,
@@ -102,8 +103,8 @@ class OpenAIEngine:
         found: dict[int, Decoded] = {}
         for group in equals([prompt_length(decoding) for decoding in decodings]):
             starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
-            results = WindowsTask(model, self.tokenizer, decodings[group[0]], starts).run(features[group])
-            found |= {i: self._decoded(result, *languages[i]) for i, result in zip(group, results, strict=True)}
+            results = WindowsTask(model, self.tokenizer, [windows[i] for i in group], starts).run(features[group])
+            found |= {i: self._decoded(result, decodings[i], *languages[i]) for i, result in zip(group, results, strict=True)}
         return self._aligned(model, features, windows, [found[i] for i in range(len(windows))])
 
     def _languages(self, model: Whisper, features: torch.Tensor, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
@@ -116,13 +117,13 @@ class OpenAIEngine:
         tokenizer = self.tokenizer.openai_for("en", "transcribe")
         return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
-    def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
+    def _decoded(self, result: DecodingResult, decoding: Decoding, language: str, language_probability: float | None) -> Decoded:
         return decoded(
             self.tokenizer,
             result.tokens,
+            decoding,
             language=language,
             language_probability=language_probability,
-            temperature=result.temperature,
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
         )
@@ -140,10 +141,13 @@ class OpenAIEngine:
 
 
 class WindowsTask(DecodingTask):  # type: ignore[misc]
-    """openai-whisper's decoding of a batch that is encoded already, with each window's own start."""
+    """openai-whisper's decoding of a batch that is encoded already, with each window's own start and its own random numbers."""
 
-    def __init__(self, model: Whisper, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]]) -> None:
+    def __init__(self, model: Whisper, tokenizer: Tokenizer, windows: Sequence[Window], starts: list[list[int]]) -> None:
+        decoding = windows[0].decoding
         super().__init__(model, _options(decoding, tokenizer))
+        if decoding.temperature > 0 and decoding.beam_size is None:
+            self.decoder = _SeededDecoder(decoding.temperature, tokenizer.eot, seeds(windows, self.n_group), self.sample_begin)
         self._starts = starts
         self.logit_filters[:] = [_batched(rule, last_initial_timestamp(decoding)) for rule in self.logit_filters]
         self.sequence_ranker = _Ranker(decoding.length_penalty)
@@ -158,6 +162,25 @@ class WindowsTask(DecodingTask):  # type: ignore[misc]
         """Write each window's start into `tokens` (windows, start); its language is known by now."""
         tokens.copy_(torch.tensor(self._starts))
         return ["en"] * len(self._starts), None
+
+
+class _SeededDecoder(GreedyDecoder):  # type: ignore[misc]
+    """openai-whisper's sampling with random numbers that follow from each row's seed, not from PyTorch's global generator."""
+
+    def __init__(self, temperature: float, eot: int, seeds: torch.Tensor, sample_begin: int) -> None:
+        super().__init__(temperature, eot)
+        self._seeds, self._sample_begin = seeds, sample_begin
+
+    def update(self, tokens: torch.Tensor, logits: torch.Tensor, sum_logprobs: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """As openai-whisper's: the tokens (rows, length) with the next one, and whether all rows have ended; adds up `sum_logprobs`."""
+        step = tokens.shape[1] - self._sample_begin
+        following = drawn(logits, self.temperature, self._seeds.to(logits.device), step)
+        ended = tokens[:, -1] == self.eot
+        following = following.masked_fill(ended, self.eot)
+        logprobs = logits.float().log_softmax(dim=-1).gather(1, following[:, None])[:, 0]
+        sum_logprobs += logprobs.masked_fill(ended, 0.0)
+        tokens = torch.cat([tokens, following[:, None]], dim=-1)
+        return tokens, bool((following == self.eot).all())
 
 
 class _Ranker(SequenceRanker):  # type: ignore[misc]

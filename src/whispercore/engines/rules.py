@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, chain, groupby
 
 from whisper.audio import TOKENS_PER_SECOND
 
@@ -142,26 +143,56 @@ def with_times(decoded: Decoded, steps: Sequence[int], probs: Sequence[float]) -
     return replace(decoded, token_times=times, token_probs=tuple(probs))
 
 
+def whole_characters(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[int, ...]:
+    """The tokens without those that hold only a part of a character: a limit, or the model itself, may end inside one.
+
+    Most characters beyond Latin take several bytes, and often several tokens. Timestamps stay, and a character does not reach across
+    one: each stretch of text is a segment of its own.
+    """
+    stretches = groupby(tokens, key=lambda token: token < tokenizer.eot)
+    return tuple(chain.from_iterable(_whole_stretch(tokenizer, list(stretch)) if text else stretch for text, stretch in stretches))
+
+
+def _whole_stretch(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+    """Text tokens, without those of which a byte belongs to no whole character; leaving one out can break the next."""
+    encoding = tokenizer.openai.encoding
+    while True:
+        parts = [encoding.decode_single_token_bytes(token) for token in tokens]
+        try:
+            b"".join(parts).decode()
+            return tokens
+        except UnicodeDecodeError as error:
+            broken = range(error.start, error.end)
+        ends = list(accumulate(map(len, parts)))
+        spans = zip(tokens, [0, *ends], ends, strict=False)
+        tokens = [token for token, first, end in spans if end <= broken.start or first >= broken.stop]
+
+
 def decoded(
     tokenizer: Tokenizer,
     tokens: Sequence[int],
+    decoding: Decoding,
     *,
     language: str,
-    temperature: float,
     avg_logprob: float,
     no_speech_prob: float,
     language_probability: float | None = None,
 ) -> Decoded:
-    """A `Decoded` of the sampled tokens. Raises EngineError when a score is not a number: JSON has none such."""
+    """A `Decoded` of the sampled tokens, whole characters only; with `ignore_eot`, for benchmarks, all of them.
+
+    Raises EngineError when a score is not a number: JSON has none such.
+    """
     if not (math.isfinite(avg_logprob) and math.isfinite(no_speech_prob)):
         raise EngineError("the model's scores are not numbers: its weights are broken, or the precision is too low for them")
-    text = tokenizer.decode(tokens).strip()
+    sampled = [int(token) for token in tokens]
+    kept = tuple(sampled) if decoding.ignore_eot else whole_characters(tokenizer, sampled)
+    text = tokenizer.decode(kept).strip()
     return Decoded(
-        tokens=tuple(int(token) for token in tokens),
+        tokens=kept,
         text=text,
         language=language,
         language_probability=language_probability,
-        temperature=float(temperature),
+        temperature=float(decoding.temperature),
         avg_logprob=float(avg_logprob),
         no_speech_prob=float(no_speech_prob),
         compression_ratio=compression_ratio(text),

@@ -101,7 +101,7 @@ class SherpaEngine:
         result = self._heard(samples, window.decoding)
         tokens = self._tokens(result, timestamps=window.decoding.timestamps)
         language = result.lang or (self.tokenizer.multilingual and window.decoding.language) or "en"
-        return decoded(self.tokenizer, tokens, language=language, temperature=0.0, avg_logprob=0.0, no_speech_prob=0.0)
+        return decoded(self.tokenizer, tokens, window.decoding, language=language, avg_logprob=0.0, no_speech_prob=0.0)
 
     def _heard(self, samples: Samples, decoding: Decoding) -> Any:
         """sherpa-onnx's result; language and task are the whole recognizer's, so they are set for every window."""

@@ -87,7 +87,6 @@ class JaxEngine:
         self._params: Params | None = place(checkpoint, mesh, jnp.dtype(dtype))
         self._mesh, self._sharding = mesh, batch_sharding(mesh)
         self._mel_device = "cuda" if mesh.devices.flat[0].platform == "gpu" and torch.cuda.is_available() else "cpu"
-        self._key = jax.random.key(0)
         self._model_name, self._dtype, self._threads = checkpoint.name, dtype, threads
 
     def batch_key(self, decoding: Decoding) -> Hashable:
@@ -134,7 +133,7 @@ class JaxEngine:
         audio = _encode(params, self._put(mel), self._dims.n_audio_head, self._dims.n_text_head)
         languages = self._languages(params, audio, decodings)
         starts = [start_tokens(self.tokenizer, each, language) for each, (language, _) in zip(decodings, languages, strict=True)]
-        start = self._start(starts, decodings[0], rows)
+        start = self._start(windows, starts, rows)
         search = _search(self.tokenizer, decodings[0])
         sampled = jax.device_get(_sample(params, audio, start, search, self.tokenizer.openai.no_speech))
         found = [self._decoded(decodings[i], *languages[i], sampled, i) for i in range(len(windows))]
@@ -181,8 +180,9 @@ class JaxEngine:
 
         return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
-    def _start(self, starts: Sequence[Sequence[int]], decoding: Decoding, rows: int) -> Start:
-        """The start sequences of a batch, and what `decoding` lets follow; rows beyond them sample nothing."""
+    def _start(self, windows: Sequence[Window], starts: Sequence[Sequence[int]], rows: int) -> Start:
+        """The start sequences of a batch, and what its decoding lets follow; rows beyond them sample nothing."""
+        decoding = windows[0].decoding
         lengths = np.array([len(start) for start in starts])
         length = _fitting(_STARTS, int(lengths.max()))
         tokens, padding, limit = np.zeros((rows, length), np.int32), np.zeros(rows, np.int32), np.zeros(rows, np.int32)
@@ -191,7 +191,9 @@ class JaxEngine:
         padding[: len(starts)] = length - lengths
         limit[: len(starts)] = np.minimum(sampled_length(decoding), TEXT_CONTEXT + 1 - lengths)
         never, not_first = _forbidden(self.tokenizer, decoding, padded(self.tokenizer.vocabulary, self._mesh))
-        self._key, key = jax.random.split(self._key)
+        seeds = np.zeros(rows, np.uint64)
+        if decoding.temperature > 0:
+            seeds[: len(windows)] = [window.seed for window in windows]
         return Start(
             tokens=self._put(tokens),
             padding=self._put(padding),
@@ -199,7 +201,7 @@ class JaxEngine:
             limit=self._put(limit),
             enough=jnp.int32(_enough(decoding)),
             temperature=jnp.float32(decoding.temperature),
-            key=key,
+            seeds=self._put(seeds.view(np.uint32).reshape(rows, 2)),
             never=jnp.asarray(never),
             not_first=jnp.asarray(not_first),
         )
@@ -211,9 +213,9 @@ class JaxEngine:
         return decoded(
             self.tokenizer,
             tokens,
+            decoding,
             language=language,
             language_probability=probability,
-            temperature=decoding.temperature,
             avg_logprob=sums[best] / (len(tokens) + 1),
             no_speech_prob=float(sampled.no_speech[row]),
         )

@@ -37,8 +37,8 @@ class Start(NamedTuple):
     """What a batch's sequences begin with, aligned to the right, and what may follow.
 
     `tokens` (b, s); `padding` (b,): how many of them precede the start; `sot` (): where all have <|startoftranscript|>;
-    `limit` (b,): tokens to sample at most; `enough` (): finished beams that end a window; `temperature` (); `key`: of the random
-    numbers; `never` (V,), `not_first` (V,): tokens that are not sampled at all, or not as the first.
+    `limit` (b,): tokens to sample at most; `enough` (): finished beams that end a window; `temperature` (); `seeds` (b, 2): of
+    each window's random numbers; `never` (V,), `not_first` (V,): tokens that are not sampled at all, or not as the first.
     """
 
     tokens: Array
@@ -47,7 +47,7 @@ class Start(NamedTuple):
     limit: Array
     enough: Array
     temperature: Array
-    key: Array
+    seeds: Array
     never: Array
     not_first: Array
 
@@ -181,13 +181,25 @@ def _choose_tokens(state: State, logprobs: Array, start: Start, search: Search) 
     """Every sequence goes on by itself: the likeliest token, or one drawn at a temperature."""
     choice = logprobs
     if search.sampled:
-        choice = logprobs / start.temperature + jax.random.gumbel(jax.random.fold_in(start.key, state.at), logprobs.shape)
+        choice = logprobs / start.temperature + _noise(start.seeds, state.at, logprobs.shape)
     token = jnp.where(state.ended, search.eot, choice.argmax(-1)).astype(jnp.int32)
     logprob = jnp.take_along_axis(logprobs, token[..., None], -1)[..., 0]
     tokens = lax.dynamic_update_slice(state.live.tokens, token[..., None], (0, 0, state.at))
     sums = state.live.sums + jnp.where(state.ended, 0.0, logprob)
     ended = state.ended | (token == search.eot) | (state.at + 1 >= start.limit[:, None])
     return state._replace(at=state.at + 1, live=Sequences(tokens, sums), ended=ended)
+
+
+def _noise(seeds: Array, at: Array, shape: tuple[int, ...]) -> Array:
+    """Gumbel noise (b, g, V) for the token number `at`: each row's own, whatever stands beside it."""
+    _, g, size = shape
+
+    def of_row(key: Array, sample: Array) -> Array:
+        return jax.random.gumbel(jax.random.fold_in(jax.random.fold_in(key, sample), at), (size,))
+
+    of_window = jax.vmap(of_row, (None, 0))
+    noise: Array = jax.vmap(of_window, (0, None))(jax.random.wrap_key_data(seeds), jnp.arange(g))
+    return noise
 
 
 def _choose_beams(state: State, logprobs: Array, start: Start, search: Search) -> State:

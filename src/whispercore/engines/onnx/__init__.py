@@ -124,9 +124,9 @@ class OnnxEngine:
         found: dict[int, Decoded] = {}
         for group in equals([prompt_length(decoding) for decoding in decodings]):
             starts = [start_tokens(self.tokenizer, decodings[i], languages[i][0]) for i in group]
-            task = _Task(self._shape, self.tokenizer, decodings[group[0]], starts, model=model, audio=audio)
+            task = _Task(self._shape, self.tokenizer, [windows[i] for i in group], starts, model=model, audio=audio)
             results = task.run(torch.tensor(group, device=model.device))
-            found |= {i: self._decoded(result, *languages[i]) for i, result in zip(group, results, strict=True)}
+            found |= {i: self._decoded(result, decodings[i], *languages[i]) for i, result in zip(group, results, strict=True)}
         return self._aligned(model, audio, windows, [found[i] for i in range(len(windows))])
 
     def _languages(self, model: Model, audio: Audio, decodings: Sequence[Decoding]) -> list[tuple[str, float | None]]:
@@ -141,13 +141,13 @@ class OnnxEngine:
 
         return told_or_detected(decodings, self.tokenizer.multilingual, detect)
 
-    def _decoded(self, result: DecodingResult, language: str, language_probability: float | None) -> Decoded:
+    def _decoded(self, result: DecodingResult, decoding: Decoding, language: str, language_probability: float | None) -> Decoded:
         return decoded(
             self.tokenizer,
             result.tokens,
+            decoding,
             language=language,
             language_probability=language_probability,
-            temperature=result.temperature,
             avg_logprob=result.avg_logprob,
             no_speech_prob=result.no_speech_prob,
         )
@@ -171,9 +171,9 @@ class _Task(WindowsTask):
     """The same decoding with the model in ONNX Runtime; in place of the encoder's output it takes the windows' indices in `audio`."""
 
     def __init__(
-        self, shape: Whisper, tokenizer: Tokenizer, decoding: Decoding, starts: list[list[int]], *, model: Model, audio: Audio
+        self, shape: Whisper, tokenizer: Tokenizer, windows: Sequence[Window], starts: list[list[int]], *, model: Model, audio: Audio
     ) -> None:
-        super().__init__(shape, tokenizer, decoding, starts)
+        super().__init__(shape, tokenizer, windows, starts)
         self.inference = self.decoder.inference = Steps(model, audio, self.sot_index)
         self.sot_index: int = 0  # which is the first position that is kept
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...tokenizer import Tokenizer
 from ...types import WINDOW_FRAMES, Decoding, Window
 from ..features import cut, log_mels, log_mels_of, loudness
+from ..noise import streams
 from ..rules import LAST_TIMESTAMP, last_initial_timestamp, sampled_length, start_tokens, suppressed_tokens
 from .arrivals import SAMPLES, Arrivals, make_arrivals
 from .cache import Cache, Places, places
@@ -203,6 +204,7 @@ def _seat(new: Arrivals, rows: Rows, seats: Tensor) -> None:
     for name, value in values.items():
         copies = value[:, None].expand(-1, seats.shape[1], *value.shape[1:]).flatten(0, 1)
         getattr(rows, name).index_copy_(0, seats.flatten(), copies)
+    rows.seed.index_copy_(0, seats.flatten(), streams(new.number("seed"), seats.shape[1]).flatten())
 
 
 def _read(model: Model, cache: Cache, no_speech: int, new: Arrivals, where: Places, heard: Heard, seats: Tensor, width: int) -> None:
@@ -222,7 +224,8 @@ def _numbers(flight: Flight, vocabulary: int) -> list[int]:
     steps = last_initial_timestamp(decoding)
     latest = vocabulary - 1 - LAST_TIMESTAMP + (LAST_TIMESTAMP if steps is None else steps)
     rules = (decoding.suppress_blank, decoding.timestamps, latest, decoding.no_repeat_ngram_size)
-    return [flight.slot, flight.sot, decoding.language is None, *cut(flight.window), len(flight.start), flight.limit, *rules]
+    seed = flight.window.seed if decoding.temperature > 0 else 0
+    return [flight.slot, flight.sot, decoding.language is None, *cut(flight.window), len(flight.start), flight.limit, *rules, seed]
 
 
 def _reals(window: Window) -> list[float]:

@@ -13,13 +13,13 @@ from .state import LENGTH
 
 SAMPLES = WINDOW_SAMPLES + 4 * N_FFT
 """A window, the 320 samples before it and the 200 after it that its outermost frames see, and silence."""
-NUMBERS = ("slot", "sot", "detect", "first", "counted", "heard", "begin", "limit", "blank", "timed", "latest_first", "ngram")
+NUMBERS = ("slot", "sot", "detect", "first", "counted", "heard", "begin", "limit", "blank", "timed", "latest_first", "ngram", "seed")
 REALS = ("loudest", "temperature", "penalty")
 
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """One entry a window. `numbers` (windows, 12) and `reals` (windows, 3): their columns' names are above.
+    """One entry a window. `numbers` (windows, 13) and `reals` (windows, 3): their columns' names are above.
 
     `slot`, `sot`: where <|startoftranscript|> is, `detect`: whether the language after it is to be; `first`, `counted`, `heard` and
     `loudest` of `features.log_mels_of`; the others of `state.Rows`. `tokens` (windows, LENGTH + 1): the start; `candidates`

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..noise import drawn
 from .cache import Cache
 from .linear import Linear
 from .logits import Vocabulary, constrain, penalise
@@ -64,16 +65,18 @@ def _allowed(unembed: Linear, hidden: Tensor, rows: Rows, vocabulary: Vocabulary
 def _choose(unembed: Linear, hidden: Tensor, rows: Rows, vocabulary: Vocabulary, sampled: bool, ngram: int | None) -> tuple[Tensor, Tensor]:
     """Each row's next token (rows,), and its log-probability (rows,)."""
     logits = _allowed(unembed, hidden, rows, vocabulary, ngram)
-    token = _chosen(logits, rows.temperature) if sampled else logits.argmax(dim=1)
+    token = _chosen(logits, rows) if sampled else logits.argmax(dim=1)
     return token, logits.log_softmax(dim=1).gather(1, token[:, None])[:, 0]
 
 
-def _chosen(logits: Tensor, temperature: Tensor) -> Tensor:
-    """The likeliest token (rows,), or one drawn at the row's temperature: the race of exponentials that torch.multinomial runs too."""
-    hot = temperature > 0
-    probabilities = torch.softmax(logits / temperature.where(hot, 1.0)[:, None], dim=1)
-    drawn = probabilities.div_(torch.empty_like(probabilities).exponential_()).argmax(dim=1)
-    return torch.where(hot, drawn, logits.argmax(dim=1))
+def _chosen(logits: Tensor, rows: Rows) -> Tensor:
+    """The likeliest token (rows,), or one drawn at the row's temperature.
+
+    The noise is computed from the row's seed and how many tokens it has sampled, on the device: the step stays one CUDA graph.
+    """
+    hot = rows.temperature > 0
+    sampled = drawn(logits, rows.temperature.where(hot, 1.0)[:, None], rows.seed, rows.length - rows.begin)
+    return torch.where(hot, sampled, logits.argmax(dim=1))
 
 
 def _append(rows: Rows, token: Tensor, ends: Tensor) -> None:

@@ -239,9 +239,9 @@ class TorchEngine:
         return decoded(
             self.tokenizer,
             best.tokens,
+            flight.decoding,
             language=flight.language,
             language_probability=flight.language_probability,
-            temperature=flight.decoding.temperature,
             avg_logprob=best.score / (len(best.tokens) + 1),
             no_speech_prob=flight.no_speech,
         )

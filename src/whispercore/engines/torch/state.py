@@ -20,7 +20,7 @@ class Rows:
     `tokens` (rows, LENGTH + 1): the start sequence and what was sampled, 0 after it. `length`: how many of them count; `begin`: how
     many are the start; `limit`: where it ends at the latest. `score`: sum of the sampled tokens' log-probabilities. The rules:
     `suppressed` (rows, vocabulary) never come, `blank` not first; `timed`: the rules of timestamps hold, the first one is at most
-    `latest_first`; `penalty` and `ngram`: CTranslate2's repetition_penalty and no_repeat_ngram_size.
+    `latest_first`; `penalty` and `ngram`: CTranslate2's repetition_penalty and no_repeat_ngram_size. `seed`: of the row's noise.
     """
 
     tokens: Tensor
@@ -36,6 +36,7 @@ class Rows:
     latest_first: Tensor
     penalty: Tensor
     ngram: Tensor
+    seed: Tensor
 
     def first(self, count: int) -> Rows:
         """The first `count` rows: views."""
@@ -110,6 +111,7 @@ def make_rows(count: int, vocabulary: int, device: torch.device) -> Rows:
         latest_first=integers(),
         penalty=torch.ones(count, device=device),
         ngram=integers(),
+        seed=integers(),
     )
 
 
