@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from difflib import SequenceMatcher
+from functools import cache
 from typing import Any
 
 import jiwer
@@ -12,7 +15,9 @@ from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 from whispercore.types import Word
 
+from .datasets import Recording, Set
 from .espeak import TrueWord
+from .peers import Heard
 
 WITHIN = (0.1, 0.2, 0.5)
 """Seconds a word's time may be off, for the shares of words that are no further."""
@@ -25,6 +30,7 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w' ]|_", " ", text.lower().replace("’", "'")).split())
 
 
+@cache
 def normalizer(language: str | None) -> Callable[[str], str]:
     """Whisper's own for the language: English has one of its own, all others share the basic one."""
     normalize: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
@@ -34,6 +40,72 @@ def normalizer(language: str | None) -> Callable[[str], str]:
 def errors(said: Sequence[str], heard: Sequence[str], language: str | None) -> dict[str, Any]:
     """Error rates over all recordings together, after `plain` and after Whisper's normalizer; a rate of no words at all is None."""
     return {"recordings": len(said)} | _rates(said, heard, plain) | {"whisper_normalizer": _rates(said, heard, normalizer(language))}
+
+
+SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km"})
+"""Languages whose words have no spaces between them: their error rate is of characters, as in Whisper's paper."""
+
+
+def words_of(text: str, language: str) -> list[str]:
+    """The units that a language's error rate counts, after Whisper's normalizer: words, or characters where words have no spaces."""
+    if language in SPACELESS:
+        return list(_SPLIT(text).split())
+    return list(normalizer(language)(text).split())
+
+
+_SPLIT = BasicTextNormalizer(split_letters=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """How many units were said, and what it takes to get from them to what was heard."""
+
+    said: int = 0
+    insertions: int = 0
+    deletions: int = 0
+    substitutions: int = 0
+
+    def __add__(self, other: Edits) -> Edits:
+        return Edits(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def errors(self) -> int:
+        """Insertions, deletions and substitutions."""
+        return self.insertions + self.deletions + self.substitutions
+
+    @property
+    def rate(self) -> float | None:
+        """Errors for every unit said; None where nothing was said."""
+        return round(self.errors / self.said, 6) if self.said else None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """As results keep them; `words`: the units that were said."""
+        counts = {"insertions": self.insertions, "deletions": self.deletions, "substitutions": self.substitutions}
+        return {"words": self.said, "wer": self.rate} | counts
+
+
+def edits(said: str, heard: str, language: str) -> Edits:
+    """The edits of one recording, in the units of its language."""
+    reference, hypothesis = words_of(said, language), words_of(heard, language)
+    if not reference:
+        return Edits(insertions=len(hypothesis))
+    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+    return Edits(len(reference), found.insertions, found.deletions, found.substitutions)
+
+
+def difference(said: str, heard: str, language: str, around: int = 4) -> str:
+    """What was heard otherwise, with `around` equal words on each side: [-lost-], {+inserted+}, [-said-]{+heard+}."""
+    reference, hypothesis = words_of(said, language), words_of(heard, language)
+    parts: list[str] = []
+    for kind, first, last, start, stop in SequenceMatcher(None, reference, hypothesis, autojunk=False).get_opcodes():
+        lost, found = " ".join(reference[first:last]), " ".join(hypothesis[start:stop])
+        if kind == "equal":
+            equal = reference[first:last]
+            parts.append(lost if len(equal) <= 2 * around else " ".join([*equal[:around], "…", *equal[-around:]]))
+        else:
+            parts.append(f"[-{lost}-]" * bool(lost) + f"{{+{found}+}}" * bool(found))
+    return " ".join(parts)
 
 
 def _rates(said: Sequence[str], heard: Sequence[str], normalize: Callable[[str], str]) -> dict[str, Any]:
@@ -112,3 +184,23 @@ def _spread(offs: list[float]) -> dict[str, Any]:
         "worst": round(max(offs), 3),
         "within": within,
     }
+
+
+def of(heard_set: Set, heard: Sequence[Heard]) -> dict[str, Any]:
+    """The figures of a set: its words, and as far as their truth is known its languages, word times and segment times."""
+    pairs = list(zip(heard_set.recordings, heard, strict=True))
+    found: dict[str, Any] = {"recordings": len(pairs)} | _sum(pairs).figures
+    languages = sorted({one.language for one, _ in pairs})
+    if len(languages) > 1:
+        found["languages"] = {name: _sum([pair for pair in pairs if pair[0].language == name]).figures for name in languages}
+    if not heard_set.told:
+        found["language_right"] = sum(one.language == it.language for one, it in pairs)
+        wrong = [f"{one.path.name}: {one.language}, heard as {it.language}" for one, it in pairs if one.language != it.language]
+        found["language_wrong"] = wrong
+    if heard_set.timed:
+        found["word_times"] = word_times([one.words for one, _ in pairs], [it.words for _, it in pairs])
+    return found
+
+
+def _sum(pairs: Iterable[tuple[Recording, Heard]]) -> Edits:
+    return sum((edits(one.text, it.text, one.language) for one, it in pairs), Edits())
