@@ -20,14 +20,14 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import accuracy_table, datasets, results, rows, scores
+from bench import accuracy_table, datasets, edits, results, rows, sounds
 from bench.listening import reason
 from bench.peers import Row, Setup
 from bench.rows import WHOLE, Job
@@ -35,17 +35,19 @@ from bench.work import SCRATCH
 from whispercore import checkpoints
 from whispercore.errors import ConfigurationError
 
-ALL = tuple(datasets.SPEECH)
+SLOW = (*datasets.SPEECH, "sounds-10min")
+"""The sets of the readers that decode noise at length."""
+ALL = (*SLOW, "sounds")
 CORE = ("test-clean", "chapters", "dictation", "silence", "noisy-10dB")
 """The sets of the rows that compare engines and precisions with each other."""
 ROWS: dict[str, tuple[str, ...]] = {
-    "openai-whisper:sequential:float32": ALL,
+    "openai-whisper:sequential:float32": SLOW,
     "faster-whisper:sequential:float32": CORE,
-    "faster-whisper:sequential:int8": ALL,
+    "faster-whisper:sequential:int8": SLOW,
     "faster-whisper:batched:float32": CORE,
     "faster-whisper:batched:int8": ALL,
     "ct2:chunked:int8": ALL,
-    "ct2:sequential:int8": ALL,
+    "ct2:sequential:int8": SLOW,
     "ct2:chunked:float32": ALL,
     "ct2:sequential:float32": CORE,
     "torch:chunked:float32": CORE,
@@ -105,7 +107,8 @@ class Results:
 def _named(job: Job) -> dict[str, Any]:
     """What a row is, without this machine's folders. A row that was cut to a few recordings is another row."""
     setup = asdict(job.setup) | {"model": job.setup.name}
-    return asdict(Row.parse(job.row)) | {"row": str(Row.parse(job.row))} | setup | ({"limit": job.limit} if job.limit else {})
+    cut = ({"limit": job.limit} if job.limit else {}) | ({"hours": job.hours} if job.hours != sounds.HOURS else {})
+    return asdict(Row.parse(job.row)) | {"row": str(Row.parse(job.row))} | setup | {"limit": None, "hours": sounds.HOURS} | cut
 
 
 def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, show_errors: bool) -> list[str]:
@@ -167,12 +170,12 @@ def _keep_heard(label: str, told: dict[str, Any]) -> None:
 
 def worst(heard: Sequence[dict[str, Any]], count: int = WORST) -> str:
     """The recordings with the most errors, and where they differ: [-lost-], {+inserted+}, [-said-]{+heard+}."""
-    counted = [(scores.edits(one["text"], one["heard"], one["language"]), one) for one in heard]
+    counted = [(edits.edits(one["text"], one["heard"], one["language"]), one) for one in heard]
     lines = []
-    for edits, one in sorted(counted, key=lambda pair: -pair[0].errors)[:count]:
-        if edits.errors:
-            counts = f"{edits.said} words, {edits.insertions} ins {edits.deletions} del {edits.substitutions} sub"
-            lines += [f"  {Path(one['audio']).name}: {counts}", f"    {scores.difference(one['text'], one['heard'], one['language'])}"]
+    for found, one in sorted(counted, key=lambda pair: -pair[0].errors)[:count]:
+        if found.errors:
+            counts = f"{found.said} words, {found.insertions} ins {found.deletions} del {found.substitutions} sub"
+            lines += [f"  {Path(one['audio']).name}: {counts}", f"    {edits.difference(one['text'], one['heard'], one['language'])}"]
     return "\n".join(lines) or "  no errors"
 
 
@@ -191,9 +194,8 @@ def chosen(arguments: argparse.Namespace) -> list[Job]:
         for text in arguments.rows or ROWS:
             row, _, limited = text.partition("=")
             names = tuple(limited.split(",")) if limited else _sets(arguments, str(Row.parse(row)))
-            jobs.append(Job(row=str(Row.parse(row)), setup=setup, sets=names, root=arguments.root, limit=arguments.limit))
-    for name in {name for job in jobs for name in job.sets}:
-        jobs[0].recordings(name)
+            job = Job(row=str(Row.parse(row)), setup=setup, sets=names, root=arguments.root, limit=arguments.limit, hours=arguments.hours)
+            jobs.append(replace(job, sets=tuple(name for name in names if job.recordings(name).recordings)))
     return jobs
 
 
@@ -230,8 +232,11 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what")
     what.add_argument("--rows", nargs="+", metavar="ROW", help="RUNNER[:MODE[:COMPUTE_TYPE]][@TOGETHER][=SET,SET]; see below")
     what.add_argument("--sets", nargs="+", metavar="SET", help=f"{', '.join(datasets.SETS)}; default: each row's own, see below")
-    what.add_argument("--root", metavar="PATH", help="LibriSpeech/test-clean, a folder of audio with .txt beside, or a manifest: the set `whole`")
+    what.add_argument(
+        "--root", metavar="PATH", help="LibriSpeech/test-clean, a folder of audio with .txt beside, or a manifest: the set `whole`"
+    )
     what.add_argument("--limit", type=_positive, help="only the first so many recordings of each set")
+    what.add_argument("--hours", type=float, default=sounds.HOURS, help="length of the set sounds; default: 3")
     how = parser.add_argument_group("how")
     how.add_argument("--model", nargs="+", default=["base"], help="names in whisper-models/ or paths of checkpoints; default: base")
     how.add_argument("--jobs", type=_positive, default=1, help="rows measured at a time, each in a process on cores of its own; default: 1")
@@ -245,7 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     out.add_argument("--results", type=Path, metavar="DIR", help="where accuracy.json is; default: build/bench/accuracy")
     out.add_argument("--json", action="store_true", help="print the results")
     parser.epilog = "rows, and the sets of each, as they are by default:\n  " + "\n  ".join(
-        f"{row}  {'all' if names == ALL else ' '.join(names)}" for row, names in ROWS.items()
+        f"{row}  {' '.join(names)}" for row, names in ROWS.items()
     )
     return parser
 

@@ -18,6 +18,7 @@ from whispercore.audio import read_samples
 from whispercore.errors import ConfigurationError
 from whispercore.types import SAMPLE_RATE
 
+from . import sounds
 from .espeak import TrueWord, nano
 from .work import ROOT, SCRATCH
 
@@ -186,54 +187,61 @@ class Set:
     timed: bool = False
 
 
-def _named(*names: str) -> Callable[[Recording], bool]:
+Select = Callable[[Recording], bool]
+
+
+def _named(*names: str) -> Select:
     return lambda one: one.fields.get("set") in names
 
 
-def _noisy(snr_db: int) -> Callable[[Recording], bool]:
+def _noisy(snr_db: int) -> Select:
     """The manifest leaves `snr_db` out where it is 0."""
     return lambda one: one.fields.get("set") == "derived-noisy" and one.fields.get("snr_db", 0) == snr_db
 
 
-SPEECH: dict[str, tuple[Callable[[Recording], bool], dict[str, bool]]] = {
-    "test-clean": (_named("librispeech-test-clean"), {}),
-    "test-other": (_named("librispeech-test-other"), {}),
-    "chapters": (_named("librispeech-chapters"), {}),
-    "dictation": (_named("rosehill-dictation"), {}),
-    "noisy-10dB": (_noisy(10), {}),
-    "noisy-0dB": (_noisy(0), {}),
-    "telephone": (_named("derived-telephone"), {}),
-    "silence": (_named("derived-silence"), {}),
-    "commands": (_named("ohf-commands"), {}),
-    "kerstin": (_named("kerstin"), {}),
-    "languages": (_named("common-voice"), {}),
-    "languages-told": (_named("common-voice"), {"told": True}),
-    "word-times": (_named("nathalie", "mfa"), {"told": True, "timed": True}),
-    "mix": (_named("librispeechmix"), {}),
+SPEECH: dict[str, Select] = {
+    "test-clean": _named("librispeech-test-clean"),
+    "test-other": _named("librispeech-test-other"),
+    "chapters": _named("librispeech-chapters"),
+    "dictation": _named("rosehill-dictation"),
+    "noisy-10dB": _noisy(10),
+    "noisy-0dB": _noisy(0),
+    "telephone": _named("derived-telephone"),
+    "silence": _named("derived-silence"),
+    "commands": _named("ohf-commands"),
+    "kerstin": _named("kerstin"),
+    "languages": _named("common-voice"),
+    "languages-told": _named("common-voice"),
+    "word-times": _named("nathalie", "mfa"),
+    "mix": _named("librispeechmix"),
 }
-BUNDLED: dict[str, tuple[Callable[[], list[Recording]], dict[str, bool]]] = {
-    "heldout": (lambda: manifest(HELDOUT), {"told": True}),
-    "quiet": (quiet, {"told": True}),
-    "espeak": (lambda: manifest(WORDS), {"told": True, "timed": True}),
-}
-"""The bundled model's own: sentences of its grammar, its sounds without speech, and its synthetic speech with exact word times."""
-SETS = (*SPEECH, *BUNDLED)
+"""Real speech, by what its manifest calls it."""
+QUIET = ("sounds", "sounds-10min")
+"""Three hours without speech, and ten minutes of the same kinds for readers that decode noise at length."""
+BUNDLED = ("heldout", "quiet", "espeak")
+"""The bundled model's own: sentences of its grammar, its sounds without speech, its synthetic speech with exact word times."""
+SETS = (*SPEECH, *QUIET, *BUNDLED)
+_TOLD = ("languages-told", "word-times", *BUNDLED)
+_TIMED = ("word-times", "espeak")
 
 
-def sets(names: Iterable[str]) -> list[Set]:
-    """The sets of these names. Raises ConfigurationError for an unknown name, and when there is no speech on this machine."""
-    return [named(name) for name in names]
+def named(name: str, hours: float = sounds.HOURS) -> Set:
+    """The set of this name; `hours`: how long `sounds` is.
+
+    Raises ConfigurationError for an unknown name, and when the speech is not on this machine.
+    """
+    return Set(name, _recordings(name, hours), told=name in _TOLD, timed=name in _TIMED)
 
 
-def named(name: str) -> Set:
-    """The set of this name. Raises ConfigurationError."""
+def _recordings(name: str, hours: float) -> list[Recording]:
+    if name in QUIET:
+        return [Recording(path, "") for path in sounds.made(hours if name == "sounds" else min(hours, 1 / 6))]
     if name in BUNDLED:
-        make, how = BUNDLED[name]
-        return Set(name, make(), **how)
+        return quiet() if name == "quiet" else manifest({"heldout": HELDOUT, "espeak": WORDS}[name])
     if name not in SPEECH:
         raise ConfigurationError(f"unknown set '{name}'; known: {', '.join(SETS)}", param="sets")
-    wanted, how = SPEECH[name]
     listed = speech_folder() / "manifest.jsonl"
     if not listed.is_file():
-        raise ConfigurationError(f"no {listed}; set WHISPER_SPEECH_DATA to the folder of recordings with references, or give --root", param="sets")
-    return Set(name, _some(filter(wanted, manifest(listed)), f"{listed} lists no recording of the set {name}"), **how)
+        needed = "set WHISPER_SPEECH_DATA to the folder of recordings with references, or give --root"
+        raise ConfigurationError(f"there is no {listed}; {needed}", param="sets")
+    return _some(filter(SPEECH[name], manifest(listed)), f"{listed} lists no recording of the set {name}")

@@ -86,6 +86,11 @@ class Setup:
         return model_name(Path(self.model))
 
     @property
+    def english_only(self) -> bool:
+        """Whether the checkpoint knows no other language, by its name: OpenAI's end in .en."""
+        return self.name.endswith(".en")
+
+    @property
     def located(self) -> Settings:
         """Our own settings of it, enough to find the checkpoint."""
         models, converted = str(ROOT / "whisper-models"), str(ROOT / "build" / "models")
@@ -168,9 +173,7 @@ def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     def hear(path: Path, words: bool, language: str | None) -> Heard:
         found, info = transcribe(str(path), word_timestamps=words, language=language, **asked)
         segments = list(found)
-        timed = tuple(
-            _word(word.word, word.start, word.end, word.probability) for segment in segments for word in segment.words or ()
-        )
+        timed = tuple(_word(word.word, word.start, word.end, word.probability) for segment in segments for word in segment.words or ())
         spans = tuple(Utterance(float(segment.start), float(segment.end), segment.text) for segment in segments)
         return Heard("".join(segment.text for segment in segments).strip(), timed, info.language, spans)
 

@@ -21,7 +21,7 @@ import psutil
 
 from whispercore import checkpoints
 
-from . import datasets, scores
+from . import datasets, scores, sounds
 from .datasets import Recording, Set
 from .listening import Pass, listen, reason
 from .peers import Heard, Row, Setup, open_runner
@@ -41,6 +41,7 @@ class Job:
     sets: tuple[str, ...]
     root: str | None = None
     limit: int | None = None
+    hours: float = sounds.HOURS
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Job:
@@ -49,8 +50,9 @@ class Job:
 
     def recordings(self, name: str) -> Set:
         """The set of this name, of the model's languages, cut to the limit. Raises ConfigurationError."""
-        found = Set(name, datasets.of(Path(self.root))) if self.root and name == WHOLE else datasets.named(name)
-        return replace(found, recordings=found.recordings[: self.limit])
+        found = Set(name, datasets.of(Path(self.root))) if self.root and name == WHOLE else datasets.named(name, self.hours)
+        spoken = [one for one in found.recordings if one.language == "en" or not self.setup.english_only]
+        return replace(found, recordings=spoken[: self.limit])
 
 
 WHOLE = "whole"
@@ -68,14 +70,9 @@ def measure(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
             for name in job.sets:
                 heard_set = job.recordings(name)
                 heard = listen(hear, heard_set, together=row.together, tick=lambda: tell({"tick": 1}))
-                figures = score(heard_set, heard.heard) | _cost(heard, heard_set.recordings)
+                figures = scores.of(heard_set, heard.heard) | _cost(heard, heard_set.recordings)
                 about = {"peak_rss_mb": peak(), "load_seconds": round(loaded, 2)}
                 tell({"set": name, "figures": figures | about, "heard": _texts(heard_set, heard.heard)})
-
-
-def score(heard_set: Set, heard: Sequence[Heard]) -> dict[str, Any]:
-    """The figures of a set: words, languages, times, as far as the truth is known."""
-    return scores.of(heard_set, heard)
 
 
 def _texts(heard_set: Set, heard: Sequence[Heard]) -> list[dict[str, Any]]:

@@ -1,21 +1,19 @@
-"""What was heard against what was said: word and character error rates, words made up in silence, errors of word times."""
+"""What was heard against what was said: error rates, languages, words where nobody speaks, times of words and segments."""
 
 from __future__ import annotations
 
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import astuple, dataclass
-from difflib import SequenceMatcher
-from functools import cache
 from typing import Any
 
 import jiwer
-from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 from whispercore.types import Word
 
+from . import segment_times
 from .datasets import Recording, Set
+from .edits import Edits, edits, normalizer
 from .espeak import TrueWord
 from .peers import Heard
 
@@ -30,82 +28,9 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^\w' ]|_", " ", text.lower().replace("’", "'")).split())
 
 
-@cache
-def normalizer(language: str | None) -> Callable[[str], str]:
-    """Whisper's own for the language: English has one of its own, all others share the basic one."""
-    normalize: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
-    return normalize
-
-
 def errors(said: Sequence[str], heard: Sequence[str], language: str | None) -> dict[str, Any]:
     """Error rates over all recordings together, after `plain` and after Whisper's normalizer; a rate of no words at all is None."""
     return {"recordings": len(said)} | _rates(said, heard, plain) | {"whisper_normalizer": _rates(said, heard, normalizer(language))}
-
-
-SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km"})
-"""Languages whose words have no spaces between them: their error rate is of characters, as in Whisper's paper."""
-
-
-def words_of(text: str, language: str) -> list[str]:
-    """The units that a language's error rate counts, after Whisper's normalizer: words, or characters where words have no spaces."""
-    if language in SPACELESS:
-        return list(_SPLIT(text).split())
-    return list(normalizer(language)(text).split())
-
-
-_SPLIT = BasicTextNormalizer(split_letters=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Edits:
-    """How many units were said, and what it takes to get from them to what was heard."""
-
-    said: int = 0
-    insertions: int = 0
-    deletions: int = 0
-    substitutions: int = 0
-
-    def __add__(self, other: Edits) -> Edits:
-        return Edits(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def errors(self) -> int:
-        """Insertions, deletions and substitutions."""
-        return self.insertions + self.deletions + self.substitutions
-
-    @property
-    def rate(self) -> float | None:
-        """Errors for every unit said; None where nothing was said."""
-        return round(self.errors / self.said, 6) if self.said else None
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """As results keep them; `words`: the units that were said."""
-        counts = {"insertions": self.insertions, "deletions": self.deletions, "substitutions": self.substitutions}
-        return {"words": self.said, "wer": self.rate} | counts
-
-
-def edits(said: str, heard: str, language: str) -> Edits:
-    """The edits of one recording, in the units of its language."""
-    reference, hypothesis = words_of(said, language), words_of(heard, language)
-    if not reference:
-        return Edits(insertions=len(hypothesis))
-    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
-    return Edits(len(reference), found.insertions, found.deletions, found.substitutions)
-
-
-def difference(said: str, heard: str, language: str, around: int = 4) -> str:
-    """What was heard otherwise, with `around` equal words on each side: [-lost-], {+inserted+}, [-said-]{+heard+}."""
-    reference, hypothesis = words_of(said, language), words_of(heard, language)
-    parts: list[str] = []
-    for kind, first, last, start, stop in SequenceMatcher(None, reference, hypothesis, autojunk=False).get_opcodes():
-        lost, found = " ".join(reference[first:last]), " ".join(hypothesis[start:stop])
-        if kind == "equal":
-            equal = reference[first:last]
-            parts.append(lost if len(equal) <= 2 * around else " ".join([*equal[:around], "…", *equal[-around:]]))
-        else:
-            parts.append(f"[-{lost}-]" * bool(lost) + f"{{+{found}+}}" * bool(found))
-    return " ".join(parts)
 
 
 def _rates(said: Sequence[str], heard: Sequence[str], normalize: Callable[[str], str]) -> dict[str, Any]:
@@ -126,12 +51,6 @@ def _rate(counted: jiwer.WordOutput | jiwer.CharacterOutput) -> float | None:
     """Errors for every unit said. jiwer's own rate is of one unit where nothing was said."""
     units = counted.hits + counted.substitutions + counted.deletions
     return round((counted.substitutions + counted.deletions + counted.insertions) / units, 6) if units else None
-
-
-def made_up(heard: Sequence[str]) -> dict[str, int]:
-    """Words heard where nobody speaks."""
-    counts = [len(plain(text).split()) for text in heard]
-    return {"recordings": len(heard), "recordings_with_words": sum(count > 0 for count in counts), "words": sum(counts)}
 
 
 def word_times(said: Sequence[Sequence[TrueWord]], heard: Sequence[Sequence[Word]]) -> dict[str, Any]:
@@ -192,11 +111,18 @@ def of(heard_set: Set, heard: Sequence[Heard]) -> dict[str, Any]:
     found: dict[str, Any] = {"recordings": len(pairs)} | _sum(pairs).figures
     languages = sorted({one.language for one, _ in pairs})
     if len(languages) > 1:
-        found["languages"] = {name: _sum([pair for pair in pairs if pair[0].language == name]).figures for name in languages}
-    if not heard_set.told:
-        found["language_right"] = sum(one.language == it.language for one, it in pairs)
-        wrong = [f"{one.path.name}: {one.language}, heard as {it.language}" for one, it in pairs if one.language != it.language]
-        found["language_wrong"] = wrong
+        each = {name: _sum(pair for pair in pairs if pair[0].language == name) for name in languages}
+        found["languages"] = {name: one.figures for name, one in each.items()}
+        found["mean_rate"] = round(statistics.mean(one.rate or 0.0 for one in each.values()), 6)
+    spoken = [pair for pair in pairs if pair[0].text]
+    if spoken and not heard_set.told:
+        found["language_right"] = sum(one.language == it.language for one, it in spoken)
+        found["language_wrong"] = [f"{one.path.name}: {it.language}" for one, it in spoken if one.language != it.language]
+    made_up = [f"{one.path.name}: {it.text[:100]}" for one, it in pairs if not one.text and it.text]
+    if made_up:
+        found["made_up"] = made_up
+    if any(one.utterances for one, _ in pairs):
+        found["segment_times"] = segment_times.of([(one, it.segments) for one, it in pairs if one.utterances])
     if heard_set.timed:
         found["word_times"] = word_times([one.words for one, _ in pairs], [it.words for _, it in pairs])
     return found
