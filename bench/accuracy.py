@@ -21,13 +21,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import accuracy_table, datasets, edits, results, rows, sounds
+from bench import accuracy_table, datasets, edits, plot, results, rows, sounds
 from bench.listening import reason
 from bench.peers import Row, Setup
 from bench.rows import WHOLE, Job
@@ -88,7 +89,7 @@ class Results:
         with self._lock:
             row = self._find(job)
             if row is None:
-                row = _named(job) | {"sets": {}}
+                row = _named(job) | {"weights": _weights(job.setup), "sets": {}}
                 self.rows.append(row)
             row.pop("failure", None)
             if "failure" in told:
@@ -109,6 +110,12 @@ def _named(job: Job) -> dict[str, Any]:
     setup = asdict(job.setup) | {"model": job.setup.name}
     cut = ({"limit": job.limit} if job.limit else {}) | ({"hours": job.hours} if job.hours != sounds.HOURS else {})
     return asdict(Row.parse(job.row)) | {"row": str(Row.parse(job.row))} | setup | {"limit": None, "hours": sounds.HOURS} | cut
+
+
+@cache
+def _weights(setup: Setup) -> str:
+    """The SHA-256 of the checkpoint."""
+    return checkpoints.sha256(checkpoints.locate(setup.located))
 
 
 def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, show_errors: bool) -> list[str]:
@@ -219,7 +226,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.resume:
         jobs = [kept.missing(job) for job in jobs]
     failures = run(jobs, kept, console, together=arguments.jobs, show_errors=arguments.show_errors)
-    console.print(f"accuracy: {kept.folder / 'accuracy.json'}", markup=False)
+    console.print(f"accuracy: {kept.folder / 'accuracy.json'}; {plot.save(kept.folder, kept.rows)}", markup=False)
+    if kept.folder == results.RESULTS:
+        accuracy_table.update()
+        accuracy_table.update_readme()
     if arguments.json:
         print(json.dumps(results.load(kept.folder, "accuracy"), indent=1))
     return 1 if failures else 0

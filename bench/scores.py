@@ -100,6 +100,7 @@ def _spread(offs: list[float]) -> dict[str, Any]:
         "compared": len(offs),
         "mean": round(statistics.mean(offs), 4),
         "median": round(statistics.median(offs), 4),
+        "p90": round(sorted(offs)[int(0.9 * (len(offs) - 1))], 4),
         "worst": round(max(offs), 3),
         "within": within,
     }
