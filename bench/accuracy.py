@@ -15,11 +15,14 @@ if not __package__:  # started as a file: its folder is on the path, and the pac
     sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
 
 import argparse
+import fcntl
 import json
 import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cache
 from queue import SimpleQueue
@@ -76,8 +79,8 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        known = results.load(folder, "accuracy")
-        self.rows: list[dict[str, Any]] = known["result"]["rows"] if known else []
+        self.rows: list[dict[str, Any]] = []
+        self._load()
 
     def missing(self, job: Job) -> Job:
         """The job without the sets that have been heard."""
@@ -86,7 +89,8 @@ class Results:
 
     def add(self, job: Job, told: dict[str, Any], measured: dict[str, Any]) -> None:
         """Keep a set's figures, or why the row has none."""
-        with self._lock:
+        with self._lock, _alone(self.folder):
+            self._load()  # another run may have added to it
             row = self._find(job)
             if row is None:
                 row = _named(job) | {"weights": _weights(job.setup), "sets": {}}
@@ -100,9 +104,25 @@ class Results:
             self.rows.sort(key=lambda one: (one["model"], order.index(one["row"]) if one["row"] in order else len(order)))
             results.save(self.folder, "accuracy", results.provenance(), {"normalizer": "Whisper's"}, {"rows": self.rows})
 
+    def _load(self) -> None:
+        known = results.load(self.folder, "accuracy")
+        self.rows = known["result"]["rows"] if known else []
+
     def _find(self, job: Job) -> dict[str, Any] | None:
         named = _named(job)
         return next((row for row in self.rows if all(row.get(name) == value for name, value in named.items())), None)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process writes to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _named(job: Job) -> dict[str, Any]:
@@ -123,7 +143,7 @@ def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, 
     cores, failures = SimpleQueue[tuple[int, ...]](), list[str]()
     for some in _cores(together, jobs[0].setup.threads if jobs else 1):
         cores.put(some)
-    preparing = threading.Lock()
+    preparing, stopped = threading.Lock(), threading.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
 
@@ -135,7 +155,7 @@ def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, 
             try:
                 with preparing:
                     rows.prepare(job)
-                for told in rows.apart(job, mine):
+                for told in rows.apart(job, mine, stopped):
                     if "tick" in told:
                         progress.advance(task)
                         continue
@@ -157,7 +177,15 @@ def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, 
                 cores.put(mine)
 
         with ThreadPoolExecutor(together) as pool:
-            list(pool.map(one, [job for job in jobs if job.sets]))
+            running = [pool.submit(one, job) for job in jobs if job.sets]
+            try:
+                for each in running:
+                    each.result()
+            except KeyboardInterrupt:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                failures.append("stopped; what was heard is kept, and --resume goes on")
+                progress.console.print(f"accuracy: {failures[-1]}")
     return failures
 
 
@@ -225,6 +253,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if arguments.resume:
         jobs = [kept.missing(job) for job in jobs]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     failures = run(jobs, kept, console, together=arguments.jobs, show_errors=arguments.show_errors)
     console.print(f"accuracy: {kept.folder / 'accuracy.json'}; {plot.save(kept.folder, kept.rows)}", markup=False)
     if kept.folder == results.RESULTS:

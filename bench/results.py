@@ -48,8 +48,9 @@ def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"measured": name, "provenance": origin, "settings": settings, "result": result}
-    path.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
-    return path
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
+    return unfinished.replace(path)
 
 
 def load(folder: Path, name: str) -> dict[str, Any] | None:

@@ -116,8 +116,11 @@ def _peak_rss() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
-def apart(job: Job, cores: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """What the row tells, from a process of its own on these cores; its last line is {"failure": …} when it ended early."""
+def apart(job: Job, cores: Sequence[int], stopped: threading.Event) -> Iterator[dict[str, Any]]:
+    """What the row tells, from a process of its own on these cores; its last line is {"failure": …} when it ended early.
+
+    The process ends with this iterator, and when `stopped` is set, of which nothing is told.
+    """
     row = Row.parse(job.row)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lines.jsonl"
@@ -125,12 +128,13 @@ def apart(job: Job, cores: Sequence[int]) -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", "bench.rows", "--job", json.dumps(asdict(job)), "--out", str(out)]
         command += ["--cores", ",".join(map(str, cores))]
         with (Path(folder) / "log").open("w+") as log:
-            process = subprocess.Popen(command, cwd=ROOT, env=_environment(job.setup), stdout=log, stderr=log)
+            process = subprocess.Popen(command, cwd=ROOT, env=_environment(job.setup), stdout=log, stderr=log, start_new_session=True)
             try:
                 with out.open() as lines:
                     while process.poll() is None:
                         yield from _complete(lines)
-                        time.sleep(POLL_SECONDS)
+                        if stopped.wait(POLL_SECONDS):
+                            return
                     yield from _complete(lines)
             finally:
                 process.kill()

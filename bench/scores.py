@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +101,7 @@ def _spread(offs: list[float]) -> dict[str, Any]:
         "compared": len(offs),
         "mean": round(statistics.mean(offs), 4),
         "median": round(statistics.median(offs), 4),
-        "p90": round(sorted(offs)[int(0.9 * (len(offs) - 1))], 4),
+        "p90": round(sorted(offs)[math.ceil(0.9 * len(offs)) - 1], 4),
         "worst": round(max(offs), 3),
         "within": within,
     }

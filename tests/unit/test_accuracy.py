@@ -6,6 +6,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -48,7 +50,7 @@ from whispercore.types import SAMPLE_RATE, Word
 
 def test_edits_are_counted_after_whispers_normalizer() -> None:
     assert edits.edits("MISTER HARALD'S CODE IS ONE TWO", "Mr. Harold's code is 12!", "en") == Edits(6, 0, 0, 1)
-    assert edits.edits("ein zwei drei", "Ein, drei vier", "de") == Edits(3, 1, 1, 0)
+    assert edits.edits("eins zwei drei vier fünf", "Eins, drei vier fünf sechs", "de") == Edits(5, 1, 1, 0)
 
 
 def test_languages_without_spaces_count_characters() -> None:
@@ -58,7 +60,7 @@ def test_languages_without_spaces_count_characters() -> None:
 
 
 def test_edits_add_up_and_a_rate_of_nothing_is_none() -> None:
-    both = edits.edits("one two", "one", "en") + edits.edits("", "thank you", "en")
+    both = edits.edits("red green", "red", "en") + edits.edits("", "thank you", "en")
     assert both == Edits(2, 2, 1, 0) and both.errors == 3 and both.rate == 1.5
     assert Edits(insertions=2).rate is None and Edits(insertions=2).figures["wer"] is None
 
@@ -76,8 +78,8 @@ def _one(text: str, language: str = "en", **fields: Any) -> Recording:
 
 
 def test_a_set_has_its_words_and_languages_each_by_itself() -> None:
-    heard_set = Set("any", [_one("one two"), _one("ein zwei drei vier", "de"), _one("")])
-    seen = scores.of(heard_set, [Heard("one two", language="en"), Heard("ein zwei", language="nl"), Heard("You", language="en")])
+    heard_set = Set("any", [_one("red green"), _one("ein zwei drei vier", "de"), _one("")])
+    seen = scores.of(heard_set, [Heard("red green", language="en"), Heard("ein zwei", language="nl"), Heard("You", language="en")])
     assert (seen["words"], seen["deletions"], seen["insertions"]) == (6, 2, 1) and seen["wer"] == 0.5
     assert seen["languages"]["de"]["wer"] == 0.5 and seen["mean_rate"] == 0.25, "a language with one more word weighs no more"
     assert seen["language_right"] == 1 and seen["language_wrong"] == ["ein z.wav: nl"], "silence has no language"
@@ -125,8 +127,8 @@ def talk(tmp_path: Path) -> Recording:
         samples[round(start * SAMPLE_RATE) :][: round(seconds * SAMPLE_RATE)] = noise
     path = tmp_path / "talk.wav"
     soundfile.write(path, samples, SAMPLE_RATE)
-    utterances = (Utterance(1.0, 2.6, "one two three"), Utterance(3.0, 4.0, "four five six"), Utterance(20.0, 21.0, "seven eight nine"))
-    return Recording(path, "one two three four five six seven eight nine", utterances=utterances)
+    utterances = (Utterance(1.0, 2.6, "red green blue"), Utterance(3.0, 4.0, "cat dog mouse"), Utterance(20.0, 21.0, "north east south"))
+    return Recording(path, "red green blue cat dog mouse north east south", utterances=utterances)
 
 
 def _segments(*spans: tuple[float, float, str]) -> list[Utterance]:
@@ -134,7 +136,7 @@ def _segments(*spans: tuple[float, float, str]) -> list[Utterance]:
 
 
 def test_a_segment_may_begin_anywhere_between_the_cut_and_the_voice(talk: Recording) -> None:
-    heard = _segments((1.25, 2.6, " One two three"), (3.15, 4.0, " four five six."), (19.7, 21.0, "Seven eight nine"))
+    heard = _segments((1.25, 2.6, " Red green blue"), (3.15, 4.0, " cat dog mouse."), (19.7, 21.0, "North east south"))
     seen = segment_times.of([(talk, heard)])
     assert (seen["utterances"], seen["compared"]) == (3, 3) and seen["shown_in_silence"] == 0
     assert seen["within"] == pytest.approx(2 / 3, abs=1e-4), "19.7 is 0.3 s early; 1.25 lies before the voice"
@@ -142,7 +144,7 @@ def test_a_segment_may_begin_anywhere_between_the_cut_and_the_voice(talk: Record
 
 
 def test_a_segment_over_two_utterances_is_no_error_and_one_over_a_pause_is(talk: Recording) -> None:
-    seen = segment_times.of([(talk, _segments((1.0, 4.0, "one two three four five six"), (4.0, 21.0, "seven eight nine")))])
+    seen = segment_times.of([(talk, _segments((1.0, 4.0, "red green blue cat dog mouse"), (4.0, 21.0, "north east south")))])
     assert seen["compared"] == 2, "no segment begins at the second utterance, and no pause is before it"
     assert seen["within"] == 0.5 and seen["worst"] == pytest.approx(16.0)
     assert seen["shown_in_silence"] == pytest.approx(15.0, abs=0.02), "from half a second after 4.0 to half a second before 20.0"
@@ -151,7 +153,7 @@ def test_a_segment_over_two_utterances_is_no_error_and_one_over_a_pause_is(talk:
 
 
 def test_segments_that_begin_amid_an_utterance_have_no_truth(talk: Recording) -> None:
-    heard = _segments((1.0, 1.5, "one"), (1.9, 2.6, "two three"), (3.0, 4.0, "for five six"), (20.0, 21.0, "seven eight nine"))
+    heard = _segments((1.0, 1.5, "red"), (1.9, 2.6, "green blue"), (3.0, 4.0, "cut dog mouse"), (20.0, 21.0, "north east south"))
     seen = segment_times.of([(talk, heard)])
     assert seen["compared"] == 3 and seen["within"] == 1, "a first word that is misheard is still the first"
 
@@ -535,12 +537,12 @@ def test_a_row_runs_apart_keeps_each_set_and_goes_on_where_it_stopped(
     assert _run(kept, "--rows", "ct2:chunked:int8", "--sets", "heldout", "--resume") == 0, "it has been heard"
 
 
-def _never(job: Job, cores: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _never(job: Job, cores: Sequence[int], stopped: threading.Event) -> Iterator[dict[str, Any]]:
     raise AssertionError("nothing is missing")
 
 
 def test_rows_that_cannot_be_take_no_others_with_them(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def apart(job: Job, cores: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def apart(job: Job, cores: Sequence[int], stopped: threading.Event) -> Iterator[dict[str, Any]]:
         yield {"tick": 1}
         yield {"set": "quiet", "figures": FIGURES, "heard": [{"audio": "a", "text": "", "heard": "you", "language": "en"}]}
         if job.row.startswith("openai"):
@@ -558,19 +560,43 @@ def test_rows_that_cannot_be_take_no_others_with_them(kept: Path, monkeypatch: p
 
 def test_a_process_that_dies_says_how() -> None:
     job = Job(row="ct2:chunked:int8", setup=Setup(model="nano"), sets=("no-such-set",))
-    told = list(rows.apart(job, [0]))
+    told = list(rows.apart(job, [0], threading.Event()))
     assert told[-1]["failure"].startswith("unknown set 'no-such-set'")
     broken = replace(job, row="nobody")
     with pytest.raises(ConfigurationError):
-        list(rows.apart(broken, [0]))
+        list(rows.apart(broken, [0], threading.Event()))
 
 
 def test_a_stopped_run_leaves_no_process_behind() -> None:
-    running = rows.apart(Job(row="ct2:chunked:int8", setup=Setup(model="nano"), sets=("heldout",)), [0])
-    assert "tick" in next(running)
-    (child,) = psutil.Process().children()
-    running.close()
-    assert not child.is_running()
+    """Neither when it is no longer listened to nor when it is told to stop."""
+    job, stopped = Job(row="ct2:chunked:int8", setup=Setup(model="nano"), sets=("heldout",)), threading.Event()
+    for end in (lambda running: running.close(), lambda running: stopped.set() or list(running)):
+        running = rows.apart(job, [0], stopped)
+        assert "tick" in next(running)
+        (child,) = psutil.Process().children()
+        end(running)
+        assert not child.is_running()
+
+
+def test_a_run_that_is_stopped_keeps_what_it_has(kept: Path) -> None:
+    given = ["--model", "nano", "--results", str(kept), "--rows", "ct2:chunked:int8", "--sets", "heldout", "quiet", "espeak"]
+    with subprocess.Popen([sys.executable, "-m", "bench.accuracy", *given], cwd=ROOT, stderr=subprocess.DEVNULL) as run:
+        while not (kept / "accuracy.json").exists():
+            assert run.poll() is None
+            time.sleep(0.1)
+        children = psutil.Process(run.pid).children(recursive=True)
+        run.terminate()
+        assert run.wait(60) == 1
+    assert not any(child.is_running() for child in children)
+    assert "heldout" in _kept(kept)[0]["sets"] and "failure" not in _kept(kept)[0]
+
+
+def test_two_runs_beside_each_other_keep_both_rows(kept: Path) -> None:
+    one, other = accuracy.Results(kept), accuracy.Results(kept)
+    told = {"set": "quiet", "figures": {}}
+    for results_file, row in ((one, "ct2:chunked:int8"), (other, "ct2:sequential:int8")):
+        results_file.add(Job(row=row, setup=Setup(model="nano"), sets=("quiet",)), told, {})
+    assert [row["row"] for row in _kept(kept)] == ["ct2:chunked:int8", "ct2:sequential:int8"]
 
 
 @pytest.mark.parametrize(
