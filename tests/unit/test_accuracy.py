@@ -81,7 +81,7 @@ def test_a_set_has_its_words_and_languages_each_by_itself() -> None:
     heard_set = Set("any", [_one("red green"), _one("ein zwei drei vier", "de"), _one("")])
     seen = scores.of(heard_set, [Heard("red green", language="en"), Heard("ein zwei", language="nl"), Heard("You", language="en")])
     assert (seen["words"], seen["deletions"], seen["insertions"]) == (6, 2, 1) and seen["wer"] == 0.5
-    assert seen["languages"]["de"]["wer"] == 0.5 and seen["mean_rate"] == 0.25, "a language with one more word weighs no more"
+    assert seen["languages"]["de"]["wer"] == 0.5 and seen["mean_rate"] == 0.5, "the word in silence is one of two in English"
     assert seen["language_right"] == 1 and seen["language_wrong"] == ["ein z.wav: nl"], "silence has no language"
     assert seen["made_up"] == ["quiet.wav: You"]
     told = scores.of(replace(heard_set, told=True), [Heard("")] * 3)
