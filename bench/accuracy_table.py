@@ -67,7 +67,7 @@ def full(folder: Path = RESULTS) -> str:
     content = load(folder, "accuracy")
     if not content:
         return ""
-    models = dict.fromkeys(row["model"] for row in content["result"]["rows"])
+    models = sorted({row["model"] for row in content["result"]["rows"]}, key=lambda name: (name == "nano", name))
     parts = [part for model in models for part in _model(folder, model)]
     picture = "![Error rates and processor time of every row](../bench/results/accuracy.svg)\n"
     return "\n".join([*parts, *([picture] if (folder / "accuracy.svg").exists() and folder == RESULTS else [])])
@@ -80,7 +80,7 @@ def _model(folder: Path, model: str) -> Iterator[str]:
     known = [name for name in WORDS if any(name in row["sets"] for row in rows)]
     titles = {"error rate": "---"} | {TITLES.get(name, name): "--:" for name in known}
     titles |= {"processor": "--:", "× real time": "--:", "peak memory": "--:"}
-    yield markdown(titles, [(*_cells(row, known), _processor(row), _speed(row), _memory(row)) for row in rows])
+    yield _filled(titles, [(*_cells(row, known), _processor(row), _speed(row), _memory(row)) for row in rows])
     yield from _failed(rows)
     yield from _whole(rows)
     yield from _languages(rows)
@@ -89,6 +89,13 @@ def _model(folder: Path, model: str) -> Iterator[str]:
     yield from goals.goals(rows)
     if model == "base":
         yield from goals.study(rows)
+
+
+def _filled(titles: dict[str, str], cells: list[tuple[str, ...]]) -> str:
+    """The table without the columns that no row fills."""
+    kept = [number for number in range(len(titles)) if any(row[number] for row in cells)]
+    some = [item for number, item in enumerate(titles.items()) if number in kept]
+    return markdown(dict(some), [tuple(row[number] for number in kept) for row in cells])
 
 
 def _failed(rows: list[Row]) -> Iterator[str]:
@@ -102,7 +109,7 @@ def _whole(rows: list[Row]) -> Iterator[str]:
     if heard:
         one = heard[0][1]
         titles = {f"test-clean, whole: {one['recordings']} utterances": "---", "WER": "--:", "ins / del / sub": "--:", "processor": "--:"}
-        yield markdown(titles, [(name, percent(it["wer"]), _counts(it), f"{it['cpu_seconds']:.0f} s") for name, it in heard])
+        yield _filled(titles, [(name, percent(it["wer"]), _counts(it), f"{it['cpu_seconds']:.0f} s") for name, it in heard])
 
 
 def _languages(rows: list[Row]) -> Iterator[str]:
@@ -119,7 +126,7 @@ def _languages(rows: list[Row]) -> Iterator[str]:
             right = (_right(row),) if how == "detected" else ()
             rates = (f"{100 * each[one]['wer']:.0f}" if one in each else "" for one in known)
             cells.append((row_name(row), _mean(row, name), *right, *rates))
-        yield markdown(titles, cells)
+        yield _filled(titles, cells)
     if any("languages" in row["sets"] for row in rows):
         yield "Error rates in %, of characters for zh and ja, of words for all others; six recordings of each language.\n"
 
@@ -130,7 +137,7 @@ def _all_times(rows: list[Row]) -> Iterator[str]:
         return
     titles = {"times": "---", "segment starts compared": "--:", "within 0.2 s": "--:", "of the cut": "--:", "median": "--:", "worst": "--:"}
     titles |= {"shown in silence": "--:", "word starts compared": "--:", "median off": "--:", "p90 off": "--:"}
-    yield markdown(titles, [(row_name(row), *_segment_cells(row), *_word_cells(row)) for row in heard])
+    yield _filled(titles, [(row_name(row), *_segment_cells(row), *_word_cells(row)) for row in heard])
     yield (
         "Segment starts: chapters and silence. A reference utterance is cut in at one time and its voice begins up to 0.6 s later:\n"
         "between the two a start is right. Compared are the utterances at whose first word a segment begins, and in any case those\n"
@@ -175,7 +182,7 @@ def _sounds(rows: list[Row]) -> Iterator[str]:
             made = [text for one in seen.values() for text in one.get("made_up", [])]
             counts = (str(seen[name]["insertions"]) if name in seen else "" for name in known)
             cells.append((row_name(row), *counts, "; ".join(made[:2]).replace("|", "\\|")))
-    yield markdown(titles, cells)
+    yield _filled(titles, cells)
 
 
 def _rows(folder: Path, model: str) -> tuple[dict[str, Any], list[Row]]:

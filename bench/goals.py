@@ -73,7 +73,8 @@ def goals(rows: list[Row]) -> Iterator[str]:
         ),
         *_single(ours, by_name[REFERENCE]),
     ]
-    yield "Goals:\n\n" + "".join(f"- {goal}\n" for goal in goals)
+    if goals:
+        yield "Goals:\n\n" + "".join(f"- {goal}\n" for goal in goals)
 
 
 def _compare(goal: str, ours: Row, other: Row, points: float) -> Iterator[str]:
