@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, engines_table, loss, memory, overhead, results, serve, soak, startup, table
+from . import accuracy, accuracy_table, engines, engines_table, loss, memory, overhead, results, serve, soak, startup, table
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .work import SCRATCH
@@ -50,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if folder == results.RESULTS:
         table.update()
-        table.update_accuracy()
         table.update_serve()
         engines_table.update()
+        accuracy_table.update()
+        if not accuracy_table.update_readme():
+            console.print(f"README.md has no lines {accuracy_table.BEGIN.strip()} and {accuracy_table.END}: its table is not written")
     print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else table.table(folder))
     return 0
 
@@ -68,7 +70,7 @@ def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the server, keep the result, write the README's table.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, keep the result, write the tables.")
     parser.add_argument("what", nargs="?", default="all", choices=("all", *MEASURE, *OTHERS, "table"), help=WHAT)
     parser.add_argument("--quick", action="store_true", help="a little of everything, to try the harness; kept out of the results")
     parser.add_argument(

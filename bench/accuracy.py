@@ -1,8 +1,9 @@
-"""Accuracy: every engine and strategy of ours beside openai-whisper and faster-whisper, on the same recordings, in one run.
+"""Accuracy: every engine and strategy of ours beside openai-whisper and faster-whisper, on the same recordings of real speech.
 
-python -m bench accuracy         the bundled model on its held-out set; then the tables in ../docs/measured.md
-python bench/accuracy.py --dataset librispeech --root LibriSpeech/test-clean --model large-v3-turbo
-python bench/accuracy.py --root FOLDER --rows ct2:chunked:int8 faster-whisper:batched:int8
+python -m bench accuracy --model base                   every row on its sets; hours
+python -m bench accuracy --model base --resume          the same, going on with what is missing
+python -m bench accuracy --model base --rows ct2:chunked:int8 --sets test-clean chapters dictation --show-errors
+python -m bench accuracy --model base --root LibriSpeech/test-clean --rows ct2:chunked:int8
 """
 
 from __future__ import annotations
@@ -14,292 +15,283 @@ if not __package__:  # started as a file: its folder is on the path, and the pac
     sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
 
 import argparse
-import itertools
+import fcntl
 import json
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
+from functools import cache
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import datasets, plot, results, scores, table
-from bench.datasets import Recording
-from bench.peers import Hear, Heard, Row, Setup, open_runner
-from bench.work import ROOT, SCRATCH
+from bench import accuracy_table, datasets, edits, plot, results, rows, sounds
+from bench.listening import reason
+from bench.peers import Row, Setup
+from bench.rows import WHOLE, Job
+from bench.work import SCRATCH
 from whispercore import checkpoints
-from whispercore.errors import ConfigurationError, WhisperError
+from whispercore.errors import ConfigurationError
 
-ROWS = (
-    "openai-whisper:sequential:float32",
-    "openai:sequential:float32",
-    "openai:chunked:float32",
-    "torch:chunked:float32",
-    "faster-whisper:sequential:float32",
-    "ct2:sequential:float32",
-    "faster-whisper:sequential:int8",
-    "faster-whisper:batched:int8",
-    "ct2:sequential:int8",
-    "ct2:chunked:int8",
-    "ct2:chunked:int8@8",
-)
-MAX_ERRORS = 3
-"""Messages of failed recordings that a row keeps; all are counted."""
-
-Tick = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Sets:
-    """What every row hears: speech, sounds without speech, and speech whose word times are known."""
-
-    name: str
-    speech: list[Recording]
-    quiet: list[Recording]
-    words: list[Recording]
-
-    def __len__(self) -> int:
-        return len(self.speech) + len(self.quiet) + len(self.words)
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What a runner heard in some recordings, nothing where it failed; wall and processor seconds it took."""
-
-    heard: list[Heard]
-    failures: list[str]
-    seconds: float
-    cpu_seconds: float
+SLOW = (*datasets.SPEECH, "sounds-10min")
+"""The sets of the readers that decode noise at length."""
+ALL = (*SLOW, "sounds")
+CORE = ("test-clean", "chapters", "dictation", "silence", "noisy-10dB")
+"""The sets of the rows that compare engines and precisions with each other."""
+ROWS: dict[str, tuple[str, ...]] = {
+    "openai-whisper:sequential:float32": SLOW,
+    "faster-whisper:sequential:float32": CORE,
+    "faster-whisper:sequential:int8": SLOW,
+    "faster-whisper:batched:float32": CORE,
+    "faster-whisper:batched:int8": ALL,
+    "ct2:chunked:int8": ALL,
+    "ct2:sequential:int8": SLOW,
+    "ct2:chunked:float32": ALL,
+    "ct2:sequential:float32": CORE,
+    "torch:chunked:float32": CORE,
+    "torch:sequential:float32": CORE,
+    "torch:chunked:bfloat16": CORE,
+    "torch:chunked:int8_float32": CORE,
+    "openai:chunked:float32": CORE,
+    "openai:sequential:float32": CORE,
+    "hf:chunked:float32": CORE,
+    "onnx:chunked:float32": CORE,
+    "onnx:chunked:int8": CORE,
+    "onnx:chunked:uint8": CORE,
+    "jax:chunked:float32": CORE,
+    "sherpa:chunked:float32": CORE,
+    "sherpa:chunked:int8": CORE,
+}
+"""The rows of a run, and the sets that each hears, where the command names none."""
+WORST = 8
+"""Recordings of a set whose errors `--show-errors` prints."""
 
 
-def listen(hear: Hear, recordings: Sequence[Recording], *, words: bool, together: int, tick: Tick) -> Pass:
-    """All recordings, `together` of them open at any time."""
-    failures: list[str] = []
+class Results:
+    """accuracy.json: a row's figures for every set it has heard, written as soon as they are there. Threads share it."""
 
-    def attempt(recording: Recording) -> Heard:
-        try:
-            return hear(recording.path, words)
-        except Exception as error:  # a peer may raise anything: it is the row's result, and no reason to stop
-            failures.append(f"{recording.path.name}: {reason(error)}")
-            return Heard("")
-        finally:
-            tick()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self.rows: list[dict[str, Any]] = []
+        self._load()
 
-    began, cpu = time.perf_counter(), time.process_time()
-    with ThreadPoolExecutor(together) as pool:
-        heard = list(pool.map(attempt, recordings))
-    return Pass(heard, failures, time.perf_counter() - began, time.process_time() - cpu)
+    def missing(self, job: Job) -> Job:
+        """The job without the sets that have been heard."""
+        row = self._find(job)
+        return replace(job, sets=tuple(name for name in job.sets if not row or name not in row["sets"]))
 
+    def add(self, job: Job, told: dict[str, Any], measured: dict[str, Any]) -> None:
+        """Keep a set's figures, or why the row has none."""
+        with self._lock, _alone(self.folder):
+            self._load()  # another run may have added to it
+            row = self._find(job)
+            if row is None:
+                row = _named(job) | {"weights": _weights(job.setup), "sets": {}}
+                self.rows.append(row)
+            row.pop("failure", None)
+            if "failure" in told:
+                row["failure"] = told["failure"]
+            else:
+                row["sets"][told["set"]] = told["figures"] | {"measured": measured}
+            order = list(ROWS)
+            self.rows.sort(key=lambda one: (one["model"], order.index(one["row"]) if one["row"] in order else len(order)))
+            results.save(self.folder, "accuracy", results.provenance(), {"normalizer": "Whisper's"}, {"rows": self.rows})
 
-def reason(error: Exception) -> str:
-    """The first line of an error, without this checkout's path in it."""
-    line = (str(error) or "no message").splitlines()[0].replace(f"{ROOT}/", "")
-    return line if isinstance(error, WhisperError) else f"{type(error).__name__}: {line}"
+    def _load(self) -> None:
+        known = results.load(self.folder, "accuracy")
+        self.rows = known["result"]["rows"] if known else []
 
-
-def measure(row: Row, setup: Setup, sets: Sets, tick: Tick) -> tuple[dict[str, Any], list[Heard]]:
-    """A row's figures and what it heard of the speech. One recording before the clock starts warms it up."""
-    with open_runner(row, setup) as hear:
-        listen(hear, sets.speech[:1], words=False, together=1, tick=lambda: None)
-        speech = listen(hear, sets.speech, words=False, together=row.together, tick=tick)
-        quiet = listen(hear, sets.quiet, words=False, together=row.together, tick=tick)
-        words = listen(hear, sets.words, words=True, together=row.together, tick=tick)
-    figures = {
-        "speech": scores.errors([one.text for one in sets.speech], [one.text for one in speech.heard], setup.language)
-        | _cost(speech, sets.speech),
-        "quiet": scores.made_up([one.text for one in quiet.heard]) | _cost(quiet, sets.quiet) if sets.quiet else None,
-        "words": scores.word_times([one.words for one in sets.words], [one.words for one in words.heard]) | _failed(words)
-        if sets.words
-        else None,
-    }
-    return figures, speech.heard
-
-
-def _cost(heard: Pass, recordings: Sequence[Recording]) -> dict[str, Any]:
-    audio = sum(_seconds(recording) for recording in recordings)
-    spent = {"seconds": round(heard.seconds, 3), "cpu_seconds": round(heard.cpu_seconds, 3)}
-    return {"audio_seconds": round(audio, 2)} | spent | {"rtfx": round(audio / heard.seconds, 2)} | _failed(heard)
-
-
-def _failed(heard: Pass) -> dict[str, Any]:
-    return {"failed": len(heard.failures), "failures": heard.failures[:MAX_ERRORS]}
-
-
-def _seconds(recording: Recording) -> float:
-    """0 for what cannot be read: every runner will say so."""
-    try:
-        return recording.seconds
-    except (WhisperError, OSError):
-        return 0.0
-
-
-def run(rows: Sequence[Row], setups: Sequence[Setup], sets: Sets, console: Console) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Every row on every checkpoint, and what each heard in each recording of speech."""
-    found: list[dict[str, Any]] = []
-    texts: list[dict[str, str]] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        try:
-            for setup, row in itertools.product(setups, rows):
-                task = progress.add_task(f"{setup.model} {row}", total=len(sets))
-                figures, heard = attempt(row, setup, sets, partial(progress.advance, task))
-                found.append(figures)
-                texts += _texts(figures, sets.speech, heard)
-                progress.remove_task(task)
-                progress.console.print(table.accuracy_line(figures), soft_wrap=True)
-        except KeyboardInterrupt:
-            progress.console.print("accuracy: stopped; the rows that are done are kept")
-    return found, texts
-
-
-def attempt(row: Row, setup: Setup, sets: Sets, tick: Tick) -> tuple[dict[str, Any], list[Heard]]:
-    """A row's name and figures, or why it has none: what one cannot load must not take the others' rows."""
-    named = asdict(row) | {"row": str(row), "model": setup.name}
-    try:
-        figures, heard = measure(row, setup, sets, tick)
-    except Exception as error:
-        return named | {"failure": reason(error)}, []
-    return named | figures, heard
-
-
-def _texts(named: dict[str, Any], recordings: Sequence[Recording], heard: Sequence[Heard]) -> list[dict[str, str]]:
-    of_row = {name: named[name] for name in ("row", "model")}
-    return [of_row | {"audio": str(one.path), "text": one.text, "heard": it.text} for one, it in zip(recordings, heard, strict=False)]
-
-
-def choose(arguments: argparse.Namespace) -> Sets:
-    """The sets that are asked for. Raises ConfigurationError."""
-    known = {"librispeech": datasets.librispeech, "folder": datasets.folder}
-    if arguments.manifest:
-        name, speech = arguments.manifest.stem, datasets.manifest(arguments.manifest)
-    elif arguments.root:
-        kind = "folder" if arguments.dataset == "heldout" else arguments.dataset
-        name, speech = f"{kind} {arguments.root.name}", known[kind](arguments.root)
-    elif arguments.dataset == "heldout":
-        name, speech = "heldout", datasets.manifest(datasets.HELDOUT)
-    else:
-        raise ConfigurationError(f"--dataset {arguments.dataset} needs --root PATH", param="root")
-    quiet = datasets.quiet() if arguments.quiet else []
-    words = datasets.manifest(arguments.words) if arguments.word_times else []
-    return Sets(name, *(recordings[: arguments.limit] for recordings in (speech, quiet, words)))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 when a row failed or was not reached, 2 when what was asked for is not there."""
-    arguments = _parser().parse_args(argv)
-    console = Console(stderr=True, highlight=False)
-    try:
-        rows, sets, setups = [Row.parse(text) for text in arguments.rows], choose(arguments), _setups(arguments)
-    except ConfigurationError as error:
-        console.print(f"[red]accuracy:[/red] {error}")
-        return 2
-    origin = results.provenance()
-    with _core_silent():
-        found, texts = run(rows, setups, sets, console)
-    reached = len(found) == len(rows) * len(setups)
-    folder = (arguments.results or (results.RESULTS if reached and _standard(arguments) else SCRATCH / "accuracy")).resolve()
-    _keep(folder, origin, _settings(sets, setups), found, texts, console)
-    content = results.load(folder, "accuracy")
-    assert content is not None
-    print(json.dumps(content, indent=1) if arguments.json else table.accuracy(folder))
-    return 0 if reached and not any("failure" in row for row in found) else 1
+    def _find(self, job: Job) -> dict[str, Any] | None:
+        named = _named(job)
+        return next((row for row in self.rows if all(row.get(name) == value for name, value in named.items())), None)
 
 
 @contextmanager
-def _core_silent() -> Iterator[None]:
-    """Without the core's log: what failed is in the rows."""
-    logger = logging.getLogger("whispercore")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process writes to the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
     try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:
-        logger.setLevel(level)
+        os.close(lock)
 
 
-def _keep(
-    folder: Path,
-    origin: dict[str, Any],
-    settings: dict[str, Any],
-    found: list[dict[str, Any]],
-    texts: list[dict[str, str]],
-    console: Console,
-) -> None:
-    """The JSON, the plot, what was heard (not among the committed results), and the tables of docs/measured.md."""
-    path = results.save(folder, "accuracy", origin, settings, {"rows": found})
-    console.print(f"accuracy: {path}")
-    console.print(f"accuracy: {plot.save(folder, found)}")
-    if folder == results.RESULTS:
-        table.update_accuracy()
+def _named(job: Job) -> dict[str, Any]:
+    """What a row is, without this machine's folders. A row that was cut to a few recordings is another row."""
+    setup = asdict(job.setup) | {"model": job.setup.name}
+    cut = ({"limit": job.limit} if job.limit else {}) | ({"hours": job.hours} if job.hours != sounds.HOURS else {})
+    return asdict(Row.parse(job.row)) | {"row": str(Row.parse(job.row))} | setup | {"limit": None, "hours": sounds.HOURS} | cut
+
+
+@cache
+def _weights(setup: Setup) -> str:
+    """The SHA-256 of the checkpoint."""
+    return checkpoints.sha256(checkpoints.locate(setup.located))
+
+
+def run(jobs: Sequence[Job], kept: Results, console: Console, *, together: int, show_errors: bool) -> list[str]:
+    """Every job, `together` of them at a time, each on cores of its own; the failures."""
+    cores, failures = SimpleQueue[tuple[int, ...]](), list[str]()
+    for some in _cores(together, jobs[0].setup.threads if jobs else 1):
+        cores.put(some)
+    preparing, stopped = threading.Lock(), threading.Event()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+
+        def one(job: Job) -> None:
+            mine = cores.get()
+            label = f"{job.setup.name} {job.row}"
+            task = progress.add_task(label, total=sum(len(job.recordings(name).recordings) for name in job.sets))
+            measured = {name: value for name, value in results.provenance().items() if name in ("date", "commit", "dirty", "load_average")}
+            try:
+                with preparing:
+                    rows.prepare(job)
+                for told in rows.apart(job, mine, stopped):
+                    if "tick" in told:
+                        progress.advance(task)
+                        continue
+                    kept.add(job, told, measured)
+                    if "failure" in told:
+                        failures.append(f"{label}: {told['failure']}")
+                        progress.console.print(failures[-1], soft_wrap=True, markup=False)
+                        continue
+                    progress.console.print(accuracy_table.line(label, told["set"], told["figures"]), soft_wrap=True, markup=False)
+                    _keep_heard(label, told)
+                    if show_errors:
+                        progress.console.print(worst(told["heard"]), soft_wrap=True, markup=False)
+            except Exception as error:
+                failures.append(f"{label}: {reason(error)}")
+                kept.add(job, {"failure": reason(error)}, measured)
+                progress.console.print(failures[-1], soft_wrap=True, markup=False)
+            finally:
+                progress.remove_task(task)
+                cores.put(mine)
+
+        with ThreadPoolExecutor(together) as pool:
+            running = [pool.submit(one, job) for job in jobs if job.sets]
+            try:
+                for each in running:
+                    each.result()
+            except KeyboardInterrupt:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                failures.append("stopped; what was heard is kept, and --resume goes on")
+                progress.console.print(f"accuracy: {failures[-1]}")
+    return failures
+
+
+def _cores(together: int, threads: int) -> list[tuple[int, ...]]:
+    """So many groups of `threads` cores each, of those this process may use; they overlap when there are too few."""
+    usable = sorted(os.sched_getaffinity(0))
+    return [tuple(usable[(group * threads + number) % len(usable)] for number in range(threads)) for group in range(together)]
+
+
+def _keep_heard(label: str, told: dict[str, Any]) -> None:
+    """What was heard is not among the committed results."""
     SCRATCH.mkdir(parents=True, exist_ok=True)
-    heard = SCRATCH / "accuracy-heard.jsonl"
-    heard.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in texts), encoding="utf-8")
-    console.print(f"accuracy: {heard}, what each row heard in each recording")
+    with (SCRATCH / "accuracy-heard.jsonl").open("a", encoding="utf-8") as file:
+        for one in told["heard"]:
+            file.write(json.dumps({"row": label, "set": told["set"], **one}, ensure_ascii=False) + "\n")
 
 
-def _settings(sets: Sets, setups: Sequence[Setup]) -> dict[str, Any]:
-    one = asdict(setups[0])
-    del one["model"]
-    models = {setup.name: checkpoints.sha256(checkpoints.locate(setup.located)) for setup in setups}
-    return {"dataset": sets.name, "models": models} | one
+def worst(heard: Sequence[dict[str, Any]], count: int = WORST) -> str:
+    """The recordings with the most errors, and where they differ: [-lost-], {+inserted+}, [-said-]{+heard+}."""
+    counted = [(edits.edits(one["text"], one["heard"], one["language"]), one) for one in heard]
+    lines = []
+    for found, one in sorted(counted, key=lambda pair: -pair[0].errors)[:count]:
+        if found.errors:
+            counts = f"{found.said} words, {found.insertions} ins {found.deletions} del {found.substitutions} sub"
+            lines += [f"  {Path(one['audio']).name}: {counts}", f"    {edits.difference(one['text'], one['heard'], one['language'])}"]
+    return "\n".join(lines) or "  no errors"
 
 
-def _setups(arguments: argparse.Namespace) -> list[Setup]:
-    language = None if arguments.language == "none" else arguments.language
-    setup = Setup(
-        device=arguments.device,
-        threads=arguments.threads,
-        language=language,
-        beam_size=arguments.beam_size,
-        condition_on_previous_text=arguments.condition_on_previous_text,
-    )
-    setups = [replace(setup, model=model) for model in arguments.model]
-    for one in setups:
-        checkpoints.locate(one.located)
-    return setups
+def chosen(arguments: argparse.Namespace) -> list[Job]:
+    """A job for every row on every checkpoint. Raises ConfigurationError."""
+    jobs = []
+    for model in arguments.model:
+        setup = Setup(
+            model=model,
+            device=arguments.device,
+            threads=arguments.threads,
+            beam_size=arguments.beam_size,
+            condition_on_previous_text=arguments.condition_on_previous_text,
+        )
+        checkpoints.locate(setup.located)
+        for text in arguments.rows or ROWS:
+            row, _, limited = text.partition("=")
+            names = tuple(limited.split(",")) if limited else _sets(arguments, str(Row.parse(row)))
+            job = Job(row=str(Row.parse(row)), setup=setup, sets=names, root=arguments.root, limit=arguments.limit, hours=arguments.hours)
+            jobs.append(replace(job, sets=tuple(name for name in names if job.recordings(name).recordings)))
+    return jobs
 
 
-def _standard(arguments: argparse.Namespace) -> bool:
-    """Whether this is the measurement that docs/measured.md shows."""
-    usual = vars(_parser().parse_args([]))
-    return all(value == usual[name] for name, value in vars(arguments).items() if name not in ("json", "results"))
+def _sets(arguments: argparse.Namespace, row: str) -> tuple[str, ...]:
+    whole = (WHOLE,) if arguments.root else ()
+    if arguments.sets is not None or whole:
+        return (*(arguments.sets or ()), *whole)
+    return ROWS.get(row, ALL)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 when a row failed, 2 when what was asked for is not there."""
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True, highlight=False)
+    kept = Results((arguments.results or SCRATCH / "accuracy").resolve())
+    try:
+        jobs = chosen(arguments)
+    except ConfigurationError as error:
+        console.print(f"accuracy: {error}", markup=False)
+        return 2
+    if arguments.resume:
+        jobs = [kept.missing(job) for job in jobs]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    failures = run(jobs, kept, console, together=arguments.jobs, show_errors=arguments.show_errors)
+    console.print(f"accuracy: {kept.folder / 'accuracy.json'}; {plot.save(kept.folder, kept.rows)}", markup=False)
+    if kept.folder == results.RESULTS:
+        accuracy_table.update()
+        accuracy_table.update_readme()
+    if arguments.json:
+        print(json.dumps(results.load(kept.folder, "accuracy"), indent=1))
+    return 1 if failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    data = parser.add_argument_group("recordings")
-    data.add_argument("--dataset", choices=("heldout", "folder", "librispeech"), default="heldout", help="default: heldout, bundled")
-    data.add_argument("--root", type=Path, help="the folder: audio with .txt beside it, or LibriSpeech's layout with --dataset librispeech")
-    data.add_argument("--manifest", type=Path, help="instead: .jsonl, .json, .csv or .tsv with the columns audio and text")
-    data.add_argument("--limit", type=_positive, help="only the first so many of each set")
-    data.add_argument("--no-quiet", dest="quiet", action="store_false", help="leave out silence, noise and tones")
-    data.add_argument("--no-words", dest="word_times", action="store_false", help="leave out word times")
-    data.add_argument(
-        "--words",
-        type=Path,
-        default=datasets.WORDS,
-        metavar="MANIFEST",
-        help="a set with true word times: python -m bench.espeak makes one",
+    what = parser.add_argument_group("what")
+    what.add_argument("--rows", nargs="+", metavar="ROW", help="RUNNER[:MODE[:COMPUTE_TYPE]][@TOGETHER][=SET,SET]; see below")
+    what.add_argument("--sets", nargs="+", metavar="SET", help=f"{', '.join(datasets.SETS)}; default: each row's own, see below")
+    what.add_argument(
+        "--root", metavar="PATH", help="LibriSpeech/test-clean, a folder of audio with .txt beside, or a manifest: the set `whole`"
     )
+    what.add_argument("--limit", type=_positive, help="only the first so many recordings of each set")
+    what.add_argument("--hours", type=float, default=sounds.HOURS, help="length of the set sounds; default: 3")
     how = parser.add_argument_group("how")
-    how.add_argument("--rows", nargs="+", default=list(ROWS), metavar="ROW", help="RUNNER[:MODE[:COMPUTE_TYPE]][@TOGETHER]; see below")
-    how.add_argument("--model", nargs="+", default=["nano"], help="names in whisper-models/ or paths of checkpoints; default: nano")
+    how.add_argument("--model", nargs="+", default=["base"], help="names in whisper-models/ or paths of checkpoints; default: base")
+    how.add_argument("--jobs", type=_positive, default=1, help="rows measured at a time, each in a process on cores of its own; default: 1")
+    how.add_argument("--threads", type=_positive, default=1, help="cores and threads of a row; default: 1")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    how.add_argument("--threads", type=_positive, default=1, help="for decoding; default: 1")
-    how.add_argument("--language", default="en", help="ISO code, none: detected; default: en")
-    how.add_argument("--beam-size", type=_positive, help="default: greedy")
+    how.add_argument("--beam-size", type=_positive, help="default: greedy, with fallback")
     how.add_argument("--condition-on-previous-text", action=argparse.BooleanOptionalAction, default=True)
     out = parser.add_argument_group("results")
-    out.add_argument("--results", type=Path, metavar="DIR", help="default: build/bench/accuracy; without other options bench/results")
-    out.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
-    parser.epilog = "rows, as they are by default:\n  " + "\n  ".join(ROWS)
+    out.add_argument("--show-errors", action="store_true", help="print the worst recordings of every set, and where they differ")
+    out.add_argument("--resume", action="store_true", help="leave out what is in the results already")
+    out.add_argument("--results", type=Path, metavar="DIR", help="where accuracy.json is; default: build/bench/accuracy")
+    out.add_argument("--json", action="store_true", help="print the results")
+    parser.epilog = "rows, and the sets of each, as they are by default:\n  " + "\n  ".join(
+        f"{row}  {' '.join(names)}" for row, names in ROWS.items()
+    )
     return parser
 
 

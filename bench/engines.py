@@ -24,7 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
@@ -36,8 +36,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import datasets, engines_table, results, scores
-from bench.accuracy import listen, reason
-from bench.datasets import Recording
+from bench.datasets import Recording, Set
+from bench.listening import listen, reason
 from bench.peers import Heard
 from bench.work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 from whispercore import checkpoints
@@ -138,12 +138,12 @@ def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
     recordings = recordings_of(row.data)[: row.limit]
     with Transcriber(settings, engine=engine) as transcriber:
 
-        def hear(path: Path, words: bool) -> Heard:
+        def hear(path: Path, words: bool, language: str | None) -> Heard:
             return Heard(transcriber.submit(path, GREEDY).result().text)
 
         _warm_up(engine, row.batch, Decoding(language=GREEDY.language), read_samples(recordings[0].path))
-        listen(hear, recordings[: 2 * row.batch], words=False, together=2 * row.batch, tick=lambda: None)
-        heard = listen(hear, recordings, words=False, together=2 * row.batch, tick=lambda: None)
+        listen(hear, Set(row.data, recordings[: 2 * row.batch]), together=2 * row.batch, tick=lambda: None)
+        heard = listen(hear, Set(row.data, recordings), together=2 * row.batch, tick=lambda: None)
     errors = scores.errors([one.text for one in recordings], [one.text for one in heard.heard], GREEDY.language)
     return {
         "recordings": errors["recordings"],
@@ -183,14 +183,7 @@ def _speed(engine: Engine, row: Row) -> dict[str, Any]:
 
 def recordings_of(data: str) -> list[Recording]:
     """heldout, a manifest, LibriSpeech's layout, or a folder with a .txt beside each sound. Raises ConfigurationError."""
-    path = Path(data)
-    if data == "heldout":
-        return datasets.manifest(datasets.HELDOUT)
-    if path.is_file():
-        return datasets.manifest(path)
-    with suppress(ConfigurationError):
-        return datasets.librispeech(path)
-    return datasets.folder(path)
+    return datasets.manifest(datasets.HELDOUT) if data == "heldout" else datasets.of(Path(data))
 
 
 def disk_mb(settings: Settings, described: dict[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""The engines' tables and plot from engines.json and nothing else: all rows for docs/measured.md, what to choose by for the README."""
+"""The engines' tables and plot, from engines.json and nothing else, for docs/measured.md."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from . import table as tables
 from .plot import draw
 from .results import RESULTS, load
 
-README, MEASURED = tables.README, tables.MEASURED
+MEASURED = tables.MEASURED
 BEGIN, END = "<!-- engines -->\n", "<!-- /engines -->"
 BASELINE = ("torch", "float32")
 """What latencies are relative to: fp32 torch."""
 NONE = "—"
-_PLOT = "bench/results/engines.svg"
+_PLOT = "../bench/results/engines.svg"
 COLOURS = {
     "openai": "#8b949e",
     "torch": "#d1242f",
@@ -63,18 +63,10 @@ _TITLES = {
 def table(folder: Path = RESULTS) -> str:
     """The Markdown of all rows: a table for each model and set on the CPU, then on the GPU; empty when nothing has been measured."""
     content = load(folder, "engines")
-    return _tables(content, content["result"]["rows"]) if content and content["result"]["rows"] else ""
-
-
-def choice(folder: Path = RESULTS) -> str:
-    """The Markdown of what to choose by: on recordings, each engine and precision at its largest batch; then the plot."""
-    content = load(folder, "engines")
-    if not content:
+    if not content or not content["result"]["rows"]:
         return ""
-    heard = [row for row in content["result"]["rows"] if "failure" not in row and row["data"] != "random"]
-    most = max((row["batch"] for row in heard), default=0)
-    shown = _tables(content, [row for row in heard if row["batch"] == most])
-    return shown + (f"\n![Speed against word error rate of every engine]({_PLOT})\n" if folder == RESULTS else "")
+    plot = f"\n![Speed against word error rate of every engine]({_PLOT})\n" if folder == RESULTS else ""
+    return _tables(content, content["result"]["rows"]) + plot
 
 
 def _tables(content: dict[str, Any], rows: Rows) -> str:
@@ -101,10 +93,9 @@ def precision(row: dict[str, Any]) -> str:
     return f"{row['precision']}{', compiled' * row.get('compiled', False)}"
 
 
-def update(readme: Path = README, measured: Path = MEASURED, folder: Path = RESULTS) -> None:
-    """Put the tables between the pages' markers. Raises ValueError when one has none."""
-    tables.put(readme, choice(folder), BEGIN, END)
-    tables.put(measured, table(folder), BEGIN, END)
+def update(page: Path = MEASURED, folder: Path = RESULTS) -> None:
+    """Put the tables between the page's markers. Raises ValueError when it has none."""
+    tables.put(page, table(folder), BEGIN, END)
 
 
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:

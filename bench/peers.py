@@ -22,6 +22,7 @@ from whispercore.settings import Settings, model_name
 from whispercore.transcriber import Transcriber
 from whispercore.types import Word
 
+from .datasets import Utterance
 from .work import ROOT
 
 SEED = 0
@@ -30,14 +31,16 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What a runner made of a recording; `words` when it was asked for their times."""
+    """What a runner made of a recording: `words` when it was asked for their times, `language` as told or detected."""
 
     text: str
     words: tuple[Word, ...] = ()
+    language: str = ""
+    segments: tuple[Utterance, ...] = ()
 
 
-Hear = Callable[[Path, bool], Heard]
-"""Transcribe a file, with the times of its words or without."""
+Hear = Callable[[Path, bool, str | None], Heard]
+"""Transcribe a file, with the times of its words or without, in a language or, None, in the one that is detected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,6 @@ class Setup:
     model: str = "nano"
     device: str = "auto"
     threads: int = 1
-    language: str | None = "en"
     beam_size: int | None = None
     condition_on_previous_text: bool = True
 
@@ -82,6 +84,11 @@ class Setup:
     def name(self) -> str:
         """The checkpoint's name without its folder."""
         return model_name(Path(self.model))
+
+    @property
+    def english_only(self) -> bool:
+        """Whether the checkpoint knows no other language, by its name: OpenAI's end in .en."""
+        return self.name.endswith(".en")
 
     @property
     def located(self) -> Settings:
@@ -102,15 +109,16 @@ def ours(row: Row, setup: Setup) -> Iterator[Hear]:
     settings = setup.settings(row.runner, row.compute_type)
     asked = Options(
         strategy="sequential" if row.mode == "sequential" else "chunked",
-        language=setup.language,
         beam_size=setup.beam_size,
         condition_on_previous_text=setup.condition_on_previous_text,
     )
     with Transcriber(settings) as transcriber:
 
-        def hear(path: Path, words: bool) -> Heard:
-            transcript = transcriber.submit(path, replace(asked, word_timestamps=words)).result()
-            return Heard(transcript.text, tuple(word for segment in transcript.segments for word in segment.words))
+        def hear(path: Path, words: bool, language: str | None) -> Heard:
+            found = transcriber.submit(path, replace(asked, word_timestamps=words, language=language)).result()
+            timed = tuple(word for segment in found.segments for word in segment.words)
+            spans = tuple(Utterance(segment.start, segment.end, segment.text) for segment in found.segments)
+            return Heard(found.text, timed, found.language, spans)
 
         yield hear
 
@@ -126,19 +134,20 @@ def openai_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     torch.set_num_threads(setup.threads)
     model = openai_model(checkpoints.load_checkpoint(checkpoints.locate(settings))).to(device)
 
-    def hear(path: Path, words: bool) -> Heard:
+    def hear(path: Path, words: bool, language: str | None) -> Heard:
         result = whisper.transcribe(
             model,
             read_samples(path),
             fp16=device == "cuda" and row.compute_type != "float32",
             verbose=None,
-            language=setup.language,
+            language=language,
             beam_size=setup.beam_size,
             condition_on_previous_text=setup.condition_on_previous_text,
             word_timestamps=words,
         )
         found = [word for segment in result["segments"] for word in segment.get("words", ())]
-        return Heard(result["text"].strip(), tuple(_word(**word) for word in found))
+        spans = tuple(Utterance(float(one["start"]), float(one["end"]), one["text"]) for one in result["segments"])
+        return Heard(result["text"].strip(), tuple(_word(**word) for word in found), result["language"], spans)
 
     yield hear
 
@@ -151,22 +160,22 @@ def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     settings = setup.settings("ct2", row.compute_type)
     device = choose_device(settings)
     compute_type = precision(settings, device)
-    folder = checkpoints.converted_folder(settings, checkpoints.locate(settings), compute_type)
+    folder = checkpoints.ct2_folder(settings, checkpoints.locate(settings), compute_type)
     model = WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=setup.threads)
     transcribe = BatchedInferencePipeline(model).transcribe if row.mode == "batched" else model.transcribe
     asked: dict[str, Any] = {
-        "language": setup.language,
         "beam_size": setup.beam_size or 1,
         "best_of": 1,  # the others' default; its own is 5
         "temperature": list(FALLBACK_TEMPERATURES),
         "condition_on_previous_text": setup.condition_on_previous_text,
     }
 
-    def hear(path: Path, words: bool) -> Heard:
-        segments = list(transcribe(str(path), word_timestamps=words, **asked)[0])
-        found = [word for segment in segments for word in segment.words or ()]
-        times = tuple(_word(word.word, word.start, word.end, word.probability) for word in found)
-        return Heard("".join(segment.text for segment in segments).strip(), times)
+    def hear(path: Path, words: bool, language: str | None) -> Heard:
+        found, info = transcribe(str(path), word_timestamps=words, language=language, **asked)
+        segments = list(found)
+        timed = tuple(_word(word.word, word.start, word.end, word.probability) for segment in segments for word in segment.words or ())
+        spans = tuple(Utterance(float(segment.start), float(segment.end), segment.text) for segment in segments)
+        return Heard("".join(segment.text for segment in segments).strip(), timed, info.language, spans)
 
     yield hear
 

@@ -48,8 +48,9 @@ def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"measured": name, "provenance": origin, "settings": settings, "result": result}
-    path.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
-    return path
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(content, indent=1, default=asdict) + "\n", encoding="utf-8")
+    return unfinished.replace(path)
 
 
 def load(folder: Path, name: str) -> dict[str, Any] | None:
@@ -74,16 +75,34 @@ def provenance() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the cores this process may use, the memory, the GPU if there is one."""
+    """The processor and what it multiplies quickly, the cores this process may use, the memory, the GPU if there is one."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = round(psutil.virtual_memory().total / 2**30)
-    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "memory_gib": memory, "gpu": gpu, "system": platform.system()}
+    return {
+        "cpu": cpu_model(),
+        "flags": cpu_flags(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": memory,
+        "gpu": gpu,
+        "system": platform.system(),
+    }
 
 
 def cpu_model() -> str:
     """As the kernel names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
+"""Those that decide how fast int8 and bfloat16 are."""
+
+
+def cpu_flags() -> list[str]:
+    """Which of `FLAGS` the processor has."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    found = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in FLAGS if flag in found]
 
 
 def _git(*arguments: str) -> str:

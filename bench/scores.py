@@ -1,18 +1,22 @@
-"""What was heard against what was said: word and character error rates, words made up in silence, errors of word times."""
+"""What was heard against what was said: error rates, languages, words where nobody speaks, times of words and segments."""
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jiwer
-from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 from whispercore.types import Word
 
+from . import segment_times
+from .datasets import Recording, Set
+from .edits import Edits, edits, normalizer
 from .espeak import TrueWord
+from .peers import Heard
 
 WITHIN = (0.1, 0.2, 0.5)
 """Seconds a word's time may be off, for the shares of words that are no further."""
@@ -23,12 +27,6 @@ Time = float | None
 def plain(text: str) -> str:
     """Lower case, no punctuation, and nothing else: "one two" stays two words, which Whisper's own normalizer makes "12"."""
     return " ".join(re.sub(r"[^\w' ]|_", " ", text.lower().replace("’", "'")).split())
-
-
-def normalizer(language: str | None) -> Callable[[str], str]:
-    """Whisper's own for the language: English has one of its own, all others share the basic one."""
-    normalize: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
-    return normalize
 
 
 def errors(said: Sequence[str], heard: Sequence[str], language: str | None) -> dict[str, Any]:
@@ -54,12 +52,6 @@ def _rate(counted: jiwer.WordOutput | jiwer.CharacterOutput) -> float | None:
     """Errors for every unit said. jiwer's own rate is of one unit where nothing was said."""
     units = counted.hits + counted.substitutions + counted.deletions
     return round((counted.substitutions + counted.deletions + counted.insertions) / units, 6) if units else None
-
-
-def made_up(heard: Sequence[str]) -> dict[str, int]:
-    """Words heard where nobody speaks."""
-    counts = [len(plain(text).split()) for text in heard]
-    return {"recordings": len(heard), "recordings_with_words": sum(count > 0 for count in counts), "words": sum(counts)}
 
 
 def word_times(said: Sequence[Sequence[TrueWord]], heard: Sequence[Sequence[Word]]) -> dict[str, Any]:
@@ -109,6 +101,34 @@ def _spread(offs: list[float]) -> dict[str, Any]:
         "compared": len(offs),
         "mean": round(statistics.mean(offs), 4),
         "median": round(statistics.median(offs), 4),
+        "p90": round(sorted(offs)[math.ceil(0.9 * len(offs)) - 1], 4),
         "worst": round(max(offs), 3),
         "within": within,
     }
+
+
+def of(heard_set: Set, heard: Sequence[Heard]) -> dict[str, Any]:
+    """The figures of a set: its words, and as far as their truth is known its languages, word times and segment times."""
+    pairs = list(zip(heard_set.recordings, heard, strict=True))
+    found: dict[str, Any] = {"recordings": len(pairs)} | _sum(pairs).figures
+    languages = sorted({one.language for one, _ in pairs})
+    if len(languages) > 1:
+        each = {name: _sum(pair for pair in pairs if pair[0].language == name) for name in languages}
+        found["languages"] = {name: one.figures for name, one in each.items()}
+        found["mean_rate"] = round(statistics.mean(one.rate or 0.0 for one in each.values()), 6)
+    spoken = [pair for pair in pairs if pair[0].text]
+    if spoken and not heard_set.told:
+        found["language_right"] = sum(one.language == it.language for one, it in spoken)
+        found["language_wrong"] = [f"{one.path.name}: {it.language}" for one, it in spoken if one.language != it.language]
+    made_up = [f"{one.path.name}: {it.text[:100]}" for one, it in pairs if not one.text and it.text]
+    if made_up:
+        found["made_up"] = made_up
+    if any(one.utterances for one, _ in pairs):
+        found["segment_times"] = segment_times.of([(one, it.segments) for one, it in pairs if one.utterances])
+    if heard_set.timed:
+        found["word_times"] = word_times([one.words for one, _ in pairs], [it.words for _, it in pairs])
+    return found
+
+
+def _sum(pairs: Iterable[tuple[Recording, Heard]]) -> Edits:
+    return sum((edits(one.text, it.text, one.language) for one, it in pairs), Edits())

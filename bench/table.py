@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/measured.md, written from the committed results and from nothing else: `python -m bench table`."""
+"""The tables of docs/measured.md, written from the committed results and from nothing else: `python -m bench table`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from whispercore.engines import ENGINES
-
 from .results import RESULTS, load
 from .work import ROOT
 
 README, MEASURED = ROOT / "README.md", ROOT / "docs" / "measured.md"
 BEGIN, END = "<!-- bench -->\n", "<!-- /bench -->"
-ACCURACY_BEGIN, ACCURACY_END = "<!-- accuracy -->\n", "<!-- /accuracy -->"
 SERVE_BEGIN, SERVE_END = "<!-- serve -->\n", "<!-- /serve -->"
 MEASUREMENTS = ("startup", "overhead", "memory")
 
@@ -23,31 +20,6 @@ MIN_PLAIN_RATIO, MIN_PEER_RATIO, MIN_LONG_RATIO, MIN_ROAD_SHARE = 4.0, 1.3, 1.0,
 
 _SIZES = {"nano": "the bundled model", "base": "base-sized random weights"}
 _TITLES = {"": "---", "this server": "--:", "plain handler": "--:", " ": "---"}
-_WORD_TITLES = {
-    "": "---",
-    "WER": "--:",
-    "ins / del / sub": "--:",
-    "CER": "--:",
-    "WER, Whisper's normalizer": "--:",
-    "words in silence": "--:",
-    "RTFx": "--:",
-    "processor": "--:",
-    "failed": "--:",
-}
-_LOOSE = """
-The bundled model's attention follows the sound only loosely, whoever reads it: its word times compare the rows with each other.
-"""
-_TIME_TITLES = {
-    "": "---",
-    "words compared": "--:",
-    "start: mean": "--:",
-    "median": "--:",
-    "≤ 0.1 s": "--:",
-    "≤ 0.2 s": "--:",
-    "≤ 0.5 s": "--:",
-    "end: mean": "--:",
-    " median ": "--:",
-}
 
 
 def table(folder: Path = RESULTS) -> str:
@@ -57,32 +29,6 @@ def table(folder: Path = RESULTS) -> str:
         return ""
     rows = [row for name, content in found.items() for row in _ROWS[name](content)]
     return f"{_origin(list(found.values()))}\n\n" + markdown(_TITLES, rows)
-
-
-def accuracy(folder: Path = RESULTS) -> str:
-    """The Markdown of the accuracy bench: every row's words, then its word times; empty when it has not run."""
-    content = load(folder, "accuracy")
-    if not content:
-        return ""
-    rows = content["result"]["rows"]
-    several = len({row["model"] for row in rows}) > 1
-    words = markdown(_WORD_TITLES, [_words_row(row, several) for row in rows])
-    timed = [row for row in rows if row.get("words")]
-    times = markdown(_TIME_TITLES, [_times_row(row, several) for row in timed]) + (
-        _LOOSE if list(content["settings"]["models"]) == ["nano"] else ""
-    )
-    plot = "![Word error rate, speed and word times of every row](../bench/results/accuracy.svg)\n"
-    return "\n".join([_accuracy_origin(content), words, *([times] if timed else []), *([plot] if folder == RESULTS else [])])
-
-
-def accuracy_line(row: dict[str, Any]) -> str:
-    """A row in one line, as it is done."""
-    if "failure" in row:
-        return f"{row['model']} {row['row']}: {row['failure']}"
-    speech, quiet = row["speech"], row["quiet"]
-    parts = [f"WER {_percent(speech['wer'])}", f"RTFx {speech['rtfx']:.1f}", f"{speech['failed']} failed"]
-    parts += [f"{quiet['words']} words in silence"] if quiet else []
-    return f"{row['model']} {row['row']}: {', '.join(parts)}"
 
 
 def block(page: str, begin: str = BEGIN, end: str = END) -> str:
@@ -95,14 +41,9 @@ def update(page: Path = MEASURED, folder: Path = RESULTS) -> None:
     put(page, table(folder), BEGIN, END)
 
 
-def update_accuracy(page: Path = MEASURED, folder: Path = RESULTS) -> None:
-    """Put the accuracy bench's tables between the page's markers."""
-    put(page, accuracy(folder), ACCURACY_BEGIN, ACCURACY_END)
-
-
-def update_serve(readme: Path = README, folder: Path = RESULTS) -> None:
-    """Put the tables of servers under load between the README's markers."""
-    put(readme, serve(folder), SERVE_BEGIN, SERVE_END)
+def update_serve(page: Path = MEASURED, folder: Path = RESULTS) -> None:
+    """Put the tables of servers under load between the page's markers."""
+    put(page, serve(folder), SERVE_BEGIN, SERVE_END)
 
 
 def serve(folder: Path = RESULTS) -> str:
@@ -115,7 +56,7 @@ def serve(folder: Path = RESULTS) -> str:
     if not any(content["provenance"]["machine"]["gpu"] for content in known):
         parts.append("On a GPU (large-v3-turbo, large-v3): not measured yet.\n")
     if folder == RESULTS:
-        parts += [f"![Throughput and latency under load]({(folder / known[0]['measured']).relative_to(ROOT)}.svg)\n"]
+        parts += [f"![Throughput and latency under load](../{(folder / known[0]['measured']).relative_to(ROOT)}.svg)\n"]
     memory = load(folder, "serve-memory")
     return "\n".join([*parts, *([_serve_memory(memory)] if memory else [])])
 
@@ -126,7 +67,7 @@ def serve_one(content: dict[str, Any]) -> str:
     counts = [str(count) for count in settings["plan"]["concurrencies"]]
     at = _goal_count(counts)
     titles = {"seconds of audio a second": "---"} | {f"{count} at once": "--:" for count in counts}
-    titles |= {f"a file of {_duration(settings['plan']['long_seconds'])}": "--:", "processor time a clip": "--:"}
+    titles |= {f"a file of {duration(settings['plan']['long_seconds'])}": "--:", "processor time a clip": "--:"}
     titles |= {f"this server is faster, {at} at once": "--:"}
     rows = [_serve_row(name, seen, counts, at) for name, seen in result["contenders"].items()]
     rows += [(name, f"none: {reason}".replace("|", "\\|"), *[""] * (len(titles) - 2)) for name, reason in result["missing"].items()]
@@ -233,64 +174,9 @@ def _origin(contents: list[dict[str, Any]]) -> str:
     )
 
 
-def _accuracy_origin(content: dict[str, Any]) -> str:
-    settings, origin = content["settings"], content["provenance"]
-    versions, machine = origin["versions"], origin["machine"]
-    packages = ", ".join(f"{name} {versions[name]}" for name in ("openai-whisper", "faster-whisper", "ctranslate2", "torch"))
-    models = ", ".join(settings["models"])
-    search = f"beams: {settings['beam_size']}" if settings["beam_size"] else "greedy with fallback"
-    spoken = next((row["speech"] for row in content["result"]["rows"] if "speech" in row), None)
-    amount = f"{spoken['recordings']} recordings, {spoken['words']} words, {_duration(spoken['audio_seconds'])}" if spoken else "no result"
-    commit = f"`{origin['commit'][:7]}`" + (" with changes" if origin["dirty"] else "")
-    return (
-        f"Measured by `python -m bench accuracy` at {commit}: {models} on {settings['dataset']} ({amount}), {search}, "
-        f"{settings['threads']} thread{'s' * (settings['threads'] > 1)} of an {machine['cpu']}, {machine['gpu'] or 'no GPU'}, {packages}.\n"
-        "The same weights for every row. WER and CER of lower-cased words without punctuation. RTFx is wall time, on a machine with a load "
-        f"average of {origin['load_average'][0]:.1f} before it began; processor time is the row's own.\n"
-    )
-
-
-def _words_row(row: dict[str, Any], several: bool) -> tuple[str, ...]:
-    if "failure" in row:
-        return (_name(row, several), "failed: " + row["failure"].replace("|", "\\|"), *[""] * (len(_WORD_TITLES) - 2))
-    speech, quiet = row["speech"], row["quiet"]
-    failed = speech["failed"] + (quiet or {}).get("failed", 0) + (row["words"] or {}).get("failed", 0)
-    return (
-        _name(row, several),
-        _percent(speech["wer"]),
-        f"{speech['insertions']} / {speech['deletions']} / {speech['substitutions']}",
-        _percent(speech["cer"]),
-        _percent(speech["whisper_normalizer"]["wer"]),
-        f"{quiet['words']}" if quiet else "",
-        f"{speech['rtfx']:.1f}",
-        f"{speech['cpu_seconds']:.1f} s",
-        str(failed),
-    )
-
-
-def _times_row(row: dict[str, Any], several: bool) -> tuple[str, ...]:
-    start, end = row["words"]["start"], row["words"]["end"]
-    if not start["compared"] or not end["compared"]:
-        why = row["words"]["failures"][:1] or ["it gave no word times"]
-        return (_name(row, several), "none: " + why[0].replace("|", "\\|"), *[""] * (len(_TIME_TITLES) - 2))
-    shares = (_percent(start["within"][limit]) for limit in ("0.1", "0.2", "0.5"))
-    means = [f"{spread[kind]:.3f} s" for spread in (start, end) for kind in ("mean", "median")]
-    return (_name(row, several), f"{start['compared']} of {row['words']['words']}", *means[:2], *shares, *means[2:])
-
-
-def _name(row: dict[str, Any], several: bool) -> str:
-    parts = ["**this server**, " * (row["runner"] in ENGINES) + row["runner"], row["mode"], row["compute_type"]]
-    parts += [f"{row['together']} at once"] * (row["together"] > 1) + [row["model"]] * several
-    return ", ".join(parts)
-
-
 def markdown(titles: dict[str, str], rows: list[tuple[str, ...]]) -> str:
     """A table whose columns are `titles` and how they align."""
     return "".join("| " + " | ".join(line) + " |\n" for line in [tuple(title.strip() for title in titles), tuple(titles.values()), *rows])
-
-
-def _percent(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:.1%}"
 
 
 def _startup(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -310,8 +196,8 @@ def _memory(content: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     ours, plain = content["result"]["whisper"], content["result"]["plain"]
     for seconds, seen in ours.items():
         other = plain.get(seconds)
-        remark = f"transcribed in {_duration(seen['seconds'])}" + (f", plain in {_duration(other['seconds'])}" if other else "")
-        yield f"peak memory, worker + Java, {_duration(float(seconds))} of audio", _megabytes(seen), _megabytes(other), remark
+        remark = f"transcribed in {duration(seen['seconds'])}" + (f", plain in {duration(other['seconds'])}" if other else "")
+        yield f"peak memory, worker + Java, {duration(float(seconds))} of audio", _megabytes(seen), _megabytes(other), remark
 
 
 _ROWS = {"startup": _startup, "overhead": _overhead, "memory": _memory}
@@ -329,7 +215,8 @@ def _megabytes(seen: dict[str, Any] | None) -> str:
     return f"{seen['worker_mb']} + {seen['jvm_mb']} MB" if seen else ""
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:g} h"
