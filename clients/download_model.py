@@ -23,9 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+import environment
+
+environment.enter()
+
+import requests  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 BASE_URL = "https://openaipublic.azureedge.net/main/whisper/models"
 """Where OpenAI publishes its checkpoints, as BASE_URL/SHA256/FILE."""
