@@ -98,9 +98,12 @@ def stream_chunk(
 
 
 def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None) -> bytes:
-    """A stream's last words, once all segments are told: the whole transcript; on OpenAI's routes what all deltas make together."""
+    """The end of a stream, after all segments. Native: the whole reply. OpenAI's routes: the text that all deltas make together.
+
+    A native stream is JSON. When `reply` asks for text or subtitles, the line has the fields of `json` and the finished file in `rendered`.
+    """
     if route == "native":
-        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer)})
+        return _line({"type": "transcript", **_fields(transcript, reply, route, tokenizer), **_rendered(transcript, reply)})
     return _event(
         {
             "type": "transcript.text.done",
@@ -115,6 +118,12 @@ def stream_end(transcript: Transcript, reply: Reply, route: Route = "native", *,
 def stream_error(error: WhisperError, route: Route = "native") -> bytes:
     """The end of a stream that failed: OpenAI's error object; the official clients raise it as APIError."""
     return _line({"type": "error", **_error(error)}) if route == "native" else _event(_error(error))
+
+
+def _rendered(transcript: Transcript, reply: Reply) -> Fields:
+    """The reply as text, where `reply` asks for a format that is not JSON."""
+    writer = _TEXT_WRITERS.get(reply.response_format)
+    return {"rendered": writer(transcript, reply)} if writer else {}
 
 
 def _delta(segments: Sequence[Segment], told: int, reply: Reply, tokenizer: Tokenizer | None) -> bytes:

@@ -30,13 +30,14 @@ REPLY_HEADER = """
 ## The form of the reply
 
 Without `response_format` the `Accept` header decides; without either it is `json`, OpenAI's on its paths, with segments on the others.
-`timestamp_granularities` needs `verbose_json` on OpenAI's paths; `stream` needs `json` or `text` there, `json` or `verbose_json` on
+`timestamp_granularities` needs `verbose_json` on OpenAI's paths; `stream` needs `json` or `text` there, and works with every format on
 the others.
 
 A stream is OpenAI's server-sent events on its paths: `transcript.text.delta`, whose deltas make the text, and `transcript.text.done`.
 On the others it is newline-delimited JSON, each line with a `type`: `segment` as in `json`, with
 `"progress": {"seconds": 31.5, "duration": 60.0}` (`duration` is null while unknown), `progress` with nothing else, and last
-`transcript`, the whole reply. A stream that fails ends with `error`, the same object as in a refusal.
+`transcript`, the whole reply. With `text`, `srt`, `vtt` or `tsv` that line has the fields of `json`, and the finished file in
+`rendered`. A stream that fails ends with `error`, the same object as in a refusal.
 
 Beyond OpenAI's fields, `json` and `verbose_json` tell `dropped`, the text that a guard took for no speech, with its `reason`;
 `warnings` about the input; `language_probability` of a detected language; `probability` of a word; and `channel` of a segment when

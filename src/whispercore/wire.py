@@ -319,9 +319,8 @@ def _check_form(reply: Reply, labels: Mapping[str, str], route: Route) -> None:
     if "timestamp_granularities" in labels and reply.response_format not in timed:
         message = f"timestamp_granularities: response_format must be {' or '.join(timed)} to have times"
         raise InvalidRequest(message, param="timestamp_granularities")
-    streamed = ("json", "verbose_json") if route == "native" else ("json", "text")
-    if reply.stream and reply.response_format not in streamed:
-        raise InvalidRequest(f"stream: response_format must be {' or '.join(streamed)} to be streamed", param="stream")
+    if reply.stream and route != "native" and reply.response_format not in ("json", "text"):
+        raise InvalidRequest("stream: response_format must be json or text to be streamed", param="stream")
 
 
 @contextmanager

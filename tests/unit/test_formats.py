@@ -327,6 +327,13 @@ class TestStream:
         reply = Reply(stream=True, response_format="verbose_json")
         assert json.loads(stream_end(SPOKEN, reply)) == {"type": "transcript", **json.loads(render(SPOKEN, reply).payload)}
 
+    @pytest.mark.parametrize("wanted", ["text", "srt", "vtt", "tsv"])
+    def test_a_native_stream_ends_with_the_text_that_was_asked_for(self, wanted: Any) -> None:
+        reply = Reply(stream=True, response_format=wanted)
+        line = json.loads(stream_end(SPOKEN, reply))
+        assert line.pop("rendered").encode() == render(SPOKEN, reply).payload
+        assert line == {"type": "transcript", **json.loads(render(SPOKEN, Reply()).payload)}
+
     def test_duration_not_known_yet(self) -> None:
         assert json.loads(stream_chunk((), Progress((), 1.5), Reply()))["progress"] == {"seconds": 1.5, "duration": None}
 
