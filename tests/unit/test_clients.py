@@ -292,7 +292,7 @@ def test_no_server(script: Any, nowhere: str, files: list[str], capsys: pytest.C
     assert "./serve.sh" in told
 
 
-@pytest.mark.parametrize("url", ["localhost:8080/x", "nonsense", "http://"])
+@pytest.mark.parametrize("url", ["nonsense", "http://", "ftp://host/x", "http://host:port/", "http://[::1"])
 def test_an_address_that_is_none(url: str, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert transcribe.main([files[0], "--url", url]) == 1
     assert "cannot send to" in capsys.readouterr().err
