@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from endpoint import megabytes
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 NAME_LETTERS = 32
 
@@ -30,7 +30,8 @@ class ProgressBar:
     def __init__(self, name: str, number: int, count: int, *, shown: bool) -> None:
         short = name if len(name) <= NAME_LETTERS else f"{name[: NAME_LETTERS - 1]}…"
         label = f"file {number} of {count}: {short}" if count > 1 else short
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TextColumn("{task.fields[told]}", markup=False))
+        texts = [TextColumn(form, markup=False) for form in ("{task.description}", "{task.fields[told]}")]
+        columns = (SpinnerColumn(), texts[0], BarColumn(bar_width=24), texts[1])
         # What the client prints is not the bar's: rich would send standard output to standard error.
         self._progress = Progress(
             *columns, console=Console(stderr=True), transient=True, disable=not shown, redirect_stdout=False, redirect_stderr=False

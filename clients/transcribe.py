@@ -201,7 +201,7 @@ class Run:
             transcript = self._print_stream(path, upload, bar) if self._arguments.stream else self._last_line(upload, bar)
         if output:
             _save(_content(transcript), output)
-            if not self._arguments.quiet:
+            if not self._arguments.quiet and not self._tells:
                 _say(f"{path} -> {output}")
         elif not self._arguments.stream:
             if self._announces:
@@ -209,7 +209,7 @@ class Run:
             print(_content(transcript).rstrip("\n"), flush=True)
         self._remark(path, transcript)
         if self._tells:
-            _say(f"{path}: {_summary(transcript, time.monotonic() - began)}")
+            _say(f"{path}{f' -> {output}' if output else ''}: {_summary(transcript, time.monotonic() - began)}")
 
     def _last_line(self, upload: Path, bar: ProgressBar) -> Line:
         """The transcript; the lines before it move the bar. Raises RequestFailed."""
