@@ -10,8 +10,8 @@ from typing import Optional
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
-STAMP = ".requirements-clients"
-"""A file that server/setup.sh leaves in an environment that has the clients' packages."""
+STAMP = ".requirements"
+"""A file that server/setup.sh leaves in an environment when it has all packages."""
 _ENTERED = "CLIENT_ENVIRONMENT"
 """Set for the time between two programs: one that was started here does not start a third."""
 _HOW = "run ./serve.sh --setup once; or, in a virtual environment: pip install -r"
