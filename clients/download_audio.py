@@ -27,7 +27,9 @@ def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = Fa
     try:
         import yt_dlp
     except ImportError:
-        raise DownloadFailed("yt-dlp is not installed: run ./serve.sh --setup once, or in a virtual environment: pip install yt-dlp") from None
+        raise DownloadFailed(
+            "yt-dlp is not installed: run ./serve.sh --setup once, or in a virtual environment: pip install yt-dlp"
+        ) from None
     settings = {
         "format": "bestaudio/best",
         "paths": {"home": str(folder)},
@@ -71,7 +73,9 @@ def _reason(url: str, message: str) -> str:
     reason = message.removeprefix("ERROR: ").split("; please report")[0].split(" (caused by")[0]
     if "Unsupported URL" in reason or "is not a valid URL" in reason:
         return f"no audio found at {url}: yt-dlp does not know such a page (yt-dlp --list-extractors lists those it knows)"
-    return f"{url}: {' '.join(reason.split())} (sites change often: a newer yt-dlp may help, {sys.executable} -m pip install --upgrade yt-dlp)"
+    return (
+        f"{url}: {' '.join(reason.split())} (sites change often: a newer yt-dlp may help, {sys.executable} -m pip install --upgrade yt-dlp)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -282,7 +282,7 @@ class Server:
         translated = fields.pop("task", "") == "translate"
         url = self.url.replace("/v1/audio/transcriptions", "/v1/audio/translations") if translated else self.url
         mark = b"<the recording>"
-        form, form_type = encode_multipart_formdata([*fields.items(), ("file", (path.name, mark, kind))])
+        form, form_type = encode_multipart_formdata([*fields.items(), ("file", (path.name.encode(errors="replace").decode(), mark, kind))])
         head, _, tail = form.rpartition(mark)
         return url, {**self.headers, "Content-Type": form_type}, Upload(path, file, on_sent, head, tail)
 
@@ -291,6 +291,8 @@ class Server:
         cause = error.args[0] if error.args else None
         if _is_unreachable(error):
             return _unreachable(self.url)
+        if isinstance(error, requests.exceptions.SSLError):
+            return RequestFailed("bad request", f"no secure connection to {self.url}: {getattr(cause, 'reason', error)}")
         if isinstance(error, requests.Timeout | ReadTimeoutError) or isinstance(cause, ReadTimeoutError):
             waited = f"no sign of life for {self.timeout:g} s from" if begun else f"no answer within {self.timeout:g} s from"
             return RequestFailed("timeout", f"{waited} {self.url}: allow more with --timeout")
@@ -317,7 +319,7 @@ def _unreachable(url: str) -> RequestFailed:
 
 def _loss(upload: Upload | None, begun: bool) -> str:
     """What a lost connection probably means."""
-    if upload and upload.sent < len(upload):
+    if upload and 0 < upload.sent < len(upload):
         sent = f"{megabytes(upload.sent)} of {megabytes(len(upload))}"
         return f"closed the connection after {sent}: the file is probably too large for it: {WAYS_OUT}"
     when = "in the middle of the answer" if begun else "without an answer"

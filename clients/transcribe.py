@@ -39,6 +39,8 @@ EMPTY_FORMS = {"", "WEBVTT", "start\tend\ttext"}
 """What is left of a transcript without words, in text and subtitle formats."""
 KEEP = {"no_speech": "no_speech_threshold", "hallucination": "hallucination_silence_threshold"}
 """For each reason to leave a passage out, the option that decides it."""
+MOST_SECONDS = 1e7
+"""The longest time-out, which an operating system still takes."""
 MOST_NAMES = 5
 """Recordings that the repeat of a warning names."""
 
@@ -74,7 +76,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_seconds,
         default=900.0,
         metavar="SECONDS",
         help="give up after so long without a byte sent or received; an answer that is not streamed sends none before its end "
@@ -101,6 +103,16 @@ def _option(text: str) -> tuple[str, str]:
     if not (equals and name.replace("_", "").replace("-", "").isalnum() and name.isascii()):
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE")
     return name.replace("-", "_"), value
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0, as 900")
+    return seconds
 
 
 def _bytes(text: str) -> int:

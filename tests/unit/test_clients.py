@@ -528,6 +528,18 @@ def test_openais_translation_has_a_path_of_its_own(server: Server, files: list[s
     assert capsys.readouterr().out == "greetings\n"
 
 
+def test_no_secure_connection(server: Server, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert transcribe.main([files[0], "--url", server.url("ok").replace("http:", "https:")]) == 1
+    assert "no secure connection to https://127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--timeout", "0"], ["--timeout", "inf"], ["--timeout", "soon"], ["--max-bytes", "150MB"]])
+def test_numbers_that_are_none(option: list[str], files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        transcribe.main([files[0], *option])
+    assert "is not a number of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
