@@ -148,6 +148,9 @@ class Handler(BaseHTTPRequestHandler):
     def reply_silent(self, body: bytes) -> None:
         self._reply(200, b"WEBVTT\n\n", "text/vtt")
 
+    def reply_demonstration(self, body: bytes) -> None:
+        self._reply(200, json.dumps({"text": "hello", "duration": 2.5, "warnings": ["a demonstration model"]}).encode())
+
     def reply_full(self, body: bytes) -> None:
         self._reply(413, b"", "text/plain")
 
@@ -955,6 +958,14 @@ def test_concurrency_is_what_was_asked_for(server: Server, files: list[str]) -> 
 def test_duration_from_openais_usage(server: Server, files: list[str], tmp_path: Path) -> None:
     assert bulk_request.main([files[0], "--url", server.url("openai"), "--json", str(tmp_path / "run.json")]) == 0
     assert json.loads((tmp_path / "run.json").read_text())["summary"]["audio"] == 3.0
+
+
+def test_warnings_are_counted(server: Server, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert bulk_request.main([*files, "--url", server.url("demonstration"), "--repeat", "2"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "warning in 4 of 4 replies: a demonstration model" in told and told.count("a demonstration model") == 1
+    for headers, _ in server.seen:  # each is transcribed by itself, and answered in one piece
+        assert headers["Cache-Control"] == "no-cache" and "X-Whisper-Stream" not in headers
 
 
 def test_an_answer_that_is_no_transcript_is_a_failure(server: Server, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
