@@ -823,6 +823,23 @@ def test_a_late_start_and_gaps_are_kept(tmp_path: Path, scratch: Path) -> None:
         assert not [time for time in times if 6.2 < time < 8.8], form
 
 
+def test_every_track_with_its_language_is_kept(tmp_path: Path) -> None:
+    two = tmp_path / "two.mkv"
+    with av.open(str(two), "w") as container:
+        for language, layout in (("deu", "mono"), ("eng", "stereo")):
+            container.add_stream("ac3", rate=48_000, layout=layout).metadata["language"] = language
+        for stream in container.streams.audio:
+            sound = np.zeros((stream.codec_context.channels, 48_000), np.float32)
+            frame = av.AudioFrame.from_ndarray(sound, format="fltp", layout=stream.codec_context.layout.name)
+            frame.sample_rate = 48_000
+            container.mux([*stream.encode(frame), *stream.encode(None)])
+    for form in ("copy", "flac", "opus"):
+        soundtrack._tool().write(two, tmp_path / "out.mka", form, False, 10**9, lambda seconds, duration: None)
+        with av.open(str(tmp_path / "out.mka")) as container:
+            tracks = [(stream.metadata["language"], stream.codec_context.channels) for stream in container.streams.audio]
+        assert tracks == [("deu", 1), ("eng", 2)], form
+
+
 def test_the_sound_track_on_demand(server: Server, tmp_path: Path, files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     url = ["--url", server.url("predictions/whisper"), "--extract-audio"]
     assert transcribe.main([str(film(tmp_path / "talk.mp4")), *url]) == 0
