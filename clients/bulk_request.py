@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A load test: many recordings at once, then latency, throughput and errors.
 
-python clients/bulk_request.py samples/ --concurrency 16 --repeat 10 --plot latency.html --json load.json
+python3 clients/bulk_request.py samples/ --concurrency 16 --repeat 10 --plot latency.html --json load.json
 """
 
 from __future__ import annotations
@@ -18,23 +18,31 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import requests
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
-from transcribe import RequestFailed, Server, add_server_arguments, find_files, server
+import environment
+
+environment.enter()
+
+import requests  # noqa: E402
+from endpoint import RequestFailed, Server, open_session, reply_warnings  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
+from rich.table import Table  # noqa: E402
+from transcribe import add_server_arguments, find_files, server  # noqa: E402
 
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request. `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: its kind, None when answered."""
+    """One request. `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: its kind, None when answered.
+
+    `warnings`: what the reply warned of.
+    """
 
     file: str
     began: float
@@ -42,6 +50,7 @@ class Outcome:
     audio: float = 0.0
     error: str | None = None
     message: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +103,11 @@ def send(target: Server, session: requests.Session, path: Path, start: float) ->
     """One request, timed from the connection to the last byte of the answer."""
     began = time.perf_counter()
     try:
-        audio, error, message = _audio_seconds(target.transcribe(session, path)), None, ""
+        reply = target.transcribe(session, path)
+        latency = time.perf_counter() - began
+        return Outcome(str(path), began - start, latency, _audio_seconds(reply), warnings=tuple(reply_warnings(reply)))
     except RequestFailed as failure:
-        audio, error, message = 0.0, failure.kind, str(failure)
-    return Outcome(str(path), began - start, time.perf_counter() - began, audio, error, message)
+        return Outcome(str(path), began - start, time.perf_counter() - began, error=failure.kind, message=str(failure))
 
 
 def _audio_seconds(response: requests.Response) -> float:
@@ -118,7 +128,7 @@ def send_all(target: Server, paths: Sequence[Path], concurrency: int) -> Iterato
     start = time.perf_counter()
 
     def work() -> None:
-        with requests.Session() as session:
+        with open_session(target.timeout) as session:
             while not waiting.empty():
                 try:
                     outcomes.put(send(target, session, waiting.get_nowait(), start))
@@ -169,6 +179,8 @@ def report(summary: Summary, outcomes: Sequence[Outcome], concurrency: int, cons
     for kind, count in summary.errors.items():
         example = next(outcome for outcome in outcomes if outcome.error == kind)
         console.print(f"[red]{count} x {escape(kind)}[/red], as {escape(example.file)}: {escape(example.message)}", highlight=False)
+    for warning, count in Counter(warning for outcome in outcomes for warning in outcome.warnings).most_common():
+        console.print(f"[yellow]warning[/yellow] in {count} of {summary.requests} replies: {escape(warning)}", highlight=False)
 
 
 def as_json(summary: Summary, outcomes: Sequence[Outcome], arguments: argparse.Namespace, started: datetime, interrupted: bool) -> str:
@@ -276,7 +288,10 @@ def _plot_file(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="A load test: many recordings at once, then latency, throughput and errors.")
+    parser = argparse.ArgumentParser(
+        description="A load test: many recordings at once, then latency, throughput and errors.",
+        epilog="Each request waits for its whole answer: --timeout covers the upload's pauses and all the time until the answer begins.",
+    )
     add_server_arguments(parser)
     parser.add_argument("--concurrency", type=_count, default=8, metavar="N", help="requests open at once (default: %(default)s)")
     parser.add_argument("--repeat", type=_count, default=1, metavar="N", help="send every recording so often (default: %(default)s)")
@@ -294,9 +309,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = find_files(arguments.files)
     except FileNotFoundError as error:
         parser.error(str(error))
-    target = server(arguments, "json")
+    try:
+        target = server(arguments, "json")
+    except RequestFailed as error:
+        print(error, file=sys.stderr)
+        return 1
     # The same recording again is to be transcribed again, not to share the work of the first.
-    target = target._replace(headers={**target.headers, "Cache-Control": "no-cache"})
+    target = replace(target, headers={"Cache-Control": "no-cache"})
     warmups = [files[number % len(files)] for number in range(arguments.warmup)]
     if warmups and measure(target, warmups, arguments.concurrency, "warming up")[1]:
         return 130

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Fetch the sound of a video or podcast page, in its own container: the server reads m4a and webm, so no ffmpeg is needed.
 
-python clients/download_audio.py https://… && python clients/transcribe.py *.m4a
+python3 clients/download_audio.py https://… --output-dir podcasts
+python3 clients/transcribe.py podcasts/
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import environment
+
+environment.enter()
 
 
 class DownloadFailed(Exception):
@@ -22,7 +27,9 @@ def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = Fa
     try:
         import yt_dlp
     except ImportError:
-        raise DownloadFailed("yt-dlp is not installed: pip install yt-dlp") from None
+        raise DownloadFailed(
+            "yt-dlp is not installed: run ./serve.sh --setup once, or in a virtual environment: pip install yt-dlp"
+        ) from None
     settings = {
         "format": "bestaudio/best",
         "paths": {"home": str(folder)},
@@ -47,10 +54,10 @@ def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = Fa
 
 
 class _Silent:
-    """yt-dlp says each error twice otherwise: once here, once as the exception."""
+    """Takes yt-dlp's log. Its errors come as exceptions too, and would be shown twice."""
 
     def debug(self, message: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     warning = error = debug
 
@@ -62,11 +69,13 @@ def _files(found: dict[str, Any]) -> Iterator[Path]:
 
 
 def _reason(url: str, message: str) -> str:
-    """yt-dlp's message in one line, with what to do about the two usual ones."""
+    """yt-dlp's message in one line, with what to do."""
     reason = message.removeprefix("ERROR: ").split("; please report")[0].split(" (caused by")[0]
     if "Unsupported URL" in reason or "is not a valid URL" in reason:
-        return f"no audio found at {url}: the page is none that yt-dlp knows (see yt-dlp --list-extractors)"
-    return f"{url}: {' '.join(reason.split())} (if the site has changed: pip install --upgrade yt-dlp)"
+        return f"no audio found at {url}: yt-dlp does not know such a page (yt-dlp --list-extractors lists those it knows)"
+    return (
+        f"{url}: {' '.join(reason.split())} (sites change often: a newer yt-dlp may help, {sys.executable} -m pip install --upgrade yt-dlp)"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Fetch the sound of a video or podcast page, in its own container.")
     parser.add_argument("urls", nargs="+", metavar="URL")
     parser.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR", help="default: the current folder")
-    parser.add_argument("--playlist", action="store_true", help="everything, when the page is of a list")
+    parser.add_argument("--playlist", action="store_true", help="fetch every recording of a list, a channel or a feed")
     arguments = parser.parse_args(argv)
     failed = 0
     for url in arguments.urls:

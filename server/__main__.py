@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import checkpoint
 import preflight
+import weights
 from configuration import Configuration, StartError, worker_paths
 from draining import drain, unfinished
 from readiness import healthy, wait_until_ready, wake_worker
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         if not setup_only:
             preflight.check(configuration)
         os.environ.update(worker_paths())
+        if not weights.provide(stop):
+            return 0
         if not checkpoint.prepare(configuration.model_store, stop):
             return 0 if stop.requested else 1
         if setup_only:
@@ -61,7 +64,8 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
     inference = server.configuration.inference
     url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
     log.failure()  # the worker's last lines: the probe may have been quicker
-    say(f"ready after {time.monotonic() - began:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}")
+    told = f"ready after {seconds:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}"
+    say(f"{told}{weights.warning()}")
     watch(server, stop)
     return finish(server, stop)
 

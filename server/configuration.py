@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ from urllib.parse import urlsplit
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "clients"))
+
+from catalogue import is_repository  # noqa: E402
+
 MODEL_CONFIG = ROOT / "config" / "model-config.yaml"
 GRACE_SECONDS = 60.0
 
@@ -86,9 +91,14 @@ def worker_paths(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
         given, base = environ.get(variable), Path.cwd()
         if not given:
             given, base = section.get(name, defaults.get(name)), ROOT
-        if given and (name != "model" or "/" in given or given.endswith(".pt")):
+        if given and (name != "model" or is_path(given, base)):
             paths[variable] = str(base / Path(given).expanduser())
     return paths
+
+
+def is_path(model: str, base: Path) -> bool:
+    """Whether the setting `model` is a path, not a name; OWNER/NAME is a name of the Hugging Face Hub unless there is such a path."""
+    return model.endswith(".pt") or ("/" in model and not (is_repository(model) and not (base / model).exists()))
 
 
 def _properties(file: Path) -> dict[str, str]:

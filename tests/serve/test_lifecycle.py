@@ -136,6 +136,7 @@ def test_a_read_only_checkout_and_a_user_who_is_not_root(start: Start, state: Pa
     checkout.mkdir()
     for name in (
         "serve.sh",
+        "clients",
         "server",
         "config",
         "handler",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
+import pytest
+import requests
+
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, studio, words, write_wav
 from tests.serve.server import ROOT, Server
 
 
@@ -36,6 +40,53 @@ def test_transcribe_tells_what_failed(server: Server, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "letter.wav" in done.stderr
     assert words(TRANSCRIPTS["timer.flac"]) == words(done.stdout)[-6:]
+
+
+@pytest.mark.parametrize("wanted", ["text", "json", "srt", "vtt", "tsv", "verbose_json"])
+def test_a_streamed_transcript_is_the_plain_one(server: Server, tmp_path: Path, wanted: str) -> None:
+    sound = SAMPLES / "home.flac"
+    done = run("transcribe.py", sound, "--format", wanted, "--output-dir", tmp_path, "--url", server.url)
+    assert done.returncode == 0, done.stderr
+    [saved] = tmp_path.iterdir()
+    headers = {"X-Whisper-Response-Format": wanted}
+    plain = requests.post(server.url, data=sound.read_bytes(), headers=headers, timeout=120).content.decode()
+    if "json" in wanted:
+        assert json.loads(saved.read_text())["text"] == json.loads(plain)["text"]
+        assert json.loads(saved.read_text()).keys() == json.loads(plain).keys()
+    else:
+        assert saved.read_text() == plain
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/predictions/whisper/1.0/v1", "/predictions/whisper/1.0/v1/audio/transcriptions", "/invocations"]
+)
+@pytest.mark.parametrize("scheme", ["http://", ""])
+def test_the_path_is_found(server: Server, path: str, scheme: str) -> None:
+    base = server.url.removesuffix("/predictions/whisper").removeprefix("http://")
+    done = run("transcribe.py", SAMPLES / "timer.flac", "--url", f"{scheme}{base}{path}")
+    assert (done.returncode, words(done.stdout)) == (0, words(TRANSCRIPTS["timer.flac"])), done.stderr
+
+
+def test_a_wrong_path_says_what_is_right(server: Server) -> None:
+    done = run("transcribe.py", SAMPLES / "timer.flac", "--url", server.url.removesuffix("/predictions/whisper") + "/transcribe")
+    assert done.returncode == 1
+    assert "http://HOST:8080 is enough" in done.stderr
+
+
+def test_of_what_is_too_large_the_sound_is_sent(server: Server, tmp_path: Path) -> None:
+    large = studio("timer.flac", 180 << 20, tmp_path / "large.wav")
+    refused = run("transcribe.py", large, "--no-extract", "--max-bytes", 1 << 30, "--url", server.url)
+    assert refused.returncode == 1
+    assert "413" in refused.stderr and "TS_MAX_REQUEST_SIZE" in refused.stderr
+    done = run("transcribe.py", large, "--url", server.url)
+    assert re.search(r"sending its sound track only \((flac|encoded as flac)", done.stderr), done.stderr
+    assert (done.returncode, words(done.stdout)) == (0, words(TRANSCRIPTS["timer.flac"]))
+
+
+def test_silence_says_why_there_are_no_words(server: Server, tmp_path: Path) -> None:
+    done = run("transcribe.py", write_wav(tmp_path / "silence.wav", seconds=5), "--url", server.url)
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+    assert "no words: no speech was found" in done.stderr
 
 
 def test_bulk_request_measures(server: Server, tmp_path: Path) -> None:

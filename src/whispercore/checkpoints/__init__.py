@@ -23,6 +23,7 @@ from ..settings import Settings, model_name
 from . import graphs, modelbin
 from .locations import (
     FILES,
+    choose_model,
     converted_folder,
     ct2_folder,
     exported_folder,
@@ -35,6 +36,7 @@ from .locations import (
 
 __all__ = [
     "Checkpoint",
+    "choose_model",
     "converted_folder",
     "ct2_folder",
     "dimensions",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import whisper
 
+from ..devices import choose_device
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
 from . import graphs, huggingface, modelbin
@@ -20,23 +23,43 @@ FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """OpenAI's second names of two checkpoints, and the names of their files."""
 NANO_SHA256, _NANO_BYTES = "1a1c51c651b51878361c081e05985312e7311a1979486f3b18f30392fb8bb2f6", 26_045_733
 """Of the bundled demonstration model, whisper-models/nano.pt."""
+AUTO, BUNDLED = "auto", "nano"
+"""The model that is chosen from what is there, and the demonstration model that always is."""
+PREFERRED = {"cpu": ("base",), "cuda": ("large-v3-turbo", "base")}
+"""What `auto` takes on a device, first found first."""
 _HASH = 12
 """Digits of a checkpoint's SHA-256 in the name of what is made of it."""
 _ORIGIN = "origin.txt"
 """In a folder that was made here: the path of the checkpoint that it was made from."""
 
 
+def choose_model(settings: Settings) -> Settings:
+    """The settings with the name of a model in place of `auto`: the first of PREFERRED in `models_dir`, else the bundled one.
+
+    Raises ConfigurationError when a GPU is asked for and there is none.
+    """
+    if settings.model != AUTO:
+        return settings
+    names = PREFERRED[choose_device(settings)] if settings.engine != "fake" else ()
+    chosen = (replace(settings, model=name) for name in names)
+    return next((one for one in chosen if _find(one)), replace(settings, model=BUNDLED))
+
+
 def locate(settings: Settings) -> Path:
-    """The checkpoint's path: `model` itself when that is a path, else what is in `models_dir`.
+    """The checkpoint's path: `model` itself when that is a path, else what is in `models_dir`; for `auto` see `choose_model`.
 
     There, first found: NAME.pt, the folder NAME (NAME may be OWNER/NAME, as on the Hugging Face Hub), the folder that faster-whisper
     means by NAME. Raises ConfigurationError with what there is.
     """
-    candidates = list(_candidates(settings))
-    found = next((path for path in candidates if path.is_file() or is_folder(path)), None)
+    settings = choose_model(settings)
+    found = _find(settings)
     if found is None:
-        raise ConfigurationError(_missing(settings, candidates[0]), param="model")
+        raise ConfigurationError(_missing(settings, next(_candidates(settings))), param="model")
     return found
+
+
+def _find(settings: Settings) -> Path | None:
+    return next((path for path in _candidates(settings) if path.is_file() or is_folder(path)), None)
 
 
 def _candidates(settings: Settings) -> Iterator[Path]:
@@ -110,6 +133,7 @@ def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
 
     Raises ConfigurationError when they are broken.
     """
+    settings = choose_model(settings)
     for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
         if graphs.is_for(given, engine):
             return given
@@ -148,5 +172,10 @@ def _missing(settings: Settings, path: Path) -> str:
     folders = {str(each.relative_to(folder)) for each in (*folder.glob("*/"), *folder.glob("*/*/")) if is_folder(each)}
     there = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
     known = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
-    download = f"; get it: clients/download_model.py {settings.model}" if known else ""
+    download = f"; get it: python3 clients/download_model.py {settings.model}" if known or is_repository(settings.model) else ""
     return f"no checkpoint at {path}; in {folder}: {there}{download}"
+
+
+def is_repository(name: str) -> bool:
+    """Whether `name` has the form OWNER/NAME of the Hugging Face Hub."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None and not name.endswith(".pt")

@@ -1,0 +1,113 @@
+"""The checkpoint to serve, fetched by clients/download_model.py when it is not there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from configuration import MODEL_CONFIG, ROOT, StartError, is_path
+from signals import StopSignals
+from torchserve import end_with_parent
+
+sys.path.append(str(ROOT / "clients"))
+
+from catalogue import AUTO, NANO, paths, unknown
+
+PREFERRED = {"cpu": ("base",), "cuda": ("large-v3-turbo", "base")}
+"""What `auto` stands for on a device: the first that is there or can be fetched. Else the bundled model is served."""
+REAL = "for any recording: python3 clients/download_model.py base, and start again"
+_WEIGHTS = ("model.bin", "*.safetensors", "*coder*.onnx", "onnx/*coder*.onnx")
+_BLOCKED = 3
+"""download_model.py's exit status when another model would not help: the disk is full, for one."""
+
+
+def provide(stop: StopSignals) -> bool:
+    """Let WHISPER_MODEL, and WHISPER_MODELS_DIR where it lies in the state folder, name a checkpoint that is there.
+
+    False when told to stop. Raises StartError when it is not there and cannot be fetched.
+    """
+    model = _setting("model", AUTO)
+    if _setting("engine", AUTO) == "fake" or is_path(model, Path.cwd()):
+        return True
+    for name in PREFERRED[_device()] if model == AUTO else (model,):
+        folder = _folder_of(name) or _fetch(name, stop)
+        if stop.requested:
+            return False
+        if folder:
+            os.environ.update(WHISPER_MODEL=name, WHISPER_MODELS_DIR=str(folder))
+            return True
+    if model != AUTO:
+        file = _folders()[0] / paths(model)[0]
+        raise StartError(f"no checkpoint at {file}, and it cannot be fetched (see above); elsewhere: clients/download_model.py {model}")
+    os.environ["WHISPER_MODEL"] = NANO
+    return True
+
+
+def warning() -> str:
+    """For the ready line: what to know about the bundled model when it is the one that is served; else empty."""
+    if os.environ.get("WHISPER_MODEL") != NANO:
+        return ""
+    return f". This is a demonstration model of a few sentences, it makes up words for anything else; {REAL}"
+
+
+def _setting(name: str, default: str) -> str:
+    section = yaml.safe_load(MODEL_CONFIG.read_text(encoding="utf-8")).get("whisper") or {}
+    return str(os.environ.get(f"WHISPER_{name.upper()}") or section.get(name) or default)
+
+
+def _device() -> str:
+    """cuda when PyTorch sees a GPU and the settings allow it. It is asked only where there is one: that takes seconds."""
+    wanted = _setting("device", AUTO)
+    if wanted != AUTO or not any(Path("/dev").glob(pattern) for pattern in ("nvidia[0-9]*", "dxg")):
+        return wanted if wanted == "cuda" else "cpu"
+    asking = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return "cpu" if subprocess.run([sys.executable, "-c", asking], capture_output=True, check=False).returncode else "cuda"
+
+
+def _folders() -> tuple[Path, Path]:
+    """Where checkpoints are looked for: the setting's folder, and the one that is used when that is read-only."""
+    return Path(os.environ["WHISPER_MODELS_DIR"]), Path(os.environ["WHISPER_STATE_DIR"]) / "weights"
+
+
+def _folder_of(name: str) -> Path | None:
+    """The folder of models that has it."""
+    return next((folder for folder in _folders() if any(_is_checkpoint(folder / path) for path in paths(name))), None)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return path.is_file() or any(any(path.glob(pattern)) for pattern in _WEIGHTS)
+
+
+def _fetch(name: str, stop: StopSignals) -> Path | None:
+    """The folder of models that it was fetched into; None when that failed, which has been told. Raises StartError when all would fail."""
+    folders = _folders()
+    if problem := unknown(name, folders):
+        raise StartError(problem)
+    if name == NANO:
+        raise StartError(f"no {NANO}.pt in {folders[0]}: it comes with the repository; set WHISPER_MODELS_DIR to its whisper-models")
+    folder = next((each for each in folders if _writable(each)), None)
+    if folder is None:
+        raise StartError(f"'{name}' is not there, and neither {folders[0]} nor {folders[1]} can be written: {_how(name)}")
+    command = [sys.executable, str(ROOT / "clients" / "download_model.py"), name, "--dir", str(folder)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent)
+    while child.poll() is None and not stop.requested:
+        stop.wait(0.02)
+    if stop.requested:
+        os.killpg(child.pid, signal.SIGTERM)
+    if child.wait() == _BLOCKED:
+        raise StartError(f"'{name}' could not be put into {folder} (see above)")
+    return folder if child.returncode == 0 else None
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a file can be made in the folder, or the folder itself."""
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    return os.access(existing, os.W_OK | os.X_OK)
+
+
+def _how(name: str) -> str:
+    return f"run python3 clients/download_model.py {name}, or set WHISPER_MODELS_DIR to a folder that has it"
