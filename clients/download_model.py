@@ -62,8 +62,8 @@ FIRST_ATTEMPTS = 3
 """At a server that has not sent anything yet."""
 LINE_SECONDS = 20.0
 """Between two lines that tell how far a download is, where there is no terminal for a bar."""
-BLOCKED = 3
-"""The exit status when another source would not help."""
+UNREACHABLE = 4
+"""The exit status when no source has the model: another network may help."""
 _WORTH_A_LINE = 10_000_000
 """Bytes."""
 
@@ -463,10 +463,7 @@ def _names() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 3 nor can it be written, 130 Ctrl-C.
-
-    Prints its path.
-    """
+    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 4 no source has it, 130 Ctrl-C. Prints its path."""
     parser = argparse.ArgumentParser(description="Fetch a Whisper checkpoint, checked by its hashes.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="see --list; or OWNER/NAME on the Hugging Face Hub")
     parser.add_argument("--list", action="store_true", help="the names, one a line")
@@ -490,10 +487,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"error: {given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}",
             file=sys.stderr,
         )
-        return 1
+        return UNREACHABLE
     except DownloadFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        return BLOCKED if isinstance(error, Blocked) else 1
+        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130
