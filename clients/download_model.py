@@ -81,7 +81,11 @@ class Blocked(DownloadFailed):
 
 
 class NoSource(DownloadFailed):
-    """No source has it; why, of each, has been told on standard error, too."""
+    """No source has it. The message has every reason; where there are several, each has been told on standard error already: `told`."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.told = len(reasons) > 1
 
 
 class _Cut(Exception):
@@ -167,10 +171,10 @@ def _fetch_from_the_first(attempts: Sequence[_Attempt], progress: Progress) -> P
         if made:
             _remove_if_empty(attempt.target.parent)
         if len(attempts) == 1:
-            raise DownloadFailed(reasons[0])
+            break
         reasons[-1] = f"{attempt.source}: {reasons[-1]}"
         _say(progress, reasons[-1])
-    raise NoSource("; ".join(reasons))
+    raise NoSource(reasons)
 
 
 @contextlib.contextmanager
@@ -482,11 +486,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = Sources(given.base_url, given.hub)
     try:
         print(download(given.name, given.dir, sources, ct2=given.ct2, quiet=not sys.stderr.isatty(), fetch=not given.verify))
-    except NoSource:
-        print(
-            f"error: {given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}",
-            file=sys.stderr,
-        )
+    except NoSource as error:
+        advice = f"{given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}"
+        print(f"error: {advice if error.told else error}", file=sys.stderr)
         return UNREACHABLE
     except DownloadFailed as error:
         print(f"error: {error}", file=sys.stderr)

@@ -98,7 +98,7 @@ def _fetch(name: str, stop: StopSignals) -> Path | None:
     if stop.requested:
         os.killpg(child.pid, signal.SIGTERM)
     if child.wait() not in (0, _UNREACHABLE) and not stop.requested:
-        raise StartError(f"no checkpoint at {folder / paths(name)[0]}, and it cannot be fetched (see above): {_how(name)}")
+        raise StartError(f"'{name}' cannot be put into {folder}: see above")
     return folder if child.returncode == 0 else None
 
 

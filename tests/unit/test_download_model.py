@@ -544,9 +544,8 @@ def test_a_disk_that_fills_up_while_wheels_are_unpacked(index: Path, tmp_path: P
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     if subprocess.run([*command, f"mount -t tmpfs tmpfs {small}"], capture_output=True).returncode:
         pytest.skip("no small file system can be made here: mounting in a user namespace is not allowed")
-    done = subprocess.run(
-        [*command, script], capture_output=True, text=True, env=os.environ | {"FOLDER": str(small), "PYTHONPATH": str(CLIENTS)}, timeout=120
-    )
+    told = os.environ | {"FOLDER": str(small), "PYTHONPATH": str(CLIENTS)}
+    done = subprocess.run([*command, script], capture_output=True, text=True, env=told, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "No space left on device" in done.stdout and "free some, or use --dir" in done.stdout
 
