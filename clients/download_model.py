@@ -170,6 +170,8 @@ def _fetch_from_the_first(attempts: Sequence[_Attempt], progress: Progress) -> P
                 reasons.append(str(error) if told else f"{attempt.target.name} cannot be fetched: {error}; is the server's address right?")
         if made:
             _remove_if_empty(attempt.target.parent)
+        for task in progress.task_ids:  # its bars
+            progress.remove_task(task)
         if len(attempts) == 1:
             break
         reasons[-1] = f"{attempt.source}: {reasons[-1]}"

@@ -48,7 +48,7 @@ def provide(stop: StopSignals) -> bool:
 
 def warning() -> str:
     """For the ready line: what to know about the bundled model when it is the one that is served; else empty."""
-    if os.environ.get("WHISPER_MODEL") != NANO:
+    if Path(os.environ.get("WHISPER_MODEL", "")).name not in (NANO, f"{NANO}.pt"):
         return ""
     return f". This is a demonstration model of a few sentences, it makes up words for anything else; {REAL}"
 

@@ -148,6 +148,9 @@ def test_nano_fetches_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
         weights.provide(StopSignals())
     (models / "nano.pt").touch()
     assert provided()[0] == "nano" and "demonstration" in weights.warning()
+    for name, told in (("nano.pt", True), ("nano", True), ("my-nano.pt", False)):
+        monkeypatch.setenv("WHISPER_MODEL", str(models / name))
+        assert bool(weights.warning()) == told
 
 
 def test_a_gpu_gets_the_large_one_where_it_can_be_had(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,10 +140,39 @@ def test_pytorch_comes_from_where_it_can_be_had(index: Any, tmp_path: Path) -> N
     assert chosen("cpu", WHISPER_TORCH=mine) == [f"pip {mine} {mine}"]
 
 
+@pytest.mark.parametrize(
+    ("made_for", "device", "installed", "stays"),
+    [("gpu", "cpu", "gpu", True), ("cpu", "cpu", "cpu", True), ("cpu", "cuda", "gpu", False), (None, "cuda", "gpu", True)],
+)
+def test_an_environment_is_made_anew_for_a_gpu_only(tmp_path: Path, made_for: str | None, device: str, installed: str, stays: bool) -> None:
+    """PyTorch for a CPU would satisfy pip on a GPU; PyTorch for a GPU runs on a CPU."""
+    environment = tmp_path / "venv"
+    packages = environment / "lib" / "python3.11" / "site-packages"
+    for folder in (environment / "bin", packages / "torch" / "bin", packages / "torch" / "test"):
+        folder.mkdir(parents=True)
+    for file in (packages / "torch" / "bin" / "test_api", packages / "torch" / "test" / "a", packages / "torch" / "bin" / "protoc"):
+        file.touch()
+    (environment / "mine").touch()
+    if made_for:
+        (environment / ".device").write_text(f"{made_for}\n")
+    steps = 'install_torch() { echo "torch for $2"; }; pip_install() { echo "pip ${*:2}"; }; check_disk() { :; }'
+    steps += "; make_environment() { mkdir -p $2/bin $2/lib/python3/site-packages; ln -sf $(type -P true) $2/bin/python; }"
+    done = run(f"{steps}; update_environment {environment} {ROOT}/requirements.txt", WHISPER_DEVICE=device, JAVA_HOME="/java")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == f"torch for {installed}"
+    assert (environment / "mine").exists() == stays
+    assert "openai-whisper==" not in (environment / "requirements.txt").read_text()
+    assert any(line.startswith("pip openai-whisper --no-deps openai-whisper==") for line in done.stdout.splitlines())
+    if stays:
+        assert [path.name for path in (packages / "torch").rglob("*")] == ["bin", "protoc"], "tests of packages go"
+    again = run(f"{steps}; update_environment {environment} {ROOT}/requirements.txt", WHISPER_DEVICE=device, JAVA_HOME="/java")
+    assert again.stdout == "" and again.returncode == 0, "nothing is done twice"
+
+
 def test_the_device_can_be_told() -> None:
     assert run("has_gpu", WHISPER_DEVICE="cuda").returncode == 0
     assert run("has_gpu", WHISPER_DEVICE="cpu").returncode == 1
-    there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+    there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
     assert run("has_gpu").returncode == (0 if there else 1)
 
 

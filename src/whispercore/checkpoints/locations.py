@@ -104,9 +104,9 @@ def ct2_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
     """What engine ct2 reads: a folder of CTranslate2's as it is, else the one converted from the checkpoint.
 
     A folder that names no alignment heads, as old converters left them out, or those of the larger model that it was distilled from is
-    converted too: words would have no times.
+    converted too: words would have no times. So is one that has lost its vocabulary, which CTranslate2 does not load.
     """
-    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint):
+    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint) and any(checkpoint.glob("vocabulary.*")):
         return checkpoint
     return converted_folder(settings, checkpoint, quantization)
 
