@@ -62,8 +62,8 @@ FIRST_ATTEMPTS = 3
 """At a server that has not sent anything yet."""
 LINE_SECONDS = 20.0
 """Between two lines that tell how far a download is, where there is no terminal for a bar."""
-BLOCKED = 3
-"""The exit status when another source would not help."""
+UNREACHABLE = 4
+"""The exit status when no source has the model: another network may help."""
 _WORTH_A_LINE = 10_000_000
 """Bytes."""
 
@@ -81,7 +81,11 @@ class Blocked(DownloadFailed):
 
 
 class NoSource(DownloadFailed):
-    """No source has it; why, of each, has been told on standard error, too."""
+    """No source has it. The message has every reason; where there are several, each has been told on standard error already: `told`."""
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.told = len(reasons) > 1
 
 
 class _Cut(Exception):
@@ -166,11 +170,13 @@ def _fetch_from_the_first(attempts: Sequence[_Attempt], progress: Progress) -> P
                 reasons.append(str(error) if told else f"{attempt.target.name} cannot be fetched: {error}; is the server's address right?")
         if made:
             _remove_if_empty(attempt.target.parent)
+        for task in progress.task_ids:  # its bars
+            progress.remove_task(task)
         if len(attempts) == 1:
-            raise DownloadFailed(reasons[0])
+            break
         reasons[-1] = f"{attempt.source}: {reasons[-1]}"
         _say(progress, reasons[-1])
-    raise NoSource("; ".join(reasons))
+    raise NoSource(reasons)
 
 
 @contextlib.contextmanager
@@ -463,10 +469,7 @@ def _names() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 3 nor can it be written, 130 Ctrl-C.
-
-    Prints its path.
-    """
+    """Exit status: 0 the checkpoint is there, 1 it is not (one line on standard error), 4 no source has it, 130 Ctrl-C. Prints its path."""
     parser = argparse.ArgumentParser(description="Fetch a Whisper checkpoint, checked by its hashes.")
     parser.add_argument("name", nargs="?", metavar="NAME", help="see --list; or OWNER/NAME on the Hugging Face Hub")
     parser.add_argument("--list", action="store_true", help="the names, one a line")
@@ -485,15 +488,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     sources = Sources(given.base_url, given.hub)
     try:
         print(download(given.name, given.dir, sources, ct2=given.ct2, quiet=not sys.stderr.isatty(), fetch=not given.verify))
-    except NoSource:
-        print(
-            f"error: {given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}",
-            file=sys.stderr,
-        )
-        return 1
+    except NoSource as error:
+        advice = f"{given.name} cannot be fetched, see above: check the network, or fetch it elsewhere and put it into {given.dir}"
+        print(f"error: {advice if error.told else error}", file=sys.stderr)
+        return UNREACHABLE
     except DownloadFailed as error:
         print(f"error: {error}", file=sys.stderr)
-        return BLOCKED if isinstance(error, Blocked) else 1
+        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to continue", file=sys.stderr)
         return 130

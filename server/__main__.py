@@ -64,7 +64,7 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
     inference = server.configuration.inference
     url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
     log.failure()  # the worker's last lines: the probe may have been quicker
-    told = f"ready after {seconds:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}"
+    told = f"ready after {time.monotonic() - began:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}"
     say(f"{told}{weights.warning()}")
     watch(server, stop)
     return finish(server, stop)

@@ -87,7 +87,8 @@ update_environment() {
     local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} java=() wanted
     python=$(find_python) || fail "$NO_PYTHON"
     shift
-    has_gpu && device=gpu
+    # An environment for a GPU does for a CPU too.
+    { has_gpu || [[ $(cat "$environment/.device" 2>/dev/null) == gpu ]]; } && device=gpu
     wanted=$({ cat "$@"; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
     [[ $(cat "$environment/.requirements" 2>/dev/null) == "$wanted" ]] && return
     # PyTorch for a CPU would satisfy pip on a GPU, too: start anew.
@@ -105,7 +106,7 @@ update_environment() {
     [[ $device == gpu ]] || "$environment/bin/python" -m pip uninstall --quiet --yes triton 2>/dev/null || true
     # Tests that packages bring along, 160 MB.
     find "$environment"/lib/python3*/site-packages -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
-    find "$environment"/lib/python3*/site-packages/torch/bin -name "test_*" -delete
+    find "$environment"/lib/python3*/site-packages -path "*/torch/bin/test_*" -delete
     echo "$wanted" >"$environment/.requirements"
 }
 
@@ -146,7 +147,7 @@ has_gpu() {
         cpu) return 1 ;;
         cuda) return 0 ;;
     esac
-    compgen -G "/dev/nvidia[0-9]*" >/dev/null || [[ -e /dev/dxg ]]
+    compgen -G "/dev/nvidia[0-9]*" >/dev/null || [[ -e /usr/lib/wsl/lib/libcuda.so.1 ]]
 }
 
 # What the engine chosen needs besides, into the environment in use.
@@ -158,10 +159,11 @@ use_engine() {
     esac
 }
 
-# What the tests need besides, every engine's packages among it, into the environment in use.
+# What the tests need besides, every engine's packages and a real model among it, into the environment in use.
 use_test_environment() {
     use_environment "$ROOT"/{requirements,requirements-serve,clients/requirements}.txt
     add_requirements test "$ROOT"/requirements-{test,hf,jax,onnx,sherpa}.txt
+    python "$ROOT/clients/download_model.py" base >/dev/null || say "the tests on real speech need base: they will be skipped"
 }
 
 # Installs requirements files into the environment in use, unless it has these already, which NAME stands for, or is the user's own.

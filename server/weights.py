@@ -21,8 +21,8 @@ PREFERRED = {"cpu": ("base",), "cuda": ("large-v3-turbo", "base")}
 """What `auto` stands for on a device: the first that is there or can be fetched. Else the bundled model is served."""
 REAL = "for any recording: python3 clients/download_model.py base, and start again"
 _WEIGHTS = ("model.bin", "*.safetensors", "*coder*.onnx", "onnx/*coder*.onnx")
-_BLOCKED = 3
-"""download_model.py's exit status when another model would not help: the disk is full, for one."""
+_UNREACHABLE = 4
+"""download_model.py's exit status when no source answers. With another one something is in the way, a full disk for one."""
 
 
 def provide(stop: StopSignals) -> bool:
@@ -41,15 +41,14 @@ def provide(stop: StopSignals) -> bool:
             os.environ.update(WHISPER_MODEL=name, WHISPER_MODELS_DIR=str(folder))
             return True
     if model != AUTO:
-        file = _folders()[0] / paths(model)[0]
-        raise StartError(f"no checkpoint at {file}, and it cannot be fetched (see above); elsewhere: clients/download_model.py {model}")
+        raise StartError(f"no checkpoint at {_folders()[0] / paths(model)[0]}, and it cannot be fetched (see above): {_how(model)}")
     os.environ["WHISPER_MODEL"] = NANO
     return True
 
 
 def warning() -> str:
     """For the ready line: what to know about the bundled model when it is the one that is served; else empty."""
-    if os.environ.get("WHISPER_MODEL") != NANO:
+    if Path(os.environ.get("WHISPER_MODEL", "")).name not in (NANO, f"{NANO}.pt"):
         return ""
     return f". This is a demonstration model of a few sentences, it makes up words for anything else; {REAL}"
 
@@ -98,8 +97,8 @@ def _fetch(name: str, stop: StopSignals) -> Path | None:
         stop.wait(0.02)
     if stop.requested:
         os.killpg(child.pid, signal.SIGTERM)
-    if child.wait() == _BLOCKED:
-        raise StartError(f"'{name}' could not be put into {folder} (see above)")
+    if child.wait() not in (0, _UNREACHABLE) and not stop.requested:
+        raise StartError(f"'{name}' cannot be put into {folder}: see above")
     return folder if child.returncode == 0 else None
 
 
@@ -110,4 +109,4 @@ def _writable(folder: Path) -> bool:
 
 
 def _how(name: str) -> str:
-    return f"run python3 clients/download_model.py {name}, or set WHISPER_MODELS_DIR to a folder that has it"
+    return f"run python3 clients/download_model.py {name} where there is a network, or set WHISPER_MODELS_DIR to a folder that has it"

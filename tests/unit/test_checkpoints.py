@@ -17,7 +17,17 @@ import whisper
 from whisper.model import ModelDimensions
 
 from whispercore import checkpoints
-from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, locate, modelbin, prepare, write_random
+from whispercore.checkpoints import (
+    Checkpoint,
+    choose_model,
+    dimensions,
+    load_checkpoint,
+    locate,
+    locations,
+    modelbin,
+    prepare,
+    write_random,
+)
 from whispercore.checkpoints.__main__ import main
 from whispercore.checkpoints.conversion import precision
 from whispercore.checkpoints.locations import FILES
@@ -82,12 +92,29 @@ def test_folders_are_found_by_name(tmp_path: Path, name: str, folder: str, files
 
 
 def test_a_missing_model_says_what_there_is_and_how_to_get_it(settings: Settings) -> None:
-    with pytest.raises(ConfigurationError, match=r"large-v3-turbo\.pt.*: small-random; get it: clients/download_model\.py turbo"):
+    with pytest.raises(ConfigurationError, match=r"large-v3-turbo\.pt.*: small-random; get it: python3 clients/download_model\.py turbo"):
         locate(replace(settings, model="turbo"))
-    with pytest.raises(ConfigurationError, match=r"get it: clients/download_model\.py distil-large-v3$"):
+    with pytest.raises(ConfigurationError, match=r"get it: python3 clients/download_model\.py distil-large-v3$"):
         locate(replace(settings, model="distil-large-v3"))
     with pytest.raises(ConfigurationError, match=r"small-random$"):
         locate(replace(settings, model="my-own"))
+
+
+def test_auto_takes_base_where_it_is_and_the_bundled_model_else(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locations, "choose_device", lambda settings: settings.dtype if settings.dtype == "cuda" else "cpu")
+    auto = Settings(models_dir=str(tmp_path))
+    gpu = replace(auto, dtype="cuda")
+    assert auto.model == "auto"
+    assert [choose_model(one).model for one in (auto, gpu)] == ["nano", "nano"]
+    (tmp_path / "base.pt").symlink_to(small)
+    assert [choose_model(one).model for one in (auto, gpu)] == ["base", "base"]
+    assert locate(auto) == tmp_path / "base.pt"
+    (tmp_path / "large-v3-turbo").mkdir()
+    assert choose_model(gpu).model == "base", "an empty folder is no checkpoint"
+    (tmp_path / "large-v3-turbo.pt").symlink_to(small)
+    assert [choose_model(one).model for one in (auto, gpu)] == ["base", "large-v3-turbo"]
+    assert choose_model(replace(gpu, model="nano")).model == "nano"
+    assert choose_model(replace(auto, engine="fake")).model == choose_model(auto, look=False).model == "nano"
 
 
 def test_a_checkpoint_loads_in_openai_whisper_and_here(small: Path) -> None:

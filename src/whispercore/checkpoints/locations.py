@@ -33,14 +33,15 @@ _ORIGIN = "origin.txt"
 """In a folder that was made here: the path of the checkpoint that it was made from."""
 
 
-def choose_model(settings: Settings) -> Settings:
+def choose_model(settings: Settings, *, look: bool = True) -> Settings:
     """The settings with the name of a model in place of `auto`: the first of PREFERRED in `models_dir`, else the bundled one.
 
-    Raises ConfigurationError when a GPU is asked for and there is none.
+    Without `look`, and for the fake engine, the bundled one whatever is there. Raises ConfigurationError when a GPU is asked for and
+    there is none.
     """
     if settings.model != AUTO:
         return settings
-    names = PREFERRED[choose_device(settings)] if settings.engine != "fake" else ()
+    names = PREFERRED[choose_device(settings)] if look and settings.engine != "fake" else ()
     chosen = (replace(settings, model=name) for name in names)
     return next((one for one in chosen if _find(one)), replace(settings, model=BUNDLED))
 
@@ -116,9 +117,9 @@ def ct2_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
     """What engine ct2 reads: a folder of CTranslate2's as it is, else the one converted from the checkpoint.
 
     A folder that names no alignment heads, as old converters left them out, or those of the larger model that it was distilled from is
-    converted too: words would have no times.
+    converted too: words would have no times. So is one that has lost its vocabulary, which CTranslate2 does not load.
     """
-    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint):
+    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint) and any(checkpoint.glob("vocabulary.*")):
         return checkpoint
     return converted_folder(settings, checkpoint, quantization)
 
