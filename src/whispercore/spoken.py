@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -146,5 +147,5 @@ def _group(pieces: Sequence[Span]) -> tuple[float, float, float]:
 def in_order(found: Sequence[Spoken]) -> list[Spoken]:
     """Words by their begin, each shortened to where the next one begins."""
     ordered = sorted(found, key=lambda one: one.start)
-    ends = [min(one.end, after.start) for one, after in zip(ordered, ordered[1:], strict=False)]
+    ends = [min(one.end, after.start) for one, after in pairwise(ordered)]
     return [replace(one, end=end) for one, end in zip(ordered, [*ends, ordered[-1].end], strict=True)] if ordered else []

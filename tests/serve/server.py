@@ -50,7 +50,6 @@ class Server:
             "WHISPER_ENGINE": "ct2",
             "WHISPER_MODEL": "nano",
             "WHISPER_DEVICE": "cpu",
-            "WHISPER_MODEL": "nano",
             "LOG_LOCATION": str(folder / "logs"),
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{self.management_port}",
