@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import select
 import signal
-import threading
+import socket
 from types import FrameType
 
 
@@ -12,7 +14,10 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.count = 0
-        self._news = threading.Event()
+        # Not a threading.Event: a handler runs in the thread that waits, and would wait for ever for the event's lock, which that holds.
+        self._news, self._bell = socket.socketpair()
+        for end in (self._news, self._bell):
+            end.setblocking(False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
@@ -30,9 +35,10 @@ class StopSignals:
 
     def wait(self, seconds: float) -> None:
         """Wait for the next signal, or so many seconds."""
-        self._news.wait(seconds)
-        self._news.clear()
+        if select.select([self._news], [], [], seconds)[0]:
+            self._news.recv(4096)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self._news.set()
+        with contextlib.suppress(BlockingIOError):  # rung often enough
+            self._bell.send(b"1")

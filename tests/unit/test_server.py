@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -250,6 +251,25 @@ def test_the_folders_of_killed_servers_are_removed(tmp_path: Path) -> None:
         assert set(tmp_path.iterdir()) == {running, foreign}
     torchserve.clear_leftovers(tmp_path)
     assert set(tmp_path.iterdir()) == {foreign}
+
+
+def test_signals_that_come_while_it_waits_never_hang_it() -> None:
+    """A handler runs in the waiting thread, at any of its lines: here at each of them."""
+    script = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT / "server")!r}]
+from signals import StopSignals
+stop = StopSignals()
+def trace(frame, event, argument):
+    os.kill(os.getpid(), signal.SIGINT)
+    return trace
+sys.settrace(trace)
+stop.wait(0.01)
+sys.settrace(None)
+print(stop.requested)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    assert done.stdout == "True\n", done.stderr
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
