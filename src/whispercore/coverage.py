@@ -8,11 +8,15 @@ from dataclasses import dataclass, replace
 from .pack import Pack
 from .silero import FRAME
 from .spoken import Span, Spoken, voices
-from .types import SAMPLE_RATE
+from .types import SAMPLE_RATE, Segment
 from .windows import Stretch
 
 LONGEST_WORD = 1.5
 """Seconds of voice in a word. Of 4,600 words of read and dictated English the longest has 1.2: beyond, words are missing beside it."""
+SHORTEST_WORD, SHORT_SHARE = 0.05, 0.1
+"""Seconds of a word, and the share of shorter ones that there may be in speech."""
+COLLAPSED_SHARE = 0.3
+"""The share of words without length from which on an alignment is no use."""
 LEAST = 0.8
 """Seconds of voice without a word that are worth decoding again."""
 AROUND = 0.15
@@ -30,21 +34,46 @@ class Gap:
     pack: Pack
     words: tuple[Spoken, ...]
 
-    @property
-    def span(self) -> Span:
-        """Begin and end in seconds of the recording."""
-        return self.pack.start, self.pack.end
+
+def voice(pack: Pack) -> float | None:
+    """Seconds of voice in a window; None when the detector was not asked."""
+    if any(stretch.voiced is None for stretch in pack.stretches):
+        return None
+    return sum(end - begin for stretch in pack.stretches for begin, end in voices(stretch))
+
+
+def has_sound(found: Sequence[Spoken]) -> bool:
+    """Whether nearly all words last as long as spoken ones do."""
+    return _short(found) <= SHORT_SHARE * len(found)
+
+
+def is_collapsed(found: Sequence[Spoken]) -> bool:
+    """Whether many words lie at one moment: the model's attention does not follow the sound, and tells no times."""
+    return _short(found) > 1 + COLLAPSED_SHARE * len(found)
+
+
+def _short(found: Sequence[Spoken]) -> int:
+    return sum(one.end - one.start < SHORTEST_WORD for one in found)
 
 
 def gaps(found: Sequence[Spoken], pack: Pack) -> list[Gap]:
     """What is missing of a window whose words are `found`; nothing where the detector was not asked."""
     long = [one for one in found if one.voice is not None and one.voice > LONGEST_WORD]
-    kept = [(one.start - AROUND, one.end + AROUND) for one in found if one not in long]
+    return _gaps([(one.start, one.end) for one in found if one not in long], long, pack)
+
+
+def gaps_between(segments: Sequence[Segment], pack: Pack) -> list[Gap]:
+    """What is missing of a window whose `segments` have no words."""
+    return _gaps([(one.start, one.end) for one in segments], (), pack)
+
+
+def _gaps(spans: Sequence[Span], long: Sequence[Spoken], pack: Pack) -> list[Gap]:
+    kept = [(begin - AROUND, end + AROUND) for begin, end in spans]
     return [gap for stretch in pack.stretches for gap in _gaps_of(stretch, kept, long)]
 
 
 def _gaps_of(stretch: Stretch, kept: Sequence[Span], long: Sequence[Spoken]) -> Iterator[Gap]:
-    bare = [piece for voice in voices(stretch) for piece in _without(voice, kept)]
+    bare = [piece for heard in voices(stretch) for piece in _without(heard, kept)]
     for group in _near(bare, kept):
         if sum(end - begin for begin, end in group) >= LEAST:
             begin, end = group[0][0], group[-1][1]

@@ -7,17 +7,23 @@ A strategy is an iterator of strands; None from it means: nothing to decode yet,
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from . import coverage, sentences, stitch
-from .engines.rules import MAX_PROMPT
+from .engines.rules import MAX_PROMPT, sampled_length
 from .hallucinations import without_hallucinations
 from .options import Options
 from .pack import Pack
 from .spoken import Spoken, in_order, spoken
 from .tokenizer import Tokenizer
-from .types import SAMPLE_RATE, Decoded, Dropped, Segment, Window
+from .types import SAMPLE_RATE, Decoded, Decoding, Dropped, Segment, Window
+
+MOMENT = 0.5
+"""Seconds of voice in a window, below which words have to be more than a guess."""
+CERTAIN = -0.7
+"""Mean log-probability of a token, at the least, of words that are found at the second hearing only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,60 +75,96 @@ class Chunker:
 
     def strand(self, pack: Pack) -> Strand:
         """Decode one pack."""
-        decoded = yield from self._decode(pack)
-        if is_silence(decoded, self.options):
+        decoded = yield from self._decode(pack, aligned=self.aligned)
+        if is_silence(decoded, self.options) or self._is_noise(pack, decoded):
             return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
-        if self.aligned:
-            found, dropped = yield from self._aligned(pack, decoded)
+        words = spoken(decoded, pack, self.tokenizer, self.options) if self.aligned else []
+        if self.aligned and not coverage.is_collapsed(words):
+            words, dropped = yield from self._completed(pack, words, decoded.language)
+            found = sentences.segments(words, pack, self.tokenizer, with_words=self.options.word_timestamps)
         else:
-            found, dropped = self._by_timestamps(pack, decoded), []
+            if self.aligned:
+                decoded = yield from self._decode(pack, aligned=False)
+            found, dropped = yield from self._timed(pack, decoded)
         found, doubtful = without_hallucinations(found, pack.start, pack.end, self.options.hallucination_silence_threshold)
-        found = [segment for segment in found if segment.text.strip()]
+        language = decoded.language if self.options.multilingual else None
+        found = [replace(segment, language=language) for segment in found if segment.text.strip()]
         if found:
             self.heard.listen(decoded)
         return Passage(pack.end, tuple(found), (*dropped, *doubtful))
 
-    def _decode(self, pack: Pack, language: str | None = None) -> Generator[Window, Decoded, Decoded]:
-        language = language or (None if self.options.multilingual else self.heard.language)
+    def _decode(self, pack: Pack, *, aligned: bool) -> Generator[Window, Decoded, Decoded]:
+        language = None if self.options.multilingual else self.heard.language
+        window = Window(pack.samples, pack.start, self._decoding(language, aligned=aligned))
+        return (yield from with_fallback(window, self.options, partial(self._is_said, pack)))
+
+    def _decoding(self, language: str | None, *, aligned: bool) -> Decoding:
         decoding = self.options.decoding(temperature=self.options.temperature[0], prompt=self.prompt, language=language)
-        if self.aligned:
-            decoding = replace(decoding, timestamps=False, alignment="all")
-        return (yield from with_fallback(Window(pack.samples, pack.start, decoding), self.options))
+        return replace(decoding, timestamps=False, alignment="all") if aligned else decoding
 
-    def _aligned(self, pack: Pack, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
-        found, dropped = yield from self._complete(pack, spoken(decoded, pack, self.tokenizer, self.options), decoded.language)
-        with_words = self.options.word_timestamps
-        return sentences.segments(found, pack, self.tokenizer, with_words=with_words), dropped
+    def _is_said(self, pack: Pack, decoded: Decoded) -> bool:
+        """Whether the sound bears out a text that repeats itself: a sentence may be said twice, and equal ones may share a window.
 
-    def _complete(
+        A loop of the decoder goes on until no more tokens are allowed, and most of its words have no sound to be aligned with.
+        """
+        if not decoded.token_probs or len(decoded.tokens) >= sampled_length(Decoding(max_tokens=self.options.max_new_tokens)):
+            return False
+        found = spoken(decoded, pack, self.tokenizer, self.options)
+        return coverage.has_sound(found) and not coverage.gaps(found, pack)
+
+    def _is_noise(self, pack: Pack, decoded: Decoded) -> bool:
+        """Whether text is a guess at a moment that the voice detector took for a voice, as at a note of music."""
+        voice = coverage.voice(pack)
+        return voice is not None and voice < MOMENT and _is_guessed(decoded, self.options)
+
+    def _completed(
         self, pack: Pack, found: list[Spoken], language: str, attempts: int = 2
     ) -> Generator[Window, Decoded, tuple[list[Spoken], list[Dropped]]]:
-        """The words and those of voice that has none yet, which is decoded again on its own; and what stays without."""
+        """The words, and those of voice that has none yet, which is decoded again on its own; and what stays without."""
         dropped: list[Dropped] = []
         for gap in coverage.gaps(found, pack):
-            decoded = yield from self._decode(gap.pack, language)
-            more = [] if self._is_doubtful(decoded) else spoken(decoded, gap.pack, self.tokenizer, self.options)
-            if not more:
-                dropped.append(Dropped(*gap.span, decoded.text, "no_speech"))
+            decoded = yield Window(gap.pack.samples, gap.pack.start, self._decoding(language, aligned=True))
+            more = spoken(decoded, gap.pack, self.tokenizer, self.options) if self._is_certain(decoded) else []
+            if not more or coverage.is_collapsed(more):
+                dropped.append(_left_out(gap.pack, decoded))
                 continue
             if attempts > 1:
-                more, still = yield from self._complete(gap.pack, more, language, attempts - 1)
+                more, still = yield from self._completed(gap.pack, more, language, attempts - 1)
                 dropped += still
             found = in_order([*(one for one in found if one not in gap.words), *more])
         return found, dropped
 
-    def _is_doubtful(self, decoded: Decoded) -> bool:
+    def _timed(self, pack: Pack, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
+        """Segments between timestamp tokens, and those of voice outside of them; or one segment for a window without such tokens."""
+        found, dropped = self._by_timestamps(pack, decoded), list[Dropped]()
+        for gap in coverage.gaps_between(found, pack) if any(map(self._is_timestamp, decoded.tokens)) else ():
+            again = yield Window(gap.pack.samples, gap.pack.start, self._decoding(decoded.language, aligned=False))
+            if again.tokens and self._is_certain(again):
+                found = sorted([*found, *self._by_timestamps(gap.pack, again)], key=lambda segment: segment.start)
+            else:
+                dropped.append(_left_out(gap.pack, again))
+        return found, dropped
+
+    def _is_timestamp(self, token: int) -> bool:
+        return token >= self.tokenizer.timestamp_begin
+
+    def _is_certain(self, decoded: Decoded) -> bool:
+        """Whether words that were missing at first may be added: what is a guess at the second hearing was rightly left out."""
         options = self.options
         silent = options.no_speech_threshold is not None and decoded.no_speech_prob > options.no_speech_threshold
-        return silent or needs_fallback(decoded, options)
+        return decoded.avg_logprob > CERTAIN and not silent and not needs_fallback(decoded, options)
 
     def _by_timestamps(self, pack: Pack, decoded: Decoded) -> list[Segment]:
-        """Segments between timestamp tokens, or one for the window."""
         duration = len(pack.samples) / SAMPLE_RATE
         found = stitch.segments(decoded, duration, self.tokenizer)
         if self.options.word_timestamps:
             found = stitch.with_words(found, decoded, duration, self.tokenizer, self.options)
         return [stitch.in_recording(segment, pack) for segment in found]
+
+
+def _left_out(pack: Pack, decoded: Decoded) -> Dropped:
+    """Voice in which no words were found, or only a guess."""
+    return Dropped(round(pack.start, 3), round(pack.end, 3), decoded.text, "no_speech")
 
 
 def prompt_tokens(options: Options, tokenizer: Tokenizer, previous: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -138,10 +180,13 @@ def initial_tokens(options: Options, tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else ()
 
 
-def with_fallback(window: Window, options: Options) -> Generator[Window, Decoded, Decoded]:
+def with_fallback(
+    window: Window, options: Options, is_said: Callable[[Decoded], bool] = lambda decoded: False
+) -> Generator[Window, Decoded, Decoded]:
     """Decode a window at rising temperatures until it passes the thresholds (openai-whisper's `decode_with_fallback`).
 
-    When none passes, openai-whisper keeps the last attempt; here, as in faster-whisper, it is the likeliest that is no loop.
+    `is_said` tells of a text that repeats itself whether it was said so. When no attempt passes, openai-whisper keeps the last one; here,
+    as in faster-whisper, it is the likeliest that is no loop.
     """
     attempts: list[Decoded] = []
     for temperature in options.temperature:
@@ -150,7 +195,7 @@ def with_fallback(window: Window, options: Options) -> Generator[Window, Decoded
         decoded = yield replace(window, decoding=options.at_temperature(temperature, decoding, language))
         if attempts and decoded.language_probability is None:
             decoded = replace(decoded, language_probability=attempts[0].language_probability)
-        if not needs_fallback(decoded, options):
+        if not needs_fallback(decoded, options) or (not _is_guessed(decoded, options) and is_said(decoded)):
             return decoded
         attempts.append(decoded)
     return max(attempts, key=lambda decoded: (not _loops(decoded, options), decoded.avg_logprob))
@@ -158,9 +203,13 @@ def with_fallback(window: Window, options: Options) -> Generator[Window, Decoded
 
 def needs_fallback(decoded: Decoded, options: Options) -> bool:
     """Whether the window is to be decoded again at the next temperature: it loops, or it is a guess, and it is not silence."""
-    guessed = options.logprob_threshold is not None and decoded.avg_logprob < options.logprob_threshold
+    guessed = _is_guessed(decoded, options)
     silent = options.no_speech_threshold is not None and decoded.no_speech_prob > options.no_speech_threshold
     return (_loops(decoded, options) or guessed) and not (silent and guessed)
+
+
+def _is_guessed(decoded: Decoded, options: Options) -> bool:
+    return options.logprob_threshold is not None and decoded.avg_logprob < options.logprob_threshold
 
 
 def _loops(decoded: Decoded, options: Options) -> bool:

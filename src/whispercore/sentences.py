@@ -15,6 +15,10 @@ SHORT_PAUSE = 0.3
 """Seconds of silence that end a segment after a comma, or a short sentence."""
 SHORT = 1.0
 """Seconds: a sentence shorter than this shares a segment with the next one, if that follows at once."""
+SHORT_CLAUSE = 2.0
+"""Seconds: a shorter part of a sentence is no segment of its own, unless a long pause follows."""
+LEAD_IN = 0.25
+"""Seconds of the pause before it, half of the pause at most, with which a segment begins: the detector hears a voice that late."""
 LONGEST = 10.0
 """Seconds of a segment; a longer sentence is divided at its clauses and pauses."""
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "۔", "؟", "։", "።", "။")
@@ -24,8 +28,12 @@ CLOSING = "\"'”’»)]}」』】）"
 
 def segments(spoken: Sequence[Spoken], pack: Pack, tokenizer: Tokenizer, *, with_words: bool) -> list[Segment]:
     """The segments that a window's words make, in order; `with_words`: with the words in them."""
-    parts = (part for sentence in _sentences(spoken) for part in _divided(sentence))
-    return [_segment(part, round(pack.start * FRAMES_PER_SECOND), tokenizer, with_words=with_words) for part in parts]
+    found: list[Segment] = []
+    for part in (part for sentence in _sentences(spoken) for part in _divided(sentence)):
+        room = (part[0].start - found[-1].end) / 2 if found else part[0].start - pack.start
+        start = part[0].start - max(0.0, min(LEAD_IN, room))
+        found.append(_segment(part, start, round(pack.start * FRAMES_PER_SECOND), tokenizer, with_words=with_words))
+    return found
 
 
 def _sentences(spoken: Sequence[Spoken]) -> Iterator[list[Spoken]]:
@@ -46,7 +54,7 @@ def _ends(held: Sequence[Spoken], after: Spoken) -> bool:
     text = last.text.rstrip(CLOSING + " ")
     if text.endswith(SENTENCE_ENDS):
         return pause >= SHORT_PAUSE or last.end - held[0].start >= SHORT
-    return text.endswith(CLAUSE_ENDS) and pause >= SHORT_PAUSE
+    return text.endswith(CLAUSE_ENDS) and pause >= SHORT_PAUSE and last.end - held[0].start >= SHORT_CLAUSE
 
 
 def _divided(sentence: list[Spoken]) -> Iterator[list[Spoken]]:
@@ -67,11 +75,11 @@ def _fitness(sentence: Sequence[Spoken], index: int) -> float:
     return after.start - before.end + 0.5 * before.text.rstrip(CLOSING + " ").endswith(CLAUSE_ENDS) - off_center
 
 
-def _segment(part: Sequence[Spoken], seek: int, tokenizer: Tokenizer, *, with_words: bool) -> Segment:
+def _segment(part: Sequence[Spoken], start: float, seek: int, tokenizer: Tokenizer, *, with_words: bool) -> Segment:
     tokens = tuple(token for one in part for token in one.tokens)
     source = part[0].source
     return Segment(
-        start=round(part[0].start, 3),
+        start=round(start, 3),
         end=round(part[-1].end, 3),
         text=tokenizer.decode(tokens),
         tokens=tokens,

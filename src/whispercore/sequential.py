@@ -8,7 +8,7 @@ by window. So no recording is ever in memory as a whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -176,7 +176,8 @@ class _Transcription:
                 found, dropped = self._without_hallucinations(found, seek, frames, threshold)
             self._last_speech = _last_end(found) or self._last_speech
         self._seek = max(self._seek, seek + 1)  # whatever the model says, the end is reached
-        found = [segment for segment in found if segment.start != segment.end and segment.text.strip()]
+        language = decoded.language if options.multilingual else None
+        found = [replace(one, language=language) for one in found if one.start != one.end and one.text.strip()]
         if found:
             self._heard.listen(decoded)
         self._tokens += [token for segment in found for token in segment.tokens]
