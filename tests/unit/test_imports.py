@@ -20,6 +20,8 @@ LAYERS = (
     ("backlog", "scheduler", "reference"),
     ("words", "hallucinations", "subtitles", "formats"),
     ("pack",),
+    ("spoken",),
+    ("coverage", "sentences"),
     ("stitch",),
     ("longform",),
     ("sequential",),
