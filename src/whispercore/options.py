@@ -43,7 +43,7 @@ class Options:
     )
     language: str | None = _option(None, "the speech's language: an ISO code, a tag such as pt-BR, a name; none: detected once per file")
     languages: tuple[str, ...] = _option((), "the languages it may be, detected among these")
-    multilingual: bool = _option(False, "detect the language of every window, not once per file")
+    multilingual: bool = _option(False, "detect the language of every window, not once per file, and tell each segment's")
     initial_prompt: str | None = _option(None, "text that precedes the recording: names, style")
     carry_initial_prompt: bool = _option(False, "sequential: repeat initial_prompt before every window; chunked always does")
     condition_on_previous_text: bool = _option(True, "sequential: each window is told the text before it")
@@ -62,7 +62,7 @@ class Options:
     )
     suppress_blank: bool = _option(True, "a window never begins with a blank or ends at once")
     max_initial_timestamp: float = _option(
-        1.0, "the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0
+        1.0, "sequential: the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0
     )
     max_new_tokens: int | None = _option(None, "tokens sampled for a window at most; none: 224", minimum=1, maximum=224)
     without_timestamps: bool = _option(False, "decode no timestamps: one segment per window")
@@ -80,7 +80,7 @@ class Options:
         (), "start,end,start,end,… in seconds: transcribe these clips only; the last end may be left out", minimum=0.0, most=MAX_LONG_ITEMS
     )
     channels: Channels = _option(  # noqa: RUF009
-        "mono", "mono: the channels' mean; separate: each channel apart, merged by time", choices=("mono", "separate")
+        "mono", "mono: the channels mixed into one; separate: each channel apart, merged by time", choices=("mono", "separate")
     )
     audio_track: str | None = _option(
         None, "of a file with several sound tracks the one to read: its number, from 0, or its language; none: the file's main one"

@@ -358,7 +358,7 @@ class Transcriber:
         loaded = None if isinstance(engine, str) else engine
         given = _settings(model, engine if isinstance(engine, str) else None, settings)
         self.settings = choose_model(given, look=loaded is None)
-        if isinstance(model, str | Path) and loaded is None:
+        if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
         self.engines = [loaded] if loaded else load_engines(self.settings)
         self.engine = self.engines[0]

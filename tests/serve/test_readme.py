@@ -11,19 +11,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.serve.server import ROOT, Server
 
 # What is not run here, and why; everything else in the README's shell blocks is.
 ELSEWHERE = {
     "./serve.sh": "the server under test was started by it",
-    "WHISPER_MODEL=large-v3-turbo ./serve.sh": "weights of 1.6 GB",
-    "python clients/download_model.py large-v3-turbo": "weights of 1.6 GB; tests/unit/test_download_model.py downloads from a local server",
-    "python clients/download_audio.py URL": "a page of the internet; tests/unit/test_clients.py downloads from a local server",
-    "pip install -r clients/requirements.txt": "the tests' environment has them",
+    "WHISPER_MODEL=large-v3-turbo ./serve.sh": "weights of 1.6 GB; tests/unit/test_download_model.py downloads from a local server",
+    "python3 clients/download_audio.py URL": "a page of the internet; tests/unit/test_clients.py downloads from a local server",
     "docker build": "tests/unit/test_dockerfile.py",
     "docker run": "tests/unit/test_dockerfile.py",
 }
+# The user's own recordings, and the samples in their place.
+OWN = {"meeting.mp3": "samples/timer.flac", "podcasts/": "samples/"}
 
 
 def commands() -> list[str]:
@@ -47,19 +48,28 @@ def test_the_command_works(server: Server, command: str, tmp_path: Path) -> None
     program = re.split(r"[ |]", command)[0]
     if program == "curl" and shutil.which("curl") is None:
         pytest.skip("curl is not installed on this machine")
-    here = command.replace("http://localhost:8080/predictions/whisper", server.url)
-    if program == "python":
+    here = command.replace("http://localhost:8080/predictions/whisper", server.url).replace(
+        "--output-dir subtitles", f"--output-dir {tmp_path}"
+    )
+    for own, sample in OWN.items():
+        here = here.replace(own, sample)
+    if program == "python3":
         here += f" --url {server.url}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", "-euc", here], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     check(command, done.stdout)
+    if "--output-dir" in command:
+        expected = {Path(recording["file"]).stem for recording in json.loads((ROOT / "samples" / "transcripts.json").read_text())}
+        assert {path.stem for path in tmp_path.glob("*.srt")} == expected
 
 
 def check(command: str, said: str) -> None:
     """What the reply must be, by what the command asks for."""
     expected = {recording["file"]: recording["text"] for recording in json.loads((ROOT / "samples" / "transcripts.json").read_text())}
-    if "response_format=srt" in command:
+    if "--output-dir" in command:
+        assert not said
+    elif "response_format=srt" in command:
         assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n", said)
     elif "text/plain" in command:
         assert said.strip() == expected["code.ogg"]
@@ -68,4 +78,15 @@ def check(command: str, said: str) -> None:
     elif "bulk_request" in command:
         assert "p99" in said
     else:
-        assert expected["timer.flac"] in said
+        assert said.strip() == expected["timer.flac"]
+
+
+def test_the_reply_shown_is_the_bundled_models(server: Server) -> None:
+    """Times and all; what the README shortens ends in "…"."""
+    shown = json.loads(re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1])  # type: ignore[index]
+    with (ROOT / "samples" / "timer.flac").open("rb") as sound:
+        reply = requests.post(server.url, data=sound, headers={"Content-Type": "audio/flac"}, timeout=300).json()
+    (segment,), (warning,) = shown.pop("segments"), shown.pop("warnings")
+    assert segment.pop("…") == "…" and segment.items() <= reply.pop("segments")[0].items()
+    assert reply.pop("warnings")[0].startswith(warning.removesuffix("…"))
+    assert shown == reply

@@ -219,7 +219,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def documented(script: str) -> list[tuple[list[str], str]]:
     """The arguments of the commands with `script` in docs/engines.md, and their comments."""
     block = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "engines.md").read_text(), re.DOTALL)
-    lines = [line for line in "".join(block).splitlines() if line.startswith(f"python clients/{script} ")]
+    lines = [line for line in "".join(block).splitlines() if line.startswith(f"python3 clients/{script} ")]
     return [(shlex.split(line, comments=True)[2:], line.partition("#")[2].strip()) for line in lines]
 
 

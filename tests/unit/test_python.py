@@ -50,6 +50,14 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
         assert isinstance(transcriber.engine, FakeEngine)
 
 
+def test_without_a_name_it_takes_what_is_there_and_converts_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nano.pt").symlink_to(ROOT / "whisper-models" / "nano.pt")
+    monkeypatch.delenv("WHISPER_MODEL", raising=False)
+    with Transcriber(models_dir=tmp_path, converted_dir=tmp_path / "made", engine="ct2", device="cpu", threads=1) as transcriber:
+        assert transcriber.settings.model == "nano" and list((tmp_path / "made").iterdir())
+        assert transcriber(ROOT / "samples" / "timer.flac").text == "Set a timer for five minutes."
+
+
 @pytest.mark.parametrize("given", [{"engine": "caffe"}, {"dtype": "float8"}, {"batch": 3}, {"batch_size": "many"}], ids=str)
 def test_what_cannot_be_is_told_before_anything_is_loaded(given: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(given))):
