@@ -55,9 +55,12 @@ def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tok
     return Body(content_type(wanted), _TEXT_WRITERS[wanted](transcript, reply).encode(errors="replace"))
 
 
-def render_models(served: str, wanted: str = "", warnings: Sequence[str] = ()) -> Body:
-    """OpenAI's list of models, of which there is one, or the one `wanted`. Raises NotFound for another."""
-    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted", **_told(warnings)}
+def render_models(served: str, wanted: str = "", warnings: Sequence[str] = (), *, max_audio_bytes: int) -> Body:
+    """OpenAI's list of models, of which there is one, or the one `wanted`. Raises NotFound for another.
+
+    `max_audio_bytes`: the largest upload, which clients read before they send one; OpenAI's own models do not have it.
+    """
+    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted", "max_audio_bytes": max_audio_bytes, **_told(warnings)}
     if wanted and not is_served(wanted, served):
         raise NotFound(f"no such model: {shown(wanted)}; there is: {served}", param="model", code="model_not_found")
     return Body(content_type("json"), _json(model if wanted else {"object": "list", "data": [model]}))

@@ -147,6 +147,7 @@ class Mailbox:
         self.shared = 0
         self._tokenizer = transcriber.engine.tokenizer
         self._model = transcriber.settings.model_id
+        self._max_audio_bytes = transcriber.settings.max_audio_bytes
         self._demonstration = transcriber.engine.name != "fake" and is_demonstration(transcriber.settings)
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
@@ -190,8 +191,9 @@ class Mailbox:
                 raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
             request = wire.parse(post.fields, post.headers)
             if request.route == "models":
-                return _letter(formats.render_models(self._model, request.model, self._remarks("")), request_id, 200)
-            wire.check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
+                listed = formats.render_models(self._model, request.model, self._remarks(""), max_audio_bytes=self._max_audio_bytes)
+                return _letter(listed, request_id, 200)
+            wire.check_audio_bytes(request.audio, self._max_audio_bytes)
             first = None if _wants_its_own(post.headers) else self._twin(request)
             self._open[post.id] = self._begin(post.id, request_id, request, arrived, first)
         except WhisperError as error:

@@ -85,6 +85,7 @@ def test_the_reply_names_its_model_and_says_that_it_is_a_demonstration(server: S
     assert "large-v3" in other and "demonstration" in demonstration and "download_model.py base" in demonstration
     [listed] = requests.get(f"{server.url}/1.0/v1/models", timeout=60).json()["data"]
     assert listed["id"] == "nano" and "demonstration" in listed["warnings"][0]
+    assert listed["max_audio_bytes"] == 150 * 1024 * 1024
 
 
 @pytest.mark.parametrize("form", ["text", "srt", "vtt", "tsv"])

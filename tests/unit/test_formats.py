@@ -281,11 +281,13 @@ def test_warnings_are_told_in_every_json() -> None:
 
 
 def test_models() -> None:
-    listed = json.loads(render_models("nano").payload)
+    listed = json.loads(render_models("nano", max_audio_bytes=1000).payload)
     assert listed["object"] == "list"
-    assert [set(model) for model in listed["data"]] == [{"id", "object", "created", "owned_by"}]
-    assert json.loads(render_models("base", "openai/whisper-base").payload)["id"] == "base"
-    assert json.loads(render_models("nano", warnings=["a demonstration"]).payload)["data"][0]["warnings"] == ["a demonstration"]
+    assert [set(model) for model in listed["data"]] == [{"id", "object", "created", "owned_by", "max_audio_bytes"}]
+    one = json.loads(render_models("base", "openai/whisper-base", max_audio_bytes=1000).payload)
+    assert (one["id"], one["max_audio_bytes"]) == ("base", 1000)
+    warned = json.loads(render_models("nano", warnings=["a demonstration"], max_audio_bytes=1000).payload)
+    assert warned["data"][0]["warnings"] == ["a demonstration"]
 
 
 @pytest.mark.parametrize("form", CONTENT_TYPES)

@@ -227,7 +227,8 @@ def test_too_many_bytes_are_a_413(mailbox: Mailbox) -> None:
 
 def test_the_list_of_models(mailbox: Mailbox) -> None:
     letter = drive(mailbox, [Post("models", {}, {"url_path": "v1/models"})])["models"][0]
-    assert json.loads(letter.payload)["data"][0]["id"] == "nano"
+    [listed] = json.loads(letter.payload)["data"]
+    assert (listed["id"], listed["max_audio_bytes"]) == ("nano", 8 * 1024 * 1024), "clients read the limit of these settings"
 
 
 def test_a_model_by_its_id(mailbox: Mailbox) -> None:

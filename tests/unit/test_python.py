@@ -79,8 +79,11 @@ def test_timestamps_are_one_word_of_the_call(timestamps: bool) -> None:
     engine = Recorder()
     with Transcriber(Settings(), engine=engine) as transcriber:
         assert transcriber(wav(3), timestamps=timestamps, vad_filter=False).text
+        assert transcriber(wav(3), timestamps=timestamps, vad_filter=False, strategy="sequential").text
         assert transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE).text
-    assert [window.decoding.timestamps for window in engine.windows] == [timestamps, True]
+    # The chunked strategy takes times from the alignment of the words, the sequential one from timestamp tokens.
+    told = [(window.decoding.timestamps, window.decoding.alignment) for window in engine.windows]
+    assert told == [(False, "all" if timestamps else "none"), (timestamps, "none"), (False, "all")]
 
 
 def test_the_package_names_its_front_door_only() -> None:
