@@ -60,7 +60,14 @@ def render_models(served: str, wanted: str = "", warnings: Sequence[str] = (), *
 
     `max_audio_bytes`: the largest upload, which clients read before they send one; OpenAI's own models do not have it.
     """
-    model = {"id": served, "object": "model", "created": 0, "owned_by": "self-hosted", "max_audio_bytes": max_audio_bytes, **_told(warnings)}
+    model = {
+        "id": served,
+        "object": "model",
+        "created": 0,
+        "owned_by": "self-hosted",
+        "max_audio_bytes": max_audio_bytes,
+        **_told(warnings),
+    }
     if wanted and not is_served(wanted, served):
         raise NotFound(f"no such model: {shown(wanted)}; there is: {served}", param="model", code="model_not_found")
     return Body(content_type("json"), _json(model if wanted else {"object": "list", "data": [model]}))

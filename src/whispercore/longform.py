@@ -16,7 +16,7 @@ from .engines.rules import MAX_PROMPT, sampled_length
 from .hallucinations import without_hallucinations
 from .options import Options
 from .pack import Pack
-from .spoken import Spoken, in_order, spoken
+from .spoken import Spoken, in_order, is_aligned, spoken
 from .tokenizer import Tokenizer
 from .types import SAMPLE_RATE, Decoded, Decoding, Dropped, Segment, Window
 
@@ -78,12 +78,13 @@ class Chunker:
         decoded = yield from self._decode(pack, aligned=self.aligned)
         if is_silence(decoded, self.options) or self._is_noise(pack, decoded):
             return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
-        words = spoken(decoded, pack, self.tokenizer, self.options) if self.aligned else []
-        if self.aligned and not coverage.is_collapsed(words):
+        aligned = self.aligned and is_aligned(decoded, self.tokenizer)
+        words = spoken(decoded, pack, self.tokenizer, self.options) if aligned else []
+        if aligned and not coverage.is_collapsed(words):
             words, dropped = yield from self._completed(pack, words, decoded.language)
             found = sentences.segments(words, pack, self.tokenizer, with_words=self.options.word_timestamps)
         else:
-            if self.aligned:
+            if aligned:
                 decoded = yield from self._decode(pack, aligned=False)
             found, dropped = yield from self._timed(pack, decoded)
         found, doubtful = without_hallucinations(found, pack.start, pack.end, self.options.hallucination_silence_threshold)
@@ -107,7 +108,9 @@ class Chunker:
 
         A loop of the decoder goes on until no more tokens are allowed, and most of its words have no sound to be aligned with.
         """
-        if not decoded.token_probs or len(decoded.tokens) >= sampled_length(Decoding(max_tokens=self.options.max_new_tokens)):
+        if not is_aligned(decoded, self.tokenizer) or len(decoded.tokens) >= sampled_length(
+            Decoding(max_tokens=self.options.max_new_tokens)
+        ):
             return False
         found = spoken(decoded, pack, self.tokenizer, self.options)
         return coverage.has_sound(found) and not coverage.gaps(found, pack)

@@ -39,7 +39,7 @@ def segments(spoken: Sequence[Spoken], pack: Pack, tokenizer: Tokenizer, *, with
 def _sentences(spoken: Sequence[Spoken]) -> Iterator[list[Spoken]]:
     """Words up to the end of a sentence or to a pause."""
     held: list[Spoken] = []
-    for word, after in zip(spoken, [*spoken[1:], None], strict=True):
+    for word, after in zip(spoken, [*spoken, None][1:], strict=True):
         held.append(word)
         if after is None or _ends(held, after):
             yield held
@@ -79,8 +79,8 @@ def _segment(part: Sequence[Spoken], start: float, seek: int, tokenizer: Tokeniz
     tokens = tuple(token for one in part for token in one.tokens)
     source = part[0].source
     return Segment(
-        start=round(start, 3),
-        end=round(part[-1].end, 3),
+        start=round(start, 2),
+        end=part[-1].end,
         text=tokenizer.decode(tokens),
         tokens=tokens,
         temperature=source.temperature,

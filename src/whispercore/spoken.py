@@ -38,7 +38,7 @@ Span = tuple[float, float]
 class Spoken:
     """A word, or what stands for one in its language, with its tokens.
 
-    `start`, `end`: seconds of the recording. `voice`: seconds of voice between them; None when the detector was not asked.
+    `start`, `end`: seconds of the recording, in hundredths. `voice`: seconds of voice between them; None when the detector was not asked.
     `logprobs`: of its tokens. `source`: what its window was decoded to.
     """
 
@@ -54,7 +54,7 @@ class Spoken:
     @property
     def word(self) -> Word:
         """As it is told."""
-        return Word(self.text, round(self.start, 2), round(self.end, 2), self.probability)
+        return Word(self.text, self.start, self.end, self.probability)
 
 
 def spoken(decoded: Decoded, pack: Pack, tokenizer: Tokenizer, options: Options) -> list[Spoken]:
@@ -70,13 +70,13 @@ def spoken(decoded: Decoded, pack: Pack, tokenizer: Tokenizer, options: Options)
     first = 0
     for timing in timings:
         span, voice = _placed((timing.start, timing.end), places)
-        begin = max(span[0], found[-1].end if found else span[0])
+        begin = max(round(span[0], 2), found[-1].end if found else 0.0)
         last = first + timing.count
         found.append(
             Spoken(
                 text=timing.word,
                 start=begin,
-                end=max(begin, span[1]),
+                end=max(begin, round(span[1], 2)),
                 voice=voice if detected else None,
                 probability=timing.probability,
                 tokens=tuple(tokens[first:last]),
@@ -104,6 +104,11 @@ def _last_moment(places: Sequence[tuple[float, Stretch, list[Span]]]) -> Span:
     """The end of the window, for a word that is said to come after it."""
     end = places[-1][1].start + places[-1][1].duration
     return end, end
+
+
+def is_aligned(decoded: Decoded, tokenizer: Tokenizer) -> bool:
+    """Whether all text tokens have their times."""
+    return len(decoded.token_probs) == sum(token < tokenizer.eot for token in decoded.tokens)
 
 
 def voices(stretch: Stretch) -> list[Span]:

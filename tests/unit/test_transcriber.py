@@ -73,9 +73,9 @@ class Polyglot(Recorder):
     def heard(self, window: Window, decoded: Decoded) -> Decoded:
         language = window.decoding.language or self.languages.get(window.start, "en")
         if window.start == self.silent:
-            return replace(decoded, tokens=(), text="", language=language)
-        tokens = (decoded.tokens[0], *self.tokenizer.encode(f" {language}"), decoded.tokens[-1])
-        return replace(decoded, tokens=tokens, text=f" {language}", language=language)
+            return replace(decoded, tokens=(), text="", language=language, token_times=(), token_probs=())
+        tokens, seconds = self.tokenizer.encode(f" {language}"), window.duration
+        return replace(decoded, tokens=tokens, text=f" {language}", language=language, token_times=(0.0, seconds), token_probs=(0.9,))
 
 
 @pytest.mark.parametrize(
