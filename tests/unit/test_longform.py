@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from whispercore.engines.rules import MAX_PROMPT
-from whispercore.longform import is_silence, needs_fallback, prompt_tokens, with_fallback
+from whispercore.longform import Heard, Passage, chunked, is_silence, needs_fallback, prompt_tokens, with_fallback
 from whispercore.options import Options
 from whispercore.pack import Pack
 from whispercore.stitch import in_recording, segments, spans
@@ -111,3 +113,101 @@ def test_segments_stand_on_the_recordings_time_line_and_stay_in_their_window() -
     found = [in_recording(segment, pack) for segment in segments(result, duration=4.5, tokenizer=TOKENIZER)]
     assert [(segment.start, segment.end, segment.text) for segment in found] == [(60.0, 62.0, " Hello."), (62.2, 64.5, " There.")]
     assert all((segment.avg_logprob, segment.seek) == (-0.3, 6000) for segment in found)
+
+
+# Strategy chunked
+
+
+def voiced(seconds: float) -> Pack:
+    """A window in which somebody speaks all the time."""
+    samples = np.zeros(round(seconds * 16_000), np.float32)
+    return Pack((Stretch(samples, 100.0, 0.0, np.ones(-(-len(samples) // 512), bool)),))
+
+
+def said(text: str, begin: float, end: float, **rest: float) -> Decoded:
+    """Words that are spread evenly over some seconds of a window."""
+    tokens = TOKENIZER.encode(text)
+    times = tuple(np.linspace(begin, end, len(tokens) + 1).tolist())
+    return replace(decoded(tokens=tokens, **rest), token_times=times, token_probs=(0.9,) * len(tokens))
+
+
+def transcribed(pack: Pack, *answers: Decoded, options: Options | None = None) -> tuple[Passage, list[Window]]:
+    """What strategy chunked makes of a window when the engine answers so, and what it asked for."""
+    options = options or Options()
+    (strand,) = chunked([pack], options, Heard(), TOKENIZER, aligns=True)
+    assert strand is not None
+    asked = [next(strand)]
+    for answer in answers[:-1]:
+        asked.append(strand.send(answer))
+    with pytest.raises(StopIteration) as end:
+        strand.send(answers[-1])
+    return end.value.value, asked
+
+
+def test_words_are_decoded_without_timestamp_tokens_and_aligned() -> None:
+    passage, (window,) = transcribed(voiced(4.0), said(" one two three four five six", 0.0, 4.0))
+    assert not window.decoding.timestamps and window.decoding.alignment == "all"
+    assert "".join(one.text for one in passage.segments) == " one two three four five six"
+    assert not passage.dropped
+
+
+def test_voice_after_the_last_word_is_decoded_again_on_its_own() -> None:
+    first, rest = said(" one two three four five six", 0.0, 4.0), said(" seven eight nine ten", 0.1, 3.9)
+    passage, (_, again) = transcribed(voiced(8.0), first, rest)
+    assert again.start == pytest.approx(104.0, abs=0.3) and again.duration == pytest.approx(4.0, abs=0.3)
+    assert "".join(one.text for one in passage.segments) == " one two three four five six seven eight nine ten"
+    assert passage.segments[-1].end == pytest.approx(108.0, abs=0.3)
+
+
+@pytest.mark.parametrize("guess", [said(" hm", 0.0, 1.0, logprob=-0.9), said(" hm", 0.0, 1.0, no_speech=0.8), decoded()])
+def test_a_guess_at_the_second_hearing_is_told_and_not_added(guess: Decoded) -> None:
+    passage, _ = transcribed(voiced(8.0), said(" one two three four five six", 0.0, 4.0), guess)
+    assert "".join(one.text for one in passage.segments) == " one two three four five six"
+    (dropped,) = passage.dropped
+    assert dropped.reason == "no_speech" and dropped.start == pytest.approx(104.0, abs=0.3)
+
+
+def test_a_sentence_that_is_said_three_times_is_no_loop() -> None:
+    answer = said(" ask what you can do" * 3, 0.0, 6.0, ratio=3.0)
+    passage, asked = transcribed(voiced(6.0), answer)
+    assert len(asked) == 1 and passage.segments[0].temperature == 0.0
+
+
+def test_a_loop_without_sound_is_decoded_again_at_the_next_temperature() -> None:
+    crammed = said(" you know" * 40, 0.0, 1.0, ratio=9.0)
+    passage, asked = transcribed(voiced(4.0), crammed, said(" one two three four five six", 0.0, 4.0))
+    assert [window.decoding.temperature for window in asked] == [0.0, 0.2]
+    assert "you know" not in "".join(one.text for one in passage.segments)
+
+
+def test_where_the_alignment_collapses_the_window_is_decoded_by_timestamps() -> None:
+    collapsed = said(" one two three four five six seven eight", 2.0, 2.0)
+    timed = decoded(tokens=(BEGIN + 10, *TOKENIZER.encode(" one two three"), BEGIN + 190))
+    passage, (_, again) = transcribed(voiced(4.0), collapsed, timed)
+    assert again.decoding.timestamps and again.duration == pytest.approx(4.0)
+    assert [(one.start, one.end, one.text) for one in passage.segments] == [(100.2, 103.8, " one two three")]
+
+
+def test_voice_after_the_last_timestamp_is_decoded_again_too() -> None:
+    collapsed = said(" one two three four five six seven eight", 2.0, 2.0)
+    timed = decoded(tokens=(BEGIN, *TOKENIZER.encode(" one two three"), BEGIN + 150))
+    rest = decoded(tokens=(BEGIN, *TOKENIZER.encode(" four five"), BEGIN + 200))
+    passage, _ = transcribed(voiced(7.0), collapsed, timed, rest)
+    assert [one.text for one in passage.segments] == [" one two three", " four five"]
+    assert passage.segments[1].start == pytest.approx(103.0, abs=0.3)
+
+
+def test_a_guess_at_a_moment_of_voice_is_noise() -> None:
+    stretch = voiced(20.0).stretches[0]
+    assert stretch.voiced is not None
+    moment = Pack((replace(stretch, voiced=np.arange(len(stretch.voiced)) < 5),))
+    passage, _ = transcribed(moment, said(" friends", 0.0, 1.0, logprob=-2.0), options=Options(temperature=(0.0,)))
+    assert not passage.segments and passage.dropped[0].text == " friends"
+    passage, _ = transcribed(moment, said(" friends", 0.0, 1.0), options=Options(temperature=(0.0,)))
+    assert passage.segments
+
+
+def test_the_language_of_each_window_is_told_when_each_has_its_own() -> None:
+    answer = replace(said(" eins zwei drei vier", 0.0, 3.0), language="de")
+    assert {one.language for one in transcribed(voiced(3.0), answer, options=Options(multilingual=True))[0].segments} == {"de"}
+    assert {one.language for one in transcribed(voiced(3.0), answer)[0].segments} == {None}
