@@ -27,6 +27,8 @@ JOINED = 0.25
 """Seconds of silence between two stretches of voice that may be one word, such as before a plosive."""
 CLICK = 0.064
 """Seconds of voice that are no part of a word; vad_min_speech_duration_ms by default."""
+LATER = 0.4
+"""Of two voices in a word's span the later one is the word, unless it is shorter than this share of the longest."""
 ONSET = 0.05
 """Seconds that a word may begin before, or end after, the detector hears it: two of its frames."""
 
@@ -123,12 +125,14 @@ def voices(stretch: Stretch) -> list[Span]:
 def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
     """A word's span without the silence around its voice, and the seconds of voice in it.
 
-    Where two voices with a silence between them reach into the span, one belongs to a neighbour: the longer one is kept.
+    Where two voices with a silence between them reach into the span, one belongs to a neighbour. Most often that is the earlier one: an
+    alignment gives a pause, and the end of the word before it, to the word after it.
     """
     groups = list(_groups(span, voices))
     if not groups:
         return (*span, 0.0)
-    voice, begin, end = max(groups)
+    longest = max(voice for voice, *_ in groups)
+    voice, begin, end = next(group for group in reversed(groups) if group[0] >= LATER * longest)
     return max(span[0], begin - ONSET), min(span[1], end + ONSET), voice
 
 
