@@ -71,7 +71,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """Of the bundled model on the CPU; what is converted goes into a folder of the test run's own."""
     folder = tmp_path_factory.mktemp("converted")
     # one thread: on a busy machine two spend their time waiting for each other, and the model is small
-    section = {"models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu", "threads": 1}
+    section = {"model": "nano", "models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu", "threads": 1}
     return Settings.load(section, environ={})
 
 
