@@ -140,7 +140,8 @@ class Chunker:
     def _timed(self, pack: Pack, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
         """Segments between timestamp tokens, and those of voice outside of them; or one segment for a window without such tokens."""
         found, dropped = self._by_timestamps(pack, decoded), list[Dropped]()
-        for gap in coverage.gaps_between(found, pack) if any(map(self._is_timestamp, decoded.tokens)) else ():
+        timed = any(map(self._is_timestamp, decoded.tokens))
+        for gap in coverage.gaps_between(self._between_timestamps(pack, decoded), pack) if timed else ():
             again = yield Window(gap.pack.samples, gap.pack.start, self._decoding(decoded.language, aligned=False))
             if again.tokens and self._is_certain(again):
                 found = sorted([*found, *self._by_timestamps(gap.pack, again)], key=lambda segment: segment.start)
@@ -163,6 +164,10 @@ class Chunker:
         if self.options.word_timestamps:
             found = stitch.with_words(found, decoded, duration, self.tokenizer, self.options)
         return [stitch.in_recording(segment, pack) for segment in found]
+
+    def _between_timestamps(self, pack: Pack, decoded: Decoded) -> list[Segment]:
+        """The segments as their timestamp tokens have them: an alignment that collapsed makes them shorter than what was heard."""
+        return [stitch.in_recording(segment, pack) for segment in stitch.segments(decoded, len(pack.samples) / SAMPLE_RATE, self.tokenizer)]
 
 
 def _left_out(pack: Pack, decoded: Decoded) -> Dropped:

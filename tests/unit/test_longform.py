@@ -211,3 +211,13 @@ def test_the_language_of_each_window_is_told_when_each_has_its_own() -> None:
     answer = replace(said(" eins zwei drei vier", 0.0, 3.0), language="de")
     assert {one.language for one in transcribed(voiced(3.0), answer, options=Options(multilingual=True))[0].segments} == {"de"}
     assert {one.language for one in transcribed(voiced(3.0), answer)[0].segments} == {None}
+
+
+def test_words_of_a_collapsed_alignment_are_not_heard_twice() -> None:
+    options = Options(word_timestamps=True)
+    words = " one two three four five six seven eight"
+    collapsed, tokens = said(words, 2.0, 2.0), TOKENIZER.encode(words)
+    timed = replace(collapsed, tokens=(BEGIN, *tokens, BEGIN + 200))
+    passage, asked = transcribed(voiced(4.0), collapsed, timed, options=options)
+    assert len(asked) == 2, "its words lie at one moment, but what they say covers the window"
+    assert "".join(one.text for one in passage.segments) == words
