@@ -221,3 +221,9 @@ def test_words_of_a_collapsed_alignment_are_not_heard_twice() -> None:
     passage, asked = transcribed(voiced(4.0), collapsed, timed, options=options)
     assert len(asked) == 2, "its words lie at one moment, but what they say covers the window"
     assert "".join(one.text for one in passage.segments) == words
+
+
+def test_a_translation_is_not_completed_its_words_lie_in_another_order() -> None:
+    options = Options(task="translate")
+    passage, asked = transcribed(voiced(8.0), said(" one two three four five six", 0.0, 4.0), options=options)
+    assert len(asked) == 1 and not passage.dropped
