@@ -94,7 +94,9 @@ class Options:
     vad_min_silence_duration_ms: int = _option(
         2000, "a longer silence is left out of recordings longer than 30 s", minimum=0, maximum=3_600_000
     )
-    vad_speech_pad_ms: int = _option(400, "kept around speech", minimum=0, maximum=30_000)
+    vad_speech_pad_ms: int | None = _option(
+        None, "kept around speech; none: 400, and 1000 where the whole recording fits into one window", minimum=0, maximum=30_000
+    )
 
     def __post_init__(self) -> None:
         _check_ranges(self)

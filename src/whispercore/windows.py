@@ -25,6 +25,8 @@ LIMIT = WINDOW_SAMPLES // FRAME
 LONG_PAUSE = int(0.5 * _PER_SECOND)  # as good as the end of a sentence
 MIN_PAUSE = int(0.1 * _PER_SECOND)
 LEAD_IN = int(0.4 * _PER_SECOND)  # at most so much of a pause before the stretch after it: Whisper's first timestamp is at most 1.0 s
+PADDING_MS, EDGES_MS = 400, 1000
+"""Kept around speech; a recording of one window costs no more with its edges, and noise is told from speech by what is around it."""
 _NEAR = np.array([1.0, 1.0, 4.0, 4.0, 1.0, 1.0])
 _HYSTERESIS, _LEAST = 0.15, 0.01  # Silero's own: speech lasts until its probability is that far below the threshold
 _EARS = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), thread_name_prefix="ear")  # decoding needs a core, too
@@ -99,9 +101,14 @@ def speech(blocks: Iterable[Samples], options: Options) -> Iterator[tuple[float,
 
 @dataclass(frozen=True, slots=True)
 class _Pauses:
-    """The options of the voice filter, in frames; `longest`: of the pauses that are kept, as those are that padding fills."""
+    """The options of the voice filter, in frames.
+
+    `padding`: what is kept around speech; `edges`: the same in a recording of one window. `longest`: of the pauses that are kept, as those
+    are that padding fills.
+    """
 
     padding: int = 0
+    edges: int = 0
     longest: int = 0
     click: int = 0
 
@@ -110,9 +117,10 @@ class _Pauses:
         if not options.vad:
             return cls()
         per_ms = _PER_SECOND / 1000
-        padding = int(options.vad_speech_pad_ms * per_ms)
+        given = options.vad_speech_pad_ms
+        padding, edges = (int((default if given is None else given) * per_ms) for default in (PADDING_MS, EDGES_MS))
         longest = max(int(options.vad_min_silence_duration_ms * per_ms), 2 * padding)
-        return cls(padding, longest, max(0, math.ceil(options.vad_min_speech_duration_ms * per_ms) - 1))
+        return cls(padding, edges, longest, max(0, math.ceil(options.vad_min_speech_duration_ms * per_ms) - 1))
 
 
 class _Listener:
@@ -193,8 +201,13 @@ class _Cutter:
     def _trim(self) -> bool:
         """Drop the silence before speech, but its padding; whether there is speech."""
         speech = int(self._voiced.argmax()) if self._voiced.any() else len(self._voiced)
-        self._drop(max(0, speech - self._pauses.padding))
+        self._drop(max(0, speech - (self._pauses.edges if self._is_short else self._pauses.padding)))
         return bool(self._voiced.any())
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether all that has been read of the clip fits into one window."""
+        return self._start * FRAME + len(self._samples) <= WINDOW_SAMPLES
 
     def _drop(self, frames: int) -> None:
         self._start += frames
@@ -204,13 +217,14 @@ class _Cutter:
         """The frame before which the stretch ends because a long silence follows, None when none does or that is not certain."""
         known = len(self._voiced)
         limit = known if len(self._samples) <= WINDOW_SAMPLES else LIMIT  # 30 s end in the middle of a frame
-        short = self._start * FRAME + len(self._samples) <= WINDOW_SAMPLES
+        short = self._is_short
         if short and not final:
             return None
         speech = np.flatnonzero(self._voiced)
         silences = np.diff(np.append(speech, np.inf if final else known)) - 1
         ends = speech[-1:] if short else speech[silences > self._pauses.longest]
-        return int(min(ends[0] + 1 + self._pauses.padding, limit)) if len(ends) and ends[0] < limit else None
+        padding = self._pauses.edges if short else self._pauses.padding
+        return int(min(ends[0] + 1 + padding, limit)) if len(ends) and ends[0] < limit else None
 
     def _forced(self) -> int:
         """The best frame of the window's last third to cut before, in speech without a long silence."""
