@@ -52,9 +52,16 @@ class Heard:
             self.language, self.probability = decoded.language, decoded.language_probability
 
 
-def chunked(packs: Iterable[Pack | None], options: Options, heard: Heard, tokenizer: Tokenizer, *, aligns: bool) -> Strands:
-    """A strand for each pack; any number of them may run side by side. `aligns`: the engine can tell the times of words."""
-    chunker = Chunker(options, heard, tokenizer, prompt_tokens(options, tokenizer), aligned=aligns and not options.without_timestamps)
+def chunked(
+    packs: Iterable[Pack | None], options: Options, heard: Heard, tokenizer: Tokenizer, *, aligns: bool, once: bool = False
+) -> Strands:
+    """A strand for each pack; any number of them may run side by side.
+
+    `aligns`: the engine can tell the times of words. `once`: whatever a window says, none of it is decoded again; for benchmarks on random
+    weights, whose words lie nowhere.
+    """
+    aligned = aligns and not options.without_timestamps
+    chunker = Chunker(options, heard, tokenizer, prompt_tokens(options, tokenizer), aligned=aligned, once=once)
     for pack in packs:
         yield chunker.strand(pack) if pack else None
 
@@ -72,6 +79,7 @@ class Chunker:
     tokenizer: Tokenizer
     prompt: tuple[int, ...]
     aligned: bool
+    once: bool = False
 
     def strand(self, pack: Pack) -> Strand:
         """Decode one pack."""
@@ -80,7 +88,7 @@ class Chunker:
             return Passage(pack.end, dropped=silence(decoded, pack.start, pack.end))
         aligned = self.aligned and is_aligned(decoded, self.tokenizer)
         words = spoken(decoded, pack, self.tokenizer, self.options) if aligned else []
-        if aligned and not coverage.is_collapsed(words):
+        if aligned and (self.once or not coverage.is_collapsed(words)):
             words, dropped = yield from self._completed(pack, words, decoded.language)
             found = sentences.segments(words, pack, self.tokenizer, with_words=self.options.word_timestamps)
         else:
@@ -127,7 +135,7 @@ class Chunker:
         The words of a translation come in another order than the sound: where they lie is too vague to tell what is missing.
         """
         dropped: list[Dropped] = []
-        for gap in coverage.gaps(found, pack) if self.options.task == "transcribe" else ():
+        for gap in coverage.gaps(found, pack) if self.options.task == "transcribe" and not self.once else ():
             decoded = yield Window(gap.pack.samples, gap.pack.start, self._decoding(language, aligned=True))
             more = spoken(decoded, gap.pack, self.tokenizer, self.options) if self._is_certain(decoded) else []
             if not more or coverage.is_collapsed(more):

@@ -203,7 +203,8 @@ class Job:
         stretches = windows.cutting(self._open_recording(channel).blocks(), options)
         packs = packed(stretches, alone=options.multilingual)
         aligns = "word_timestamps" not in UNSUPPORTED.get(engine.name, frozenset())
-        return chunked(packs, options, self._heard, engine.tokenizer, aligns=aligns)
+        once = bool(self._transcriber.settings.fixed_tokens)
+        return chunked(packs, options, self._heard, engine.tokenizer, aligns=aligns, once=once)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""

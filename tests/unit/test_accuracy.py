@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -580,7 +581,8 @@ def test_a_stopped_run_leaves_no_process_behind() -> None:
 
 def test_a_run_that_is_stopped_keeps_what_it_has(kept: Path) -> None:
     given = ["--model", "nano", "--results", str(kept), "--rows", "ct2:chunked:int8", "--sets", "heldout", "quiet", "espeak"]
-    with subprocess.Popen([sys.executable, "-m", "bench.accuracy", *given], cwd=ROOT, stderr=subprocess.DEVNULL) as run:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    with subprocess.Popen([sys.executable, "-m", "bench.accuracy", *given], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as run:
         while not (kept / "accuracy.json").exists():
             assert run.poll() is None
             time.sleep(0.1)
