@@ -20,8 +20,8 @@ from .spoken import Spoken, in_order, is_aligned, spoken
 from .tokenizer import Tokenizer
 from .types import SAMPLE_RATE, Decoded, Decoding, Dropped, Segment, Window
 
-MOMENT = 0.5
-"""Seconds of voice in a window, below which words have to be more than a guess."""
+MOMENT, SCATTERED = 0.5, 0.15
+"""Seconds of voice in a window, and the share of the window, below which words have to be more than a guess."""
 CERTAIN = -0.7
 """Mean log-probability of a token, at the least, of words that are found at the second hearing only."""
 
@@ -123,9 +123,11 @@ class Chunker:
         return coverage.has_sound(found) and not coverage.gaps(found, pack)
 
     def _is_noise(self, pack: Pack, decoded: Decoded) -> bool:
-        """Whether text is a guess at a moment that the voice detector took for a voice, as at a note of music."""
+        """Whether text is a guess at moments that the voice detector took for a voice, as at notes of music."""
         voice = coverage.voice(pack)
-        return voice is not None and voice < MOMENT and _is_guessed(decoded, self.options)
+        if voice is None or not _is_guessed(decoded, self.options):
+            return False
+        return voice < max(MOMENT, SCATTERED * len(pack.samples) / SAMPLE_RATE)
 
     def _completed(
         self, pack: Pack, found: list[Spoken], language: str, attempts: int = 2
