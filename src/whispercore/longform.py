@@ -20,7 +20,7 @@ from .spoken import Spoken, in_order, is_aligned, spoken
 from .tokenizer import Tokenizer
 from .types import SAMPLE_RATE, Decoded, Decoding, Dropped, Segment, Window
 
-MOMENT, SCATTERED = 0.5, 0.15
+MOMENT, SCATTERED = 0.5, 0.2
 """Seconds of voice in a window, and the share of the window, below which words have to be more than a guess."""
 CERTAIN = -0.7
 """Mean log-probability of a token, at the least, of words that are found at the second hearing only."""
