@@ -1,4 +1,4 @@
-"""A row of the accuracy bench in a process of its own, on processor cores of its own: one line of figures for every set it has heard."""
+"""A row of the accuracy bench, in a separate process on separate cores. It prints one line of figures for each set."""
 
 from __future__ import annotations
 

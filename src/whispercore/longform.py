@@ -7,7 +7,7 @@ A strategy is an iterator of strands; None from it means: nothing to decode yet,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -57,8 +57,8 @@ def chunked(
 ) -> Strands:
     """A strand for each pack; any number of them may run side by side.
 
-    `aligns`: the engine can tell the times of words. `once`: whatever a window says, none of it is decoded again; for benchmarks on random
-    weights, whose words lie nowhere.
+    `aligns`: the engine can tell the times of words. `once`: nothing is decoded again to complete a window; for benchmarks on random
+    weights, whose alignment means nothing.
     """
     aligned = aligns and not options.without_timestamps
     chunker = Chunker(options, heard, tokenizer, prompt_tokens(options, tokenizer), aligned=aligned, once=once)
@@ -151,35 +151,37 @@ class Chunker:
 
     def _timed(self, pack: Pack, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
         """Segments between timestamp tokens, and those of voice outside of them; or one segment for a window without such tokens."""
-        found, dropped = self._by_timestamps(pack, decoded), list[Dropped]()
-        timed = any(map(self._is_timestamp, decoded.tokens))
-        for gap in coverage.gaps_between(self._between_timestamps(pack, decoded), pack) if timed else ():
+        timed = stitch.segments(decoded, len(pack.samples) / SAMPLE_RATE, self.tokenizer)
+        found, dropped = self._in_recording(timed, decoded, pack), list[Dropped]()
+        for gap in self._gaps_between(timed, decoded, pack):
             again = yield Window(gap.pack.samples, gap.pack.start, self._decoding(decoded.language, aligned=False))
             if again.tokens and self._is_certain(again):
-                found = sorted([*found, *self._by_timestamps(gap.pack, again)], key=lambda segment: segment.start)
+                more = stitch.segments(again, len(gap.pack.samples) / SAMPLE_RATE, self.tokenizer)
+                found = sorted([*found, *self._in_recording(more, again, gap.pack)], key=lambda segment: segment.start)
             else:
                 dropped.append(_left_out(gap.pack, again))
         return found, dropped
 
-    def _is_timestamp(self, token: int) -> bool:
-        return token >= self.tokenizer.timestamp_begin
+    def _in_recording(self, timed: list[Segment], decoded: Decoded, pack: Pack) -> list[Segment]:
+        """A window's segments on the recording's time line, with their words where they are asked for."""
+        if self.options.word_timestamps:
+            timed = stitch.with_words(timed, decoded, len(pack.samples) / SAMPLE_RATE, self.tokenizer, self.options)
+        return [stitch.in_recording(segment, pack) for segment in timed]
+
+    def _gaps_between(self, timed: Sequence[Segment], decoded: Decoded, pack: Pack) -> list[coverage.Gap]:
+        """Voice outside of the segments as their timestamp tokens have them: a collapsed alignment makes segments too short.
+
+        A window without timestamp tokens is one segment, and has no gaps.
+        """
+        if all(token < self.tokenizer.timestamp_begin for token in decoded.tokens):
+            return []
+        return coverage.gaps_between([stitch.in_recording(segment, pack) for segment in timed], pack)
 
     def _is_certain(self, decoded: Decoded) -> bool:
         """Whether words that were missing at first may be added: what is a guess at the second hearing was rightly left out."""
         options = self.options
         silent = options.no_speech_threshold is not None and decoded.no_speech_prob > options.no_speech_threshold
         return decoded.avg_logprob > CERTAIN and not silent and not needs_fallback(decoded, options)
-
-    def _by_timestamps(self, pack: Pack, decoded: Decoded) -> list[Segment]:
-        duration = len(pack.samples) / SAMPLE_RATE
-        found = stitch.segments(decoded, duration, self.tokenizer)
-        if self.options.word_timestamps:
-            found = stitch.with_words(found, decoded, duration, self.tokenizer, self.options)
-        return [stitch.in_recording(segment, pack) for segment in found]
-
-    def _between_timestamps(self, pack: Pack, decoded: Decoded) -> list[Segment]:
-        """The segments as their timestamp tokens have them: an alignment that collapsed makes them shorter than what was heard."""
-        return [stitch.in_recording(segment, pack) for segment in stitch.segments(decoded, len(pack.samples) / SAMPLE_RATE, self.tokenizer)]
 
 
 def _left_out(pack: Pack, decoded: Decoded) -> Dropped:

@@ -7,7 +7,6 @@ before it ended. The voice detector knows where the pauses are, so a word is tri
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -22,7 +21,6 @@ from .tokenizer import Tokenizer
 from .types import SAMPLE_RATE, Decoded, Word
 from .windows import Stretch
 
-LEAST_PROBABILITY = 1e-10
 JOINED = 0.25
 """Seconds of silence between two stretches of voice that may be one word, such as before a plosive."""
 CLICK = 0.064
@@ -66,7 +64,7 @@ def spoken(decoded: Decoded, pack: Pack, tokenizer: Tokenizer, options: Options)
         decoded, tokenizer, prepend=options.prepend_punctuations, append=options.append_punctuations, shorten=not detected
     )
     tokens = [token for token in decoded.tokens if token < tokenizer.eot]
-    logprobs = [math.log(max(prob, LEAST_PROBABILITY)) for prob in decoded.token_probs]
+    logprobs = [words.logprob(prob) for prob in decoded.token_probs]
     places = [(stretch.start - offset, stretch, voices(stretch)) for offset, stretch in pack.offsets]
     found: list[Spoken] = []
     first = 0

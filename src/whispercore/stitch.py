@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,8 +11,6 @@ from .options import Options
 from .pack import Pack
 from .tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from .types import FRAMES_PER_SECOND, Decoded, Segment, Word
-
-_LEAST_PROBABILITY = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +67,7 @@ def text_segment(
         compression_ratio=decoded.compression_ratio,
         no_speech_prob=decoded.no_speech_prob,
         seek=seek,
-        logprobs=tuple(math.log(max(prob, _LEAST_PROBABILITY)) for prob in islice(probs, count)),
+        logprobs=tuple(words.logprob(prob) for prob in islice(probs, count)),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +15,8 @@ from .types import Decoded, Segment, Word
 SENTENCE_ENDS = ".。!！?？"
 LONGEST_MEDIAN = 0.7
 """Seconds: a median word longer than that is no measure for the others."""
+LEAST_PROBABILITY = 1e-10
+"""Of a token, for its logarithm to be a number."""
 TRUSTED = 0.5
 """Seconds by which a segment's timestamp may differ from its words; beyond, the timestamp is believed."""
 
@@ -59,6 +62,11 @@ def add_words(
         last_speech = segment.end if words else last_speech
         found.append(segment)
     return found
+
+
+def logprob(probability: float) -> float:
+    """The natural logarithm of a token's probability, finite also for 0."""
+    return math.log(max(probability, LEAST_PROBABILITY))
 
 
 def timings(decoded: Decoded, tokenizer: Tokenizer, *, prepend: str, append: str, shorten: bool) -> list[Timing]:

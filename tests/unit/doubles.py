@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 
 import numpy as np
 import soundfile
@@ -16,6 +18,19 @@ from whispercore.types import SAMPLE_RATE, Decoded, Window
 PATIENCE = 20.0
 WHOLE = Options(vad_filter=False)
 """Every second is decoded, speech or not."""
+
+
+@contextmanager
+def serving(server: ThreadingHTTPServer) -> Iterator[None]:
+    """An HTTP server that answers on a thread, and is closed at the end."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def wav(seconds: float, seed: int = 0) -> bytes:

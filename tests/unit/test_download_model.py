@@ -23,6 +23,8 @@ from zipfile import ZipFile, ZipInfo
 import pytest
 import whisper
 
+from tests.unit.doubles import serving
+
 CLIENTS = Path(__file__).resolve().parents[2] / "clients"
 sys.path.insert(0, str(CLIENTS))
 
@@ -76,12 +78,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     server.content, server.seen, server.cuts, server.statuses, server.ignores_range = CONTENT, [], [], [], False
     server.url = f"http://127.0.0.1:{server.server_port}/models"
     monkeypatch.setitem(download_model.SHA256, "tiny", hashlib.sha256(CONTENT).hexdigest())
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.doubles import serving
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -98,12 +100,8 @@ class Page(BaseHTTPRequestHandler):
 def index() -> Iterator[Any]:
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Page)
     server.body = b'<a href="torch-2.13.0%2Bcpu-cp311-cp311-linux_x86_64.whl">'
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(server):
+        yield server
 
 
 def test_an_index_is_used_when_it_answers_with_wheels(index: Any) -> None:
