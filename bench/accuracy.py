@@ -279,9 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--hours", type=float, default=sounds.HOURS, help="length of the set sounds; default: 3")
     how = parser.add_argument_group("how")
     how.add_argument("--model", nargs="+", default=["base"], help="names in whisper-models/ or paths of checkpoints; default: base")
-    how.add_argument(
-        "--jobs", type=_positive, default=1, help="rows measured at a time, each in a process on separate cores; default: 1"
-    )
+    how.add_argument("--jobs", type=_positive, default=1, help="rows measured at a time, each in a process on separate cores; default: 1")
     how.add_argument("--threads", type=_positive, default=1, help="cores and threads of a row; default: 1")
     how.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     how.add_argument("--beam-size", type=_positive, help="default: greedy, with fallback")

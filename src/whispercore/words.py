@@ -103,11 +103,17 @@ def _timings(tokens: list[int], decoded: Decoded, tokenizer: Tokenizer) -> list[
         return []
     openai = tokenizer.openai_for(decoded.language, None)
     words, parts = openai.split_to_word_tokens([*tokens, tokenizer.eot])
-    edges = np.cumsum([0, *map(len, parts[:-1])]).tolist()
+    if parts and parts[-1] == [tokenizer.eot]:
+        words, parts = words[:-1], parts[:-1]
+    edges = [0, *np.cumsum([len(part) for part in parts]).tolist()]
+    if edges[-1] != len(tokens) or not words:  # openai-whisper leaves out an unfinished letter, and the tokens after it
+        words, edges = words[:-1], edges[:-1] or [0]
+        words.append(tokenizer.decode(tokens[edges[-1] :]))
+        edges.append(len(tokens))
     times, probs = decoded.token_times, decoded.token_probs
     return [
         Timing(word, after - before, times[before], times[after], float(np.mean(probs[before:after])))
-        for word, (before, after) in zip(words, pairwise(edges), strict=False)
+        for word, (before, after) in zip(words, pairwise(edges), strict=True)
     ]
 
 

@@ -184,3 +184,11 @@ def test_no_segments_have_no_words() -> None:
     assert ours([], decoded([], [], []), 0.0, 0.0) == []
     silent = segment(1.0, 2.0, [TOKENIZER.timestamp_begin + 50])
     assert ours([silent], decoded([], [], []), 0.0, 0.0) == [silent]
+
+
+@pytest.mark.parametrize("tokens", [[0, 156, 94], [156, 94, 0], [156, 94], [156]])
+def test_an_unfinished_letter_takes_no_words_away(tokens: list[int]) -> None:
+    times = [index * 0.1 for index in range(len(tokens) + 1)]
+    (found,) = ours([segment(0.0, 30.0, tokens)], decoded(tokens, times, [0.5] * len(tokens), "en"), 0.0, 0.0)
+    assert "".join(word.word for word in found.words) == found.text
+    assert found.words[-1].end == pytest.approx(times[-1])
