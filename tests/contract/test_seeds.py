@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -106,7 +107,9 @@ def test_another_process_draws_the_same(settings: Settings, engines: dict[str, E
     )
     decoding = {"language": "en", "temperature": 1.0, "ignore_eot": True, "max_tokens": 12, "best_of": 2}
     told = json.dumps([asdict(replace(settings, **ENGINES[name])), file, decoding])
-    done = subprocess.run([sys.executable, "-c", IN_A_PROCESS], input=told, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}  # the core is not installed into the environment
+    command = [sys.executable, "-c", IN_A_PROCESS]
+    done = subprocess.run(command, input=told, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (here,) = tokens(engines[name], [Window(read_samples(file), 0.0, Decoding(**decoding))])
     assert tuple(json.loads(done.stdout.splitlines()[-1])) == here
