@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import formats, models, wire
-from .checkpoints import is_demonstration
 from .errors import EngineError, Overloaded, WhisperError
 from .tokenizer import Tokenizer
 from .transcriber import Job, Transcriber
@@ -148,7 +147,6 @@ class Mailbox:
         self._tokenizer = transcriber.engine.tokenizer
         self._model = transcriber.settings.model_id
         self._max_audio_bytes = transcriber.settings.max_audio_bytes
-        self._demonstration = transcriber.engine.name != "fake" and is_demonstration(transcriber.settings)
         self._open: dict[str, Open] = {}
         self._news = threading.Event()
         self._knocked = 0.0
@@ -219,7 +217,7 @@ class Mailbox:
 
     def _remarks(self, asked: str) -> tuple[str, ...]:
         """What a reply has to say about the model, when `asked` was asked for."""
-        return models.remarks(asked, self._model, demonstration=self._demonstration)
+        return models.remarks(asked, self._model, demonstration=self.transcriber.is_demonstration)
 
     def _twin(self, request: wire.Request) -> Open | None:
         """The open request for the same audio with the same options. Bytes are compared last: that takes 10 ms for 100 MB."""

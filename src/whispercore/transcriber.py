@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 
 from . import audio, windows
 from .backlog import Ticket
-from .checkpoints import choose_model, prepare
+from .checkpoints import choose_model, is_demonstration, prepare
 from .devices import reading_threads
 from .engines import UNSUPPORTED, Engine, load_engines
 from .errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
@@ -202,9 +202,8 @@ class Job:
             return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
         stretches = windows.cutting(self._open_recording(channel).blocks(), options)
         packs = packed(stretches, alone=options.multilingual)
-        aligns = "word_timestamps" not in UNSUPPORTED.get(engine.name, frozenset())
         once = bool(self._transcriber.settings.fixed_tokens)
-        return chunked(packs, options, self._heard, engine.tokenizer, aligns=aligns, once=once)
+        return chunked(packs, options, self._heard, engine.tokenizer, aligns=self._transcriber.aligns, once=once)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""
@@ -363,6 +362,9 @@ class Transcriber:
             prepare(self.settings)
         self.engines = [loaded] if loaded else load_engines(self.settings)
         self.engine = self.engines[0]
+        self.is_demonstration = self.engine.name != "fake" and is_demonstration(self.settings)
+        # The attention of the bundled nano follows the sound in some windows only: by timestamps each is decoded once, not twice.
+        self.aligns = "word_timestamps" not in UNSUPPORTED.get(self.engine.name, frozenset()) and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
         self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._open: set[Job] = set()
