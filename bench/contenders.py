@@ -25,7 +25,8 @@ import numpy as np
 import psutil
 import soundfile
 
-from whispercore import checkpoints, wire
+from whispercore import checkpoints
+from whispercore.api import request
 from whispercore.checkpoints.conversion import precision
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Samples
@@ -251,7 +252,7 @@ def core(setup: Setup) -> Iterator[Run]:
         def one(recording: bytes) -> float:
             headers = HEADERS if recording.startswith(b"fLaC") else LONG_HEADERS
             began = time.perf_counter()
-            transcriber.submit(recording, wire.parse({wire.RAW_FIELD: b"-"}, headers).options).result()
+            transcriber.submit(recording, request.parse({request.RAW_FIELD: b"-"}, headers).options).result()
             return time.perf_counter() - began
 
         yield run

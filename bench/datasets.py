@@ -14,7 +14,7 @@ from typing import Any
 
 import soundfile
 
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
 from whispercore.errors import ConfigurationError
 from whispercore.types import SAMPLE_RATE
 

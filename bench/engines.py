@@ -41,14 +41,15 @@ from bench.listening import listen, reason
 from bench.peers import Heard
 from bench.work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 from whispercore import checkpoints
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
+from whispercore.catalogue import ENGINES
 from whispercore.checkpoints.locations import ct2_folder, exported_folder, locate
 from whispercore.devices import choose_device
-from whispercore.engines import ENGINES, Engine, load_engine, precisions
+from whispercore.engines import Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
 from whispercore.options import Options
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings, model_name
-from whispercore.transcriber import Transcriber
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, Decoding, Samples, Window
 
 PACKAGES = {

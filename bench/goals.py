@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from whispercore.engines import ENGINES
+from whispercore.catalogue import ENGINES
 
 from .table import markdown
 

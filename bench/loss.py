@@ -17,7 +17,7 @@ import soundfile
 import whisper
 
 from whispercore import checkpoints
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
 from whispercore.types import SAMPLE_RATE
 
 from . import datasets, results, scores

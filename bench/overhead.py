@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from whispercore.transcriber import Transcriber
+from whispercore.serving.transcriber import Transcriber
 
 from .load import Connection
 from .plan import Plan

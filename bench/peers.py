@@ -12,14 +12,14 @@ import ctranslate2
 import torch
 
 from whispercore import checkpoints
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
+from whispercore.catalogue import ENGINES
 from whispercore.checkpoints.conversion import precision
 from whispercore.devices import choose_device
-from whispercore.engines import ENGINES
 from whispercore.errors import ConfigurationError
 from whispercore.options import FALLBACK_TEMPERATURES, Options
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings, model_name
-from whispercore.transcriber import Transcriber
 from whispercore.types import Word
 
 from .datasets import Utterance

@@ -30,14 +30,17 @@ from bench.contenders import Setup
 from bench.results import RESULTS, cpu_model
 from bench.table import put
 from bench.work import CLIP_SECONDS, HEADERS, TOKENS, options
-from whispercore import checkpoints, formats, windows, wire
-from whispercore.audio import open_recording
+from whispercore import checkpoints
+from whispercore.api.reply import render
+from whispercore.api.request import RAW_FIELD, parse
+from whispercore.audio.cutting import cut
+from whispercore.audio.log_mel import log_mels
+from whispercore.audio.recording import open_recording
 from whispercore.engines.ct2 import CTranslate2Engine
 from whispercore.engines.ct2 import load as load_ct2
-from whispercore.engines.features import log_mels
 from whispercore.options import Options
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.transcriber import Transcriber
 from whispercore.types import Decoded, Decoding, Segment, Transcript, Window
 
 PAGE = Path(__file__).resolve().parent / "profile.md"
@@ -120,11 +123,9 @@ def _before(clip: bytes) -> list[Stage]:
 
     samples = blocks()
     return [
-        Stage("request read, options parsed", least(lambda: wire.parse({wire.RAW_FIELD: clip}, HEADERS))),
+        Stage("request read, options parsed", least(lambda: parse({RAW_FIELD: clip}, HEADERS))),
         Stage("audio decoded (FLAC)", least(blocks)),
-        Stage(
-            "voices detected, window cut", least(lambda: list(windows.cut(samples, Options()))), remark="left out when a request says so"
-        ),
+        Stage("voices detected, window cut", least(lambda: list(cut(samples, Options()))), remark="left out when a request says so"),
     ]
 
 
@@ -193,8 +194,8 @@ def _after(decoded: Decoded, clip: bytes) -> list[Stage]:
     with Transcriber(Settings(), engine=engine) as transcriber:  # type: ignore[arg-type]
         transcript: Transcript = transcriber.submit(clip, options()).result()
         core = least(lambda: transcriber.submit(clip, options()).result())
-    reply = wire.parse({wire.RAW_FIELD: b"-"}, HEADERS | {"X-Whisper-Response-Format": "verbose_json"}).reply
-    made = least(lambda: formats.render(transcript, reply, "native", tokenizer=engine.tokenizer))
+    reply = parse({RAW_FIELD: b"-"}, HEADERS | {"X-Whisper-Response-Format": "verbose_json"}).reply
+    made = least(lambda: render(transcript, reply, "native", tokenizer=engine.tokenizer))
     assert all(isinstance(segment, Segment) for segment in transcript.segments)
     return [
         Stage("scheduler, segments, text (audio decoded once more in it)", core),

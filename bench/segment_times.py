@@ -18,7 +18,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
 from whispercore.types import SAMPLE_RATE, Samples
 
 from .datasets import Recording, Utterance

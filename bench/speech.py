@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from whispercore import windows
-from whispercore.audio import read_samples
+from whispercore.audio import cutting
+from whispercore.audio.recording import read_samples
 from whispercore.options import Options
 from whispercore.types import SAMPLE_RATE, Samples
 
@@ -25,7 +25,7 @@ PAUSES = (0.2, 0.9)
 @cache
 def sentences() -> tuple[Samples, ...]:
     """Those of the sample, where its voice detection hears a pause between them."""
-    return tuple(stretch.samples for stretch in windows.cut([read_samples(SPEECH)], Options()))
+    return tuple(stretch.samples for stretch in cutting.cut([read_samples(SPEECH)], Options()))
 
 
 def recording(seconds: float, seed: int) -> Samples:

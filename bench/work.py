@@ -8,12 +8,13 @@ from pathlib import Path
 
 import soundfile
 
-from whispercore import checkpoints, wire
-from whispercore.audio import read_samples
+from whispercore import checkpoints
+from whispercore.api import request
+from whispercore.audio.recording import read_samples
 from whispercore.engines import Engine, load_engine
 from whispercore.options import Options
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.transcriber import Transcriber
 from whispercore.types import SAMPLE_RATE, Decoded, Samples, Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +39,7 @@ HEADERS = {
 
 def options() -> Options:
     """What `HEADERS` ask, read by the server's own parser."""
-    return wire.parse({wire.RAW_FIELD: b"-"}, HEADERS).options
+    return request.parse({request.RAW_FIELD: b"-"}, HEADERS).options
 
 
 def clips() -> list[bytes]:

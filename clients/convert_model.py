@@ -25,13 +25,7 @@ sys.path.insert(0, str(ROOT / "src"))  # the core need not be installed
 
 import torch  # noqa: E402
 
-from whispercore.checkpoints import (  # noqa: E402
-    Checkpoint,
-    huggingface,
-    load_checkpoint,
-    locate,
-    write_checkpoint,
-)
+from whispercore.checkpoints import Checkpoint, huggingface, load_checkpoint, locate, write_checkpoint  # noqa: E402
 from whispercore.checkpoints.staging import staged  # noqa: E402
 from whispercore.errors import ConfigurationError  # noqa: E402
 from whispercore.settings import Settings  # noqa: E402

@@ -21,9 +21,9 @@ from ts.service import Service
 
 from whispercore import __version__
 from whispercore.errors import ConfigurationError
-from whispercore.mailbox import Letter, Mailbox, Post, both_ids
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.transcriber import Transcriber
+from whispercore.torchserve.mailbox import Letter, Mailbox, Post, both_ids
 
 logger = logging.getLogger(__name__)
 

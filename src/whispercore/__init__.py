@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .options import Options
+    from .serving.transcriber import Transcriber
     from .settings import Settings
-    from .transcriber import Transcriber
 
 __all__ = ["Options", "Settings", "Transcriber", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"Options": "options", "Settings": "settings", "Transcriber": "transcriber"}
+_HOMES = {"Options": "options", "Settings": "settings", "Transcriber": "serving.transcriber"}
 
 
 def __getattr__(name: str) -> Any:

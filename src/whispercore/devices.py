@@ -55,6 +55,14 @@ def _cores() -> int:
     return len({_siblings(core) for core in os.sched_getaffinity(0)})
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for bfloat16, and this PyTorch uses them."""
+    import torch  # here: the fake engine needs no torch
+
+    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(supported() for supported in known if supported)
+
+
 def available_memory() -> int:
     """Bytes that this process may still take: what the machine has available, at most what its container may use."""
     fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .catalogue import ENGINES
 from .errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "WHISPER_"
@@ -38,9 +39,7 @@ class Settings:
     )
     models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
     converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2, onnx and sherpa")
-    engine: str = _setting(
-        "auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", "openai", "torch", "ct2", "hf", "jax", "onnx", "sherpa", "fake")
-    )
+    engine: str = _setting("auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", *ENGINES))
     device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",

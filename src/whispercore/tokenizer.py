@@ -63,3 +63,15 @@ class Tokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`; special tokens and timestamps are left out."""
         return str(self.openai.decode([token for token in tokens if token < self.eot]))
+
+
+def complete_segments(tokens: Sequence[int], timestamp_begin: int) -> int:
+    """How many of the sampled tokens make up complete segments, by whisper.transcribe's rule.
+
+    A segment ends where two timestamps follow each other, or with a lone timestamp at the end; text after the last such end is left
+    for the next window. Without two timestamps in a row all tokens are one segment.
+    """
+    is_time = [token >= timestamp_begin for token in tokens]
+    pairs = [index for index in range(1, len(tokens)) if is_time[index - 1] and is_time[index]]
+    finished = is_time[-2:] == [False, True]
+    return len(tokens) if finished or not pairs else pairs[-1]

@@ -16,6 +16,12 @@ HOP = 160
 FRAMES_PER_SECOND = 100
 WINDOW_FRAMES = 3_000
 """Spectrogram frames: one every 160 samples."""
+TEXT_CONTEXT = 448
+"""Tokens that the decoder can attend to."""
+MAX_SAMPLED = TEXT_CONTEXT // 2
+"""Tokens sampled for one window at most."""
+MAX_PROMPT = TEXT_CONTEXT // 2 - 1
+"""Tokens of earlier text that a window's prompt may have."""
 
 Samples = npt.NDArray[np.float32]
 Task = Literal["transcribe", "translate"]
@@ -30,7 +36,7 @@ class Decoding:
     the text before the window (they follow <|startofprev|>). `suppress_tokens`: never sampled; -1 stands for openai-whisper's list of
     non-speech tokens; the special tokens never are. `max_initial_timestamp`: seconds, None: no bound. `repetition_penalty` and
     `no_repeat_ngram_size` are CTranslate2's. `max_tokens` bounds the sampled tokens, None: half the text context.
-    `alignment`: give times to all text tokens, or only to those of complete segments (`rules.complete`), which is what
+    `alignment`: give times to all text tokens, or only to those of complete segments (`tokenizer.complete_segments`), which is what
     openai-whisper's transcribe aligns. `ignore_eot` decodes exactly `max_tokens` tokens: for benchmarks on random weights only.
     """
 
@@ -52,6 +58,11 @@ class Decoding:
     max_tokens: int | None = None
     alignment: Alignment = "none"
     ignore_eot: bool = False
+
+    @property
+    def max_sampled(self) -> int:
+        """How many tokens are sampled at most: `max_tokens`, never more than 224, half the text context."""
+        return min(self.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
+from whispercore.catalogue import ENGINES as CATALOGUE
 from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare
-from whispercore.engines import UNSUPPORTED, Engine, load_engine
+from whispercore.engines import Engine, load_engine
 from whispercore.settings import Settings
 from whispercore.types import Samples
 
@@ -29,8 +30,8 @@ ENGINES = {
     "onnx-int8": {"engine": "onnx", "dtype": "int8"},
     "fake": {"engine": "fake"},
 }
-for extra, package in {"hf": "transformers", "jax": "jax", "sherpa": "sherpa_onnx"}.items():
-    if find_spec(package):
+for extra in [name for name in CATALOGUE if name not in {choice["engine"] for choice in ENGINES.values()}]:
+    if find_spec(package := CATALOGUE[extra].module):
         ENGINES[f"{extra}-float32"] = {"engine": extra, "dtype": "float32"}
     else:
         warnings.warn(f"engine {extra} is left out: {package} is not installed: pip install -r requirements-{extra}.txt", stacklevel=1)
@@ -42,7 +43,7 @@ LIKELY = "token_logprobs"
 
 def honours(name: str, *options: str) -> bool:
     """Whether the engine can do what these options of `Options` ask."""
-    return UNSUPPORTED[ENGINES[name]["engine"]].isdisjoint(options)
+    return CATALOGUE[ENGINES[name]["engine"]].unsupported.isdisjoint(options)
 
 
 def having(*options: str, among: Iterable[str] = ENGINES) -> pytest.MarkDecorator:

@@ -13,19 +13,19 @@ import pytest
 import torch
 import whisper
 import whisper.timing
-from conftest import WEIGHTED, having
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tests.contract.conftest import WEIGHTED, having
+from whispercore.audio.log_mel import log_mel
 from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, write_random
 from whispercore.engines import Engine
 from whispercore.engines.alignment import jumps
-from whispercore.engines.features import log_mel
 from whispercore.engines.openai import OpenAIEngine
-from whispercore.engines.rules import complete
+from whispercore.tokenizer import complete_segments
+from whispercore.transcript.words import add_words
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Segment, Window
-from whispercore.words import add_words
 
 EVERY = having("word_timestamps")
 KNOWS_WORDS = having("word_timestamps", among=WEIGHTED)
@@ -112,7 +112,7 @@ def test_every_token_has_its_times(engines: dict[str, Engine], speech: list[Samp
     each = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
     assert len({engine.batch_key(window.decoding) for window in each}) == 1
     for window, decoded in zip(each, engine.decode(each), strict=True):
-        used = complete(decoded.tokens, engine.tokenizer.timestamp_begin)
+        used = complete_segments(decoded.tokens, engine.tokenizer.timestamp_begin)
         counts = {"none": 0, "all": len(text_of(engine, decoded)), "complete": sum(t < engine.tokenizer.eot for t in decoded.tokens[:used])}
         count = counts[window.decoding.alignment]
         assert (len(decoded.token_times), len(decoded.token_probs)) == ((count + 1, count) if count else (0, 0))

@@ -16,11 +16,11 @@ import jiwer
 import numpy as np
 import pytest
 import whisper
-from conftest import ENGINES, LIKELY, ROOT, WEIGHTED, Recording, having, honours
 
+from tests.contract.conftest import ENGINES, LIKELY, ROOT, WEIGHTED, Recording, having, honours
+from whispercore.audio.log_mel import log_mel
 from whispercore.checkpoints import Checkpoint, huggingface, prepare
 from whispercore.engines import Engine, load_engine
-from whispercore.engines.features import log_mel
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 
@@ -116,7 +116,7 @@ def test_times_are_within_one_step(engines: dict[str, Engine], transcripts: dict
 
 
 def test_the_samples_are_heard_as_written(engines: dict[str, Engine]) -> None:
-    from whispercore.audio import read_samples
+    from whispercore.audio.recording import read_samples
 
     listed = json.loads((ROOT / "samples" / "transcripts.json").read_text())
     short = [item for item in listed if item["kind"] == "synthetic" and item["segments"][-1]["end"] < 29]

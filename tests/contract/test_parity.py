@@ -22,10 +22,10 @@ from whisper.model import Whisper
 from whispercore.checkpoints import dimensions, load_checkpoint, write_random
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.options import Options
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.transcriber import Transcriber
+from whispercore.transcript.words import clamp
 from whispercore.types import SAMPLE_RATE, Samples, Segment, Transcript, Word
-from whispercore.words import clamp
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = sorted((ROOT / "tests" / "data" / "heldout").glob("*.flac"))

@@ -10,10 +10,10 @@ from dataclasses import replace
 import jiwer
 import numpy as np
 import pytest
-from conftest import ENGINES, Recording
 
+from tests.contract.conftest import ENGINES, Recording
+from whispercore.catalogue import ENGINES as NAMES
 from whispercore.checkpoints import prepare
-from whispercore.engines import ENGINES as NAMES
 from whispercore.engines import Engine, load_engine, precisions
 from whispercore.errors import ConfigurationError
 from whispercore.settings import Settings

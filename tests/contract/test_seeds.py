@@ -14,8 +14,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import ENGINES, ROOT, WEIGHTED, having
 
+from tests.contract.conftest import ENGINES, ROOT, WEIGHTED, having
 from whispercore.engines import Engine, load_engine
 from whispercore.engines.noise import drawn, gumbel, streams
 from whispercore.settings import Settings
@@ -90,7 +90,7 @@ from contextlib import closing
 from whispercore.engines import load_engine
 from whispercore.settings import Settings
 from whispercore.types import Decoding, Window
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
 
 settings, file, decoding = json.load(sys.stdin)
 with closing(load_engine(Settings(**settings))) as engine:
@@ -100,7 +100,7 @@ with closing(load_engine(Settings(**settings))) as engine:
 
 @SAMPLES
 def test_another_process_draws_the_same(settings: Settings, engines: dict[str, Engine], name: str) -> None:
-    from whispercore.audio import read_samples
+    from whispercore.audio.recording import read_samples
 
     file = str(
         next((ROOT / "tests" / "data" / "heldout").glob("*.flac"), None) or next((ROOT / "tests" / "data" / "heldout").glob("*.wav"))

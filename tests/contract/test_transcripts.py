@@ -19,8 +19,8 @@ from whispercore.engines import Engine
 from whispercore.engines.fake import FakeEngine
 from whispercore.engines.rules import compression_ratio
 from whispercore.options import Options, Strategy
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.transcriber import Transcriber
 from whispercore.types import SAMPLE_RATE, Decoded, Samples, Segment, Transcript, Window
 
 PATIENCE = 600.0

@@ -13,7 +13,7 @@ from bench.peers import Setup
 from whispercore import checkpoints
 from whispercore.errors import ConfigurationError
 from whispercore.options import Options
-from whispercore.transcriber import Transcriber
+from whispercore.serving.transcriber import Transcriber
 from whispercore.types import Transcript
 
 MODEL = Setup(model="base", device="cpu", threads=2)

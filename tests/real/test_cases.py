@@ -13,7 +13,7 @@ import soundfile
 from bench import edits
 from bench.datasets import Set
 from bench.scores import plain
-from whispercore.audio import read_samples
+from whispercore.audio.recording import read_samples
 from whispercore.types import SAMPLE_RATE, Transcript, Word
 
 Hear = Callable[..., Transcript]

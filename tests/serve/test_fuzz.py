@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.serve.recordings import SAMPLES
 from tests.serve.server import Server
-from whispercore.fields import ALIASES
+from whispercore.api.fields import ALIASES
 from whispercore.options import Options, Reply
 
 CLIP = (SAMPLES / "code.ogg").read_bytes()

@@ -18,10 +18,10 @@ from tests.serve.server import ROOT, Server
 # What is not run here, and why; everything else in the README's shell blocks is.
 ELSEWHERE = {
     "./serve.sh": "the server under test was started by it",
-    "WHISPER_MODEL=large-v3-turbo ./serve.sh": "weights of 1.6 GB; tests/unit/test_download_model.py downloads from a local server",
-    "python3 clients/download_audio.py URL": "a page of the internet; tests/unit/test_clients.py downloads from a local server",
-    "docker build": "tests/unit/test_dockerfile.py",
-    "docker run": "tests/unit/test_dockerfile.py",
+    "WHISPER_MODEL=large-v3-turbo ./serve.sh": "weights of 1.6 GB; tests/unit/clients/test_download_model.py downloads from a local server",
+    "python3 clients/download_audio.py URL": "a page of the internet; tests/unit/clients/test_transcribe.py downloads from a local server",
+    "docker build": "tests/unit/server/test_dockerfile.py",
+    "docker run": "tests/unit/server/test_dockerfile.py",
 }
 # The user's own recordings, and the samples in their place.
 OWN = {"meeting.mp3": "samples/timer.flac", "podcasts/": "samples/"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
+from whispercore.api.values import read_options
 from whispercore.errors import InvalidRequest
 from whispercore.languages import closest, whisper_code
-from whispercore.values import read_options
 
 TAGS = {
     "en": "en en-US en_US EN-us en-Latn-GB eng ENG english English en_US.UTF-8 <|en|> en-x-private",

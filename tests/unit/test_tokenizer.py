@@ -16,7 +16,6 @@ from whisper.model import ModelDimensions
 from whispercore.engines.openai import BatchedTimestampRules
 from whispercore.engines.rules import (
     batch_key,
-    complete,
     compression_ratio,
     decoded,
     equals,
@@ -24,13 +23,12 @@ from whispercore.engines.rules import (
     last_initial_timestamp,
     likeliest,
     prompt_length,
-    sampled_length,
     start_tokens,
     suppressed_tokens,
     whole_characters,
 )
 from whispercore.errors import EngineError, OutOfMemory
-from whispercore.tokenizer import Tokenizer
+from whispercore.tokenizer import Tokenizer, complete_segments
 from whispercore.types import Decoding
 
 VOCABULARIES = (51_864, 51_865, 51_866)
@@ -166,11 +164,11 @@ def test_the_language_is_the_likeliest_candidate() -> None:
     ],
 )
 def test_complete_segments_end_with_two_timestamps(tokens: list[int], count: int) -> None:
-    assert complete(tokens, 100) == count
+    assert complete_segments(tokens, 100) == count
 
 
 def test_never_more_tokens_than_half_the_context() -> None:
-    assert [sampled_length(Decoding(max_tokens=limit)) for limit in (None, 1, 224, 10_000)] == [224, 1, 224, 224]
+    assert [Decoding(max_tokens=limit).max_sampled for limit in (None, 1, 224, 10_000)] == [224, 1, 224, 224]
 
 
 @given(text=st.text())

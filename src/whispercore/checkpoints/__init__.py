@@ -17,6 +17,7 @@ import torch
 import whisper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper, sinusoids
 
+from ..catalogue import ENGINES
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
@@ -205,7 +206,7 @@ def prepare(settings: Settings) -> str:
     engine = choose_engine(settings, device)
     if engine == "fake":
         return "engine 'fake' needs no checkpoint"
-    if engine in ("onnx", "sherpa"):
+    if ENGINES[engine].reads in ("onnx", "sherpa"):
         return _export(settings, engine, device)
     path = locate(settings)
     if engine == "ct2":

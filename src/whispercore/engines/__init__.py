@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
+from ..catalogue import ENGINES, installation
 from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings
@@ -19,39 +20,13 @@ from ..types import SAMPLE_RATE, Decoded, Decoding, Window
 
 logger = logging.getLogger(__name__)
 
-EXTRAS = ("hf", "jax", "onnx", "sherpa")
-"""The engines that need more than requirements.txt: each has a pip extra of its name, and requirements-NAME.txt."""
-_PACKAGES = {"openai": "openai-whisper", "ct2": "ctranslate2"}
-ENGINES = ("openai", "torch", "ct2", "hf", "jax", "onnx", "sherpa", "fake")
-UNSUPPORTED: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "openai": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
-        "torch": frozenset[str](),
-        "ct2": frozenset[str](),
-        "hf": frozenset({"patience"}),
-        "jax": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
-        "onnx": frozenset({"repetition_penalty", "no_repeat_ngram_size"}),
-        "sherpa": frozenset(
-            {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
-            | {"languages", "initial_prompt", "carry_initial_prompt", "hotwords", "temperature", "suppress_blank", "max_initial_timestamp"}
-            | {"max_new_tokens", "word_timestamps", "token_logprobs"}
-        ),
-        "fake": frozenset(
-            {"beam_size", "best_of", "patience", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "suppress_tokens"}
-        ),
-    }
-)
-"""The options, by their names in `Options`, that an engine cannot honour: another value than the default is refused with a 400."""
-_EVERY_GPU = frozenset({"torch"})
-"""Engines that run on a GPU of a given index."""
-
 
 class Engine(Protocol):
     """The seam.
 
     `decode` is called from one thread at a time, with 1 to `max_batch` windows that share one `batch_key`, and answers one
     `Decoded` per window, in their order. It raises `OutOfMemory` when the device has no room for the batch (the scheduler
-    halves it and tries again) and `EngineError` for any other failure. What an engine cannot honour of `Options` is in `UNSUPPORTED`.
+    halves it and tries again) and `EngineError` for any other failure. What an engine cannot honour of `Options` is in the catalogue.
     `n_mels`: mel bands of its spectrograms.
     """
 
@@ -115,7 +90,7 @@ class RefillingEngine(Engine, Protocol):
 def load_engines(settings: Settings) -> list[Engine]:
     """The engine that `settings` asks for, once for each GPU when it can be told which. Raises ConfigurationError with what to do."""
     first = load_engine(settings)
-    if first.name not in _EVERY_GPU or choose_device(settings) != "cuda":
+    if not ENGINES[first.name].every_gpu or choose_device(settings) != "cuda":
         return [first]
     import torch  # here: not every engine needs it
 
@@ -180,13 +155,6 @@ def _module(name: str) -> ModuleType:
         return import_module(f".{name}", __package__)
     except ImportError as error:
         raise ConfigurationError(f"engine '{name}' cannot be imported ({error}); {installation(name)}", param="engine") from error
-
-
-def installation(name: str) -> str:
-    """What to do when a package that engine `name` needs is missing."""
-    if name in EXTRAS:
-        return f"install its extra: pip install -r requirements-{name}.txt, or pip install '.[{name}]'; an image: --build-arg ENGINE={name}"
-    return f"run: pip install {_PACKAGES.get(name, name)}"
 
 
 def _try(engine: Engine) -> None:

@@ -16,21 +16,19 @@ import torch
 from ctranslate2 import DataType, Device, StorageView, set_random_seed
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
+from ..audio.log_mel import log_mels
 from ..checkpoints import ct2_folder, locate
 from ..checkpoints.conversion import precision, supported
 from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
-from ..devices import available_memory, decoding_threads
+from ..devices import available_memory, decoding_threads, multiplies_bfloat16
 from ..errors import ConfigurationError, EngineError
 from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
-from ..types import Decoded, Decoding, Window
+from ..types import TEXT_CONTEXT, Decoded, Decoding, Window
 from . import Engine
-from .encoder import Encoder, is_fast, load_encoder
-from .features import log_mels
 from .rules import (
     LAST_TIMESTAMP,
-    TEXT_CONTEXT,
     batch_key,
     decoded,
     equals,
@@ -39,13 +37,13 @@ from .rules import (
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
-    sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
     told_or_detected,
     with_times,
 )
+from .torch.encoder import Encoder, load_encoder
 
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
@@ -100,7 +98,7 @@ def precisions(device: str) -> tuple[str, ...]:
 
 def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
     """PyTorch's, where it is the faster one and has more than integers to go by; float32, when asked for, is to be float32 throughout."""
-    if not compute_type.startswith("int8") or not is_fast() or (is_ct2(checkpoint) and not is_float(checkpoint)):
+    if not compute_type.startswith("int8") or not multiplies_bfloat16() or (is_ct2(checkpoint) and not is_float(checkpoint)):
         return None
     return load_encoder(checkpoint)
 
@@ -251,7 +249,7 @@ class CTranslate2Engine:
     def _generate(
         self, model: Whisper, features: StorageView, starts: list[list[int]], decoding: Decoding
     ) -> list[WhisperGenerationResult]:
-        length, last_initial = sampled_length(decoding), last_initial_timestamp(decoding)
+        length, last_initial = decoding.max_sampled, last_initial_timestamp(decoding)
         suppressed = suppressed_tokens(self.tokenizer, decoding.suppress_tokens)
         results: list[WhisperGenerationResult] = model.generate(
             features,

@@ -14,7 +14,7 @@ from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 from . import Engine
-from .rules import decoded, sampled_length, text_to_align
+from .rules import decoded, text_to_align
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue", "black", "white", "grey")
 SECONDS_PER_SEGMENT = 5.0
@@ -91,7 +91,7 @@ class FakeEngine:
         before, after = window.margin
         samples = window.samples[before : len(window.samples) - after]
         silent = not np.abs(samples).max(initial=0.0) > SILENCE
-        said = [] if silent else list(self._segments(samples, decoding.timestamps))[: sampled_length(decoding)]
+        said = [] if silent else list(self._segments(samples, decoding.timestamps))[: decoding.max_sampled]
         one = decoded(
             self.tokenizer,
             [token for token, *_ in said],

@@ -19,20 +19,20 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from whisper.decoding import LogitFilter, SuppressBlank, SuppressTokens
 
+from ..audio.log_mel import log_mels
+from ..catalogue import installation
 from ..checkpoints import Checkpoint, load_checkpoint, locate
 from ..checkpoints.huggingface import config, state
 from ..devices import choose_precision, decoding_threads
 from ..errors import ConfigurationError, EngineError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
-from ..types import Decoded, Decoding, Window
-from . import Engine, installation
+from ..types import TEXT_CONTEXT, Decoded, Decoding, Window
+from . import Engine
 from .alignment import align_by
-from .features import log_mels
 from .noise import gumbel, seeds
 from .openai import BatchedTimestampRules, description
 from .rules import (
-    TEXT_CONTEXT,
     batch_key,
     decoded,
     equals,
@@ -40,7 +40,6 @@ from .rules import (
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
-    sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
@@ -290,7 +289,7 @@ def _generation(tokenizer: Tokenizer, decoding: Decoding, begin: int) -> Generat
     beams = _beams(decoding)
     search = {"num_beams": beams, "num_return_sequences": beams, "early_stopping": True, "length_penalty": 1.0, "renormalize_logits": True}
     return GenerationConfig(
-        max_new_tokens=min(sampled_length(decoding), TEXT_CONTEXT + 1 - begin),
+        max_new_tokens=min(decoding.max_sampled, TEXT_CONTEXT + 1 - begin),
         eos_token_id=tokenizer.eot,
         pad_token_id=tokenizer.eot,
         decoder_start_token_id=tokenizer.openai.sot,

@@ -8,6 +8,7 @@ import torch
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingResult, DecodingTask, GreedyDecoder, LogitFilter, SequenceRanker
 from whisper.model import Whisper
 
+from ..audio.log_mel import log_mels
 from ..checkpoints import Checkpoint, empty_model, load_checkpoint, locate
 from ..devices import choose_precision, decoding_threads
 from ..errors import EngineError
@@ -16,7 +17,6 @@ from ..tokenizer import Tokenizer
 from ..types import Decoded, Decoding, Window
 from . import Engine
 from .alignment import align
-from .features import log_mels
 from .noise import drawn, seeds
 from .rules import (
     batch_key,
@@ -26,7 +26,6 @@ from .rules import (
     last_initial_timestamp,
     likeliest_sequence,
     prompt_length,
-    sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
@@ -276,7 +275,7 @@ def _options(decoding: Decoding, tokenizer: Tokenizer) -> DecodingOptions:
         task=decoding.task,
         language="en",
         temperature=decoding.temperature,
-        sample_len=sampled_length(decoding),
+        sample_len=decoding.max_sampled,
         best_of=decoding.best_of,
         beam_size=decoding.beam_size,
         patience=decoding.patience,

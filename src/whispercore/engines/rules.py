@@ -11,12 +11,9 @@ from itertools import accumulate, chain, groupby
 from whisper.audio import TOKENS_PER_SECOND
 
 from ..errors import EngineError, OutOfMemory
-from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
-from ..types import HOP, Decoded, Decoding, Window
+from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, complete_segments
+from ..types import HOP, MAX_PROMPT, Decoded, Decoding, Window
 
-TEXT_CONTEXT = 448
-MAX_SAMPLED = TEXT_CONTEXT // 2
-MAX_PROMPT = TEXT_CONTEXT // 2 - 1
 LAST_TIMESTAMP = 1500
 """<|30.00|> in steps of 0.02 s."""
 _NO_MEMORY = ("out of memory", "allocate memory", "available memory", "bad_alloc", "resource_exhausted", "alloc_failed")
@@ -90,11 +87,6 @@ def told_or_detected(
     return languages
 
 
-def sampled_length(decoding: Decoding) -> int:
-    """How many tokens are sampled at most: never more than 224, half the text context."""
-    return min(decoding.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
-
-
 def likeliest_sequence(sums: Sequence[float], lengths: Sequence[int], length_penalty: float | None) -> int:
     """The index of the hypothesis that openai-whisper ranks first, by its log-probabilities' sum and its tokens' count.
 
@@ -103,18 +95,6 @@ def likeliest_sequence(sums: Sequence[float], lengths: Sequence[int], length_pen
     penalties = [max(length, 1) if length_penalty is None else ((5 + length) / 6) ** length_penalty for length in lengths]
     scores = [total / penalty for total, penalty in zip(sums, penalties, strict=True)]
     return max(range(len(scores)), key=scores.__getitem__)
-
-
-def complete(tokens: Sequence[int], timestamp_begin: int) -> int:
-    """How many of the sampled tokens make up complete segments, by whisper.transcribe's rule.
-
-    A segment ends where two timestamps follow each other, or with a lone timestamp at the end; text after the last such end is left
-    for the next window. Without two timestamps in a row all tokens are one segment.
-    """
-    is_time = [token >= timestamp_begin for token in tokens]
-    pairs = [index for index in range(1, len(tokens)) if is_time[index - 1] and is_time[index]]
-    finished = is_time[-2:] == [False, True]
-    return len(tokens) if finished or not pairs else pairs[-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +109,7 @@ class Text:
 def text_to_align(tokenizer: Tokenizer, window: Window, decoded: Decoded) -> Text:
     """The text whose times the window's decoding asks for; no tokens when it asks for none."""
     wanted, tokens = window.decoding.alignment, decoded.tokens
-    count = {"none": 0, "all": len(tokens), "complete": complete(tokens, tokenizer.timestamp_begin)}[wanted]
+    count = {"none": 0, "all": len(tokens), "complete": complete_segments(tokens, tokenizer.timestamp_begin)}[wanted]
     return Text(
         start=tokenizer.openai_for(decoded.language, window.decoding.task).sot_sequence,
         tokens=tuple(token for token in tokens[:count] if token < tokenizer.eot),

@@ -14,23 +14,21 @@ import torch
 from jax.sharding import Mesh
 from whisper.model import ModelDimensions
 
+from ...audio.log_mel import log_mels
 from ...checkpoints import Checkpoint, load_checkpoint, locate
 from ...devices import choose_precision, decoding_threads
 from ...errors import EngineError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
-from ...types import Decoded, Decoding, Window
+from ...types import TEXT_CONTEXT, Decoded, Decoding, Window
 from .. import Engine
 from ..alignment import attended, jumps
-from ..features import log_mels
 from ..rules import (
-    TEXT_CONTEXT,
     batch_key,
     decoded,
     failure,
     last_initial_timestamp,
     likeliest_sequence,
-    sampled_length,
     start_tokens,
     suppressed_tokens,
     text_to_align,
@@ -189,7 +187,7 @@ class JaxEngine:
         for row, start in enumerate(starts):
             tokens[row, length - len(start) :] = start
         padding[: len(starts)] = length - lengths
-        limit[: len(starts)] = np.minimum(sampled_length(decoding), TEXT_CONTEXT + 1 - lengths)
+        limit[: len(starts)] = np.minimum(decoding.max_sampled, TEXT_CONTEXT + 1 - lengths)
         never, not_first = _forbidden(self.tokenizer, decoding, padded(self.tokenizer.vocabulary, self._mesh))
         seeds = np.zeros(rows, np.uint64)
         if decoding.temperature > 0:

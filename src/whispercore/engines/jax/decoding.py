@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from ..rules import MAX_SAMPLED
+from ...types import MAX_SAMPLED
 from .model import KeyValues, Params, decode, empty_cache, logits
 
 

@@ -9,6 +9,7 @@ import torch
 from whisper.decoding import DecodingResult
 from whisper.model import Whisper
 
+from ...audio.log_mel import log_mels
 from ...checkpoints import empty_model, exported_folder
 from ...checkpoints.graphs import told
 from ...checkpoints.onnx_export import PRECISIONS, precision
@@ -19,7 +20,6 @@ from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
 from .. import Engine
 from ..alignment import align_by
-from ..features import log_mels
 from ..openai import WindowsTask
 from ..rules import (
     batch_key,

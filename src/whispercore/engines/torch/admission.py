@@ -9,11 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...audio.log_mel import cut, log_mels, log_mels_of, loudness
 from ...tokenizer import Tokenizer
 from ...types import WINDOW_FRAMES, Decoding, Window
-from ..features import cut, log_mels, log_mels_of, loudness
 from ..noise import streams
-from ..rules import LAST_TIMESTAMP, last_initial_timestamp, sampled_length, start_tokens, suppressed_tokens
+from ..rules import LAST_TIMESTAMP, last_initial_timestamp, start_tokens, suppressed_tokens
 from .arrivals import SAMPLES, Arrivals, make_arrivals
 from .cache import Cache, Places, places
 from .device import Device
@@ -58,7 +58,7 @@ def flight(tokenizer: Tokenizer, window: Window, slot: int) -> Flight:
     decoding = window.decoding
     start = start_tokens(tokenizer, decoding, decoding.language or tokenizer.languages[0])
     sot = len(start) - 1 - start[::-1].index(tokenizer.openai.sot)
-    limit = min(len(start) + sampled_length(decoding), LENGTH)
+    limit = min(len(start) + decoding.max_sampled, LENGTH)
     return Flight(window, slot, start, sot, len(start), limit, language=(tokenizer.multilingual and decoding.language) or "en")
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ...devices import multiplies_bfloat16
 from ...errors import ConfigurationError
 
 _KNOWN = {
@@ -48,8 +49,6 @@ def precisions(device: str) -> tuple[str, ...]:
 
 def _for_int8(device: str) -> torch.dtype:
     """What 8 bits are widened to: bfloat16 only where the processor multiplies it itself."""
-    from ..encoder import is_fast  # here: that file imports this package
-
     if device == "cuda":
         return torch.float16
-    return torch.bfloat16 if is_fast() else torch.float32
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32

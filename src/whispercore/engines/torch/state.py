@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ..rules import TEXT_CONTEXT
+from ...types import TEXT_CONTEXT
 
 LENGTH = TEXT_CONTEXT + 1
 """Tokens a row has at most: the last one is sampled, never read."""

@@ -1,0 +1,341 @@
+"""Any container and codec, on the recording's own clock, streamed into mono float32 at 16 kHz, five seconds at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from itertools import chain, groupby
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import av
+import av.logging
+import numpy as np
+import soxr
+
+from ..errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio
+from ..types import SAMPLE_RATE, AudioTrack, Samples
+from .clock import Clock, is_fragmented, start_of
+from .levels import full_scale, is_float
+from .mixing import Mixer, Planes, planes_of
+from .source import Reader, Source
+from .tracks import audio_tracks, choose, described
+
+BLOCK_SECONDS = 5
+MIN_RATE, MAX_RATE = 1_000, 768_000
+
+# Demuxers that read one self-contained file. Playlists (hls, concat, dash, sdp …) would open other files or addresses.
+CONTAINERS = (
+    "wav,w64,rf64,flac,mp3,ogg,matroska,webm,mov,mp4,m4a,3gp,aac,loas,amr,amrnb,amrwb,aiff,asf,avi,flv,mpeg,mpegts,caf,au,"
+    "ac3,eac3,dts,wv,ape,tta,tak,voc,nut,mxf,oma,rm,gsm,qcp,spx"
+)
+# These have no duration in their header: FFmpeg guesses it from the bit rate and the file's size.
+_GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
+_SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
+_DECODERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
+_ABSURD = 1e4
+"""Louder than any signal, full scale 1.0: such a sample would drown all others, or make a filter overflow."""
+
+av.logging.set_level(None)
+
+
+def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> Recording:
+    """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
+
+    `channel`, from 0: that one alone. `track`: of several sound tracks the one with this number, from 0, or in this language;
+    None: the one that FFmpeg takes for the best. Bytes and a path may be opened any number of times at once.
+    Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its container
+    is broken from the start, TooLarge when its header declares more than `max_seconds`, InvalidRequest when it has no such channel
+    or track.
+    """
+    file = Reader(source)
+    try:
+        return Recording(file, max_seconds=max_seconds, channel=channel, track=track)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
+    """A whole recording at once, float32, shape (n,), mono at 16 kHz: for tests and benchmarks."""
+    with open_recording(source, max_seconds=max_seconds) as recording:
+        return np.concatenate(list(recording.blocks()))
+
+
+class Recording:
+    """An open recording, read once through `blocks`.
+
+    `declared_duration`: seconds by the header, None when it has none. `tracks`: all sound tracks of the file; `track`: the index of
+    the one that is read. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
+    """
+
+    def __init__(self, file: Reader, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> None:
+        self._file = file
+        self._container = _open_container(file)
+        self.tracks: tuple[AudioTrack, ...] = audio_tracks(self._container)
+        self.track, self._stream = choose(self._container, track)
+        self._max_seconds = max_seconds
+        self._corrupt_packets = 0
+        self._cut_off = file.is_unfinished_ogg
+        context = self._stream.codec_context
+        self.channels: int = context.channels
+        self.sample_rate: int = context.sample_rate
+        self.codec: str = context.codec.canonical_name
+        self.container: str = self._container.format.name
+        self.declared_duration = _declared_duration(self._container, self._stream)
+        self._clock = Clock(self._container, self._stream, self.declared_duration, self._check_length)
+        self._channel = channel
+        self._mixer = Mixer(channel)
+        self._coming: Future[list[_Piece] | None] | None = None
+        self._decoded = 0
+        self.warnings: list[str] = []
+        if channel is not None and not 0 <= channel < self.channels:
+            raise InvalidRequest(f"the recording has no channel {channel}: it has {self.channels}, counted from 0", param="channels")
+        if self.declared_duration is not None:
+            self._check_length(self.declared_duration)
+        if track is None and len(self.tracks) > 1:
+            which = f"the recording has {len(self.tracks)} sound tracks: {described(self.tracks)}"
+            self._warn(f"{which}; number {self.track} was taken; choose one with audio_track, by its number or its language")
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def duration(self) -> float:
+        """Seconds decoded so far."""
+        return self._decoded / SAMPLE_RATE
+
+    def close(self) -> None:
+        """Free the decoder, when it is not at work any more; a second time does nothing."""
+        if self._coming and not self._coming.cancel():
+            wait([self._coming])
+        self._container.close()
+        self._file.close()
+
+    def blocks(self) -> Iterator[Samples]:
+        """About five seconds at a time: float32, shape (n,), mono at 16 kHz.
+
+        Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
+        """
+        if is_float(self.codec):
+            self._find_full_scale()
+        for block in self._resampled():
+            self._decoded += len(block)
+            self._check_length(self.duration)
+            yield block
+        if not self._decoded:
+            raise UnreadableAudio("no sample can be decoded from the recording: it holds zero seconds, or it is broken from the start")
+        self._check_complete()
+
+    def _find_full_scale(self) -> None:
+        """Read the stream through once, undecoded, for the full scale of its samples: each pass then scales alike."""
+        scale = full_scale(self._packets(), self.codec)
+        self._container.close()
+        self._file.seek(0)
+        self._container = _open_container(self._file)
+        self._stream = self._container.streams.audio[self.track]
+        if scale != 1.0:
+            self._mixer = Mixer(self._channel, 1 / scale)
+            self._warn(f"the samples are floating point numbers in the range of {math.log2(scale) + 1:.0f}-bit integers: scaled to 1.0")
+
+    def _resampled(self) -> Iterator[Samples]:
+        for rate, alike in groupby(self._frames(), key=lambda frame: frame.sample_rate):
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
+            length = rate * BLOCK_SECONDS
+            lots = self._ahead(_lots(_enlarged(self._clock.steady(alike, rate), self._clock, length), length))
+            blocks = map(self._finite, _joined(self._mono(chain.from_iterable(lots), rate), length))
+            if rate == SAMPLE_RATE:
+                yield from blocks
+                continue
+            resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+            yield from filter(len, map(resampler.resample_chunk, blocks))
+            yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
+
+    def _ahead(self, lots: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
+        """The same, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
+        self._coming = _DECODERS.submit(next, lots, None)
+        while (lot := self._coming.result()) is not None:
+            self._coming = _DECODERS.submit(next, lots, None)
+            yield lot
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames; a packet that cannot be decoded is skipped."""
+        for packet in self._packets():
+            try:
+                frames = self._stream.codec_context.decode(packet)
+            except EOFError:
+                return
+            except (av.FFmpegError, ValueError):
+                self._corrupt_packets += 1
+                continue
+            yield from (frame for frame in frames if frame.samples)
+
+    def _packets(self) -> Iterator[Any]:
+        """The stream's packets and, last, the one that flushes the decoder, also when the container breaks in the middle."""
+        try:
+            yield from self._container.demux(self._stream)
+        except (av.FFmpegError, OSError, ValueError):
+            self._cut_off = True
+            yield None
+
+    def _mono(self, pieces: Iterable[_Piece], rate: int) -> Iterator[Samples]:
+        """The pieces mixed into one channel, and the silence between them, in blocks."""
+        for silence, planes, scale in _gathered(pieces, rate):
+            for begin in range(0, silence, rate):
+                yield np.zeros(min(rate, silence - begin), np.float32)
+            yield self._mixer.mono(planes, scale, rate)
+
+    def _finite(self, block: Samples) -> Samples:
+        absurd = ~(np.abs(block) < _ABSURD)
+        if absurd.any():
+            block[absurd] = 0.0
+            self._warn("some samples are not finite numbers: taken as silence")
+        return block
+
+    def _check_length(self, seconds: float) -> None:
+        if seconds > self._max_seconds:
+            raise TooLarge(f"the recording is longer than {self._max_seconds:g} s, the most this server takes: split it", code="too_long")
+
+    def _check_complete(self) -> None:
+        by_header = 0.0 if self._clock.jumps else self.declared_duration or 0.0
+        declared = max(by_header, self.duration * self._file.declared_share)
+        if self.duration < declared - max(1.0, declared / 100):
+            self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
+        elif self._cut_off:
+            self._warn(f"the file is cut off or broken after {self.duration:.1f} s")
+        if self._corrupt_packets:
+            self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
+        if self._clock.jumps:
+            self._warn("the recording's clock jumps: its times go on as if it did not")
+        if self._mixer.cancelled:
+            self._warn("the channels are out of phase and cancel each other when they are mixed: the louder one was taken there")
+
+    def _warn(self, message: str) -> None:
+        if message not in self.warnings:
+            self.warnings.append(message)
+
+
+def _open_container(file: Reader) -> Any:
+    if not file.size:
+        raise UnsupportedAudio("the upload is empty: send the bytes of an audio file", code="empty_audio")
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
+    try:
+        return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        if file.head.startswith(_SIGNATURES) or file.head[4:8] == b"ftyp":
+            raise UnreadableAudio("the file is audio, but broken from the start, or cut off before its index: send it whole") from error
+        raise UnsupportedAudio("the upload is not audio in a known container: send wav, flac, mp3, ogg, webm, m4a, mp4, …") from error
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
+    """No container may open another file or address."""
+    raise PermissionError(url)
+
+
+def _declared_duration(container: Any, stream: Any) -> float | None:
+    """Seconds by the header; None when it has none, or another stream's."""
+    name = container.format.name
+    guessed = name in _GUESSED_DURATION and not (name == "mp3" and stream.start_time)  # with a LAME header it starts after its delay
+    if guessed or (stream.duration is None and container.streams.video):
+        return None
+    if stream.duration is None:
+        seconds = None if container.duration is None else float(container.duration / av.time_base)
+        return _without_start(seconds, container, stream)
+    seconds = float(stream.duration * stream.time_base)
+    start = float((stream.start_time or 0) * stream.time_base)
+    if name == "ogg" and start > 1:  # cut from a broadcast: with some codecs FFmpeg counts the time before it, too
+        return None
+    if is_fragmented(container, stream):
+        return _without_start(seconds, container, stream)
+    return seconds + max(0.0, start) if name.startswith("mov,") else seconds  # the track's own, without what precedes it
+
+
+def _without_start(seconds: float | None, container: Any, stream: Any) -> float | None:
+    """A duration that counts from the clock's zero, less the time before the recording's own start."""
+    start = start_of(container, stream, seconds)
+    return seconds - start if seconds is not None and 0 < start < seconds else seconds
+
+
+class _Piece(NamedTuple):
+    """A decoded frame, and the samples of silence before it; when negative, so many are cut from its beginning."""
+
+    frame: Any
+    shift: int
+
+
+def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_Piece]:
+    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of all decoding.
+
+    Others go as they are: of a custom channel order PyAV's FIFO, too, frees the layout twice (PyAV pull request 2284).
+    """
+    for (_, layout, _), alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, clock.breaks)):
+        shift = clock.take_shift()
+        if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV file's header names no order
+            for frame in alike:
+                yield _Piece(frame, shift)
+                shift = 0
+            continue
+        fifo = av.AudioFifo()
+        for frame in alike:
+            frame.pts = None  # else it must follow on the one before
+            fifo.write(frame)
+            if fifo.samples >= at_least:
+                yield _Piece(fifo.read(), shift)
+                shift = 0
+        if fifo.samples:
+            yield _Piece(fifo.read(), shift)
+
+
+def _lots(pieces: Iterable[_Piece], values: int) -> Iterator[list[_Piece]]:
+    """The pieces in lots of so many values, channels counted: each costs two threads' attention once."""
+    lot: list[_Piece] = []
+    held = 0
+    for piece in pieces:
+        lot.append(piece)
+        held += piece.frame.samples * piece.frame.layout.nb_channels
+        if held >= values:
+            yield lot
+            lot, held = [], 0
+    if lot:
+        yield lot
+
+
+def _gathered(pieces: Iterable[_Piece], at_least: int) -> Iterator[tuple[int, Planes, float]]:
+    """The pieces as silence before them, samples of shape (channels, n) and their full scale; short ones are joined."""
+    held: list[Planes] = []
+    silence, length, scale = 0, 0, 1.0
+    for frame, shift in pieces:
+        planes, its_scale = planes_of(frame)
+        planes = planes[:, max(0, -shift) :]
+        if held and (shift > 0 or its_scale != scale or len(planes) != len(held[0])):
+            yield silence, np.concatenate(held, axis=1), scale
+            held, length = [], 0
+        if not held:
+            silence, scale = max(0, shift), its_scale
+        held.append(planes)
+        length += planes.shape[1]
+        if length >= at_least:
+            yield silence, held[0] if len(held) == 1 else np.concatenate(held, axis=1), scale
+            held, length = [], 0
+    if held:
+        yield silence, np.concatenate(held, axis=1), scale
+
+
+def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:
+    """Pieces joined into blocks of `at_least` samples; the last may be shorter."""
+    held: list[Samples] = []
+    length = 0
+    for piece in pieces:
+        held.append(piece)
+        length += len(piece)
+        if length >= at_least:
+            yield held[0] if len(held) == 1 else np.concatenate(held)
+            held, length = [], 0
+    if held:
+        yield np.concatenate(held)

@@ -1,0 +1,93 @@
+"""Where a recording's bytes come from, and what its first and last bytes say of its length."""
+
+from __future__ import annotations
+
+from io import SEEK_CUR, SEEK_END, SEEK_SET, TextIOBase
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import InvalidRequest
+
+Source = bytes | bytearray | memoryview | str | Path | BinaryIO
+_OGG_PAGE = 65_307  # bytes at most
+_HEAD = 24
+_STREAMED_SIZES = ((0x7FFF_0000, 0x8001_0000), (0xF000_0000, 0x1_0000_0000))
+"""Writers that cannot go back to their header leave a size near what 31 or 32 bits hold. It tells nothing."""
+
+
+class Reader:
+    """A source as FFmpeg reads it: without a name, so that its content alone decides what it is; bytes are not copied."""
+
+    def __init__(self, source: Source) -> None:
+        """Raises InvalidRequest when the source is none, or cannot be opened."""
+        file: Any = source
+        if isinstance(source, str | Path):
+            file = _opened(Path(source))
+        elif isinstance(source, bytes | bytearray | memoryview):
+            file = _Bytes(source)
+        elif isinstance(source, TextIOBase) or not hasattr(source, "read"):
+            raise InvalidRequest(f"a recording is bytes, a path or a binary file; got {type(source).__name__}", param="file")
+        self._owned = file is not source
+        self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
+        self.size: int = self.seek(0, SEEK_END)
+        self.seek(max(0, self.size - _OGG_PAGE))
+        self.tail: bytes = self.read(_OGG_PAGE)
+        self.seek(0)
+        self.head: bytes = self.read(_HEAD)
+        self.seek(0)  # FFmpeg reads from here
+
+    def close(self) -> None:
+        """Close the file that was opened here; a caller's own file stays open."""
+        if self._owned:
+            self._close()
+
+    @property
+    def declared_share(self) -> float:
+        """How many times longer a RIFF or W64 file says it is than it is, at least 1.0; FFmpeg believes the bytes."""
+        if self.head[:4] == b"RIFF":
+            size = int.from_bytes(self.head[4:8], "little") + 8
+            streamed = any(low <= size - 8 < high for low, high in _STREAMED_SIZES)
+        elif self.head[:4] == b"riff":
+            size = int.from_bytes(self.head[16:24], "little")
+            streamed = size >= 1 << 62
+        else:
+            return 1.0
+        return 1.0 if streamed else max(1.0, size / self.size)
+
+    @property
+    def is_unfinished_ogg(self) -> bool:
+        """Whether an ogg file lacks the page that ends it; FFmpeg does not tell."""
+        last = self.tail.rfind(b"OggS")
+        return self.head[:4] == b"OggS" and (last < 0 or last + 5 >= len(self.tail) or not self.tail[last + 5] & 4)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file at `path`. Raises InvalidRequest when it cannot be opened."""
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"{path} cannot be opened: {error.strerror}", param="file") from error
+
+
+class _Bytes:
+    """Bytes in memory as a file; io.BytesIO would copy a bytearray."""
+
+    def __init__(self, source: bytes | bytearray | memoryview) -> None:
+        self._view = memoryview(source).cast("B")
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        chunk = bytes(self._view[self._position : self._position + size if size >= 0 else None])
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        origin = {SEEK_SET: 0, SEEK_CUR: self._position, SEEK_END: len(self._view)}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def close(self) -> None:
+        self._view.release()

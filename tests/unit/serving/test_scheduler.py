@@ -1,0 +1,308 @@
+"""The scheduler alone, on an engine whose batches the test opens one at a time."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import pytest
+
+from whispercore.engines import Feed
+from whispercore.errors import EngineError, OutOfMemory, Overloaded, WhisperError
+from whispercore.serving.backlog import Ticket
+from whispercore.serving.scheduler import Scheduler
+from whispercore.types import Decoded, Decoding, Window
+
+PATIENCE = 10.0
+
+
+class SteppedEngine:
+    """Records each batch as the windows' starts; waits for `step` before it answers."""
+
+    name = "stepped"
+
+    def __init__(self, max_batch: int = 4, *, room: int | None = None, poison: float | None = None) -> None:
+        self.max_batch = max_batch
+        self.room = room or max_batch
+        self.poison = poison
+        self.batches: list[list[float]] = []
+        self.begun: queue.Queue[list[float]] = queue.Queue()
+        self.gate = threading.Semaphore(0)
+        self.freed = 0
+
+    def batch_key(self, decoding: Decoding) -> Hashable:
+        return decoding.temperature
+
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        starts = [window.start for window in windows]
+        self.batches.append(starts)
+        self.begun.put(starts)
+        assert self.gate.acquire(timeout=PATIENCE)
+        if len(windows) > self.room:
+            raise OutOfMemory("no room")
+        if self.poison in starts:
+            raise ZeroDivisionError("a window that breaks the engine")
+        return [Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0) for start in starts]
+
+    def free_memory(self) -> None:
+        self.freed += 1
+
+    def open_gate(self) -> None:
+        self.gate.release(1000)
+
+
+class Outcomes:
+    """Collects what `done` is called with, by the window's start."""
+
+    def __init__(self) -> None:
+        self.by_start: dict[float, Decoded | WhisperError] = {}
+        self.changed = threading.Condition()
+
+    def submit(self, scheduler: Scheduler, ticket: Ticket, start: float, temperature: float = 0.0) -> None:
+        window = Window(np.zeros(16, np.float32), start, Decoding(temperature=temperature))
+        scheduler.submit(ticket, window, lambda outcome: self._take(start, outcome))
+
+    def _take(self, start: float, outcome: Decoded | WhisperError) -> None:
+        with self.changed:
+            self.by_start[start] = outcome
+            self.changed.notify_all()
+
+    def wait(self, count: int) -> dict[float, Decoded | WhisperError]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.by_start) >= count, PATIENCE), self.by_start
+        return self.by_start
+
+
+def busy(engine: SteppedEngine, outcomes: Outcomes) -> Scheduler:
+    """A scheduler whose engine is held in a first batch, the window at -1."""
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), -1.0)
+    assert engine.begun.get(timeout=PATIENCE) == [-1.0]
+    return scheduler
+
+
+def test_a_clip_goes_into_the_next_batch_however_long_the_file_ahead_of_it() -> None:
+    engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = Ticket()
+    for start in range(20):
+        outcomes.submit(scheduler, file, float(start))
+    engine.gate.release()
+    assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]
+    outcomes.submit(scheduler, Ticket(), 1000.0)
+    engine.open_gate()
+    outcomes.wait(22)
+    assert 1000.0 in engine.batches[2]
+    scheduler.close()
+
+
+def test_a_stream_of_clips_does_not_starve_a_file() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = Ticket()
+    for start in range(5):
+        outcomes.submit(scheduler, file, float(start))
+    for clip in range(20):
+        outcomes.submit(scheduler, Ticket(), 1000.0 + clip)
+        engine.gate.release()
+        engine.begun.get(timeout=PATIENCE)
+    engine.open_gate()
+    outcomes.wait(26)
+    places = [engine.batches.index([float(start)]) for start in range(5)]
+    assert places == sorted(places) and places[2] <= 12, "one clip arrives per window served, and each wait adds a rival: still a share"
+    scheduler.close()
+
+
+def test_windows_share_a_batch_only_when_the_engine_says_so() -> None:
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(6):
+        outcomes.submit(scheduler, Ticket(), float(start), temperature=0.2 * (start % 2))
+    engine.open_gate()
+    outcomes.wait(7)
+    assert sorted(engine.batches[1:]) == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+    assert scheduler.counters.retries_at_higher_temperature == 3
+    scheduler.close()
+
+
+def test_out_of_memory_halves_the_batch_loses_nothing_and_is_remembered() -> None:
+    engine, outcomes = SteppedEngine(max_batch=8, room=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(8):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    found = outcomes.wait(9)
+    assert all(isinstance(outcome, Decoded) and outcome.text == str(start) for start, outcome in found.items())
+    assert scheduler.batch_limit == 2 and engine.freed == scheduler.counters.out_of_memory > 0
+    for start in range(8, 16):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    outcomes.wait(17)
+    assert scheduler.counters.out_of_memory == engine.freed == 3
+    scheduler.close()
+
+
+def test_a_window_that_breaks_the_engine_fails_alone() -> None:
+    engine, outcomes = SteppedEngine(max_batch=4, poison=2.0), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(4):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    found = outcomes.wait(5)
+    assert isinstance(found[2.0], EngineError)
+    assert all(isinstance(found[start], Decoded) for start in (0.0, 1.0, 3.0))
+    scheduler.close()
+
+
+def test_no_room_for_a_single_window_is_that_windows_error() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    engine.room = 0
+    engine.open_gate()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), 0.0)
+    assert isinstance(outcomes.wait(1)[0.0], OutOfMemory)
+    scheduler.close()
+
+
+def test_cancelled_windows_are_dropped() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    scheduler = busy(engine, outcomes)
+    gone = Ticket()
+    outcomes.submit(scheduler, gone, 0.0)
+    outcomes.submit(scheduler, Ticket(), 1.0)
+    gone.cancelled = True
+    engine.open_gate()
+    outcomes.wait(2)
+    assert engine.batches == [[-1.0], [1.0]]
+    scheduler.close()
+
+
+def test_close_decodes_what_is_queued_and_refuses_more() -> None:
+    engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(5):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    scheduler.close()
+    assert len(outcomes.by_start) == 6
+    with pytest.raises(Overloaded):
+        outcomes.submit(scheduler, Ticket(), 9.0)
+
+
+def test_requests_answered_together_are_waited_for_to_go_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.COMPANY", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    for start in range(3):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    engine.open_gate()
+    outcomes.wait(4)
+    for start in range(10, 13):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    outcomes.wait(7)
+    assert sorted(engine.batches[2]) == [10.0, 11.0, 12.0]
+    outcomes.submit(scheduler, Ticket(), 20.0)
+    scheduler.close()
+    assert engine.batches[3] == [20.0], "nobody is waited for when the scheduler closes"
+
+
+def test_the_windows_of_a_file_that_is_being_read_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=4), Outcomes()
+    scheduler = busy(engine, outcomes)
+    engine.open_gate()
+    outcomes.wait(1)
+    file = Ticket(being_read=True)
+    for start in (1.0, 2.0, 3.0):
+        outcomes.submit(scheduler, file, start)
+    scheduler.being_read(file, False)
+    outcomes.wait(4)
+    assert engine.batches[1] == [1.0, 2.0, 3.0]
+    file = Ticket(being_read=True)
+    for start in (4.0, 5.0, 6.0, 7.0):
+        outcomes.submit(scheduler, file, start)
+    outcomes.wait(8)
+    assert engine.batches[2] == [4.0, 5.0, 6.0, 7.0], "a batch that is full waits for nobody"
+    outcomes.submit(scheduler, Ticket(being_read=True), 8.0)
+    scheduler.close()
+    assert engine.batches[3] == [8.0]
+
+
+def test_several_engines_share_the_queue() -> None:
+    engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
+    scheduler = Scheduler(*engines)  # type: ignore[arg-type]
+    file = Ticket()
+    for start in range(8):
+        outcomes.submit(scheduler, file, float(start))
+    for engine in engines:
+        engine.begun.get(timeout=PATIENCE)
+    for engine in engines:
+        engine.open_gate()
+    outcomes.wait(8)
+    scheduler.close()
+    assert sorted(start for engine in engines for batch in engine.batches for start in batch) == [float(start) for start in range(8)]
+    assert scheduler.counters.windows == 8
+
+
+class Refilling(SteppedEngine):
+    """Two places; each step of the gate finishes the window that was taken first. `breaks`: raises once when it comes upon that window."""
+
+    n_mels, tokenizer = 80, None
+
+    def __init__(self, *, breaks: tuple[float, Exception] | None = None) -> None:
+        super().__init__(max_batch=2)
+        self.breaks = breaks
+        self.taken: list[float] = []
+
+    def decode_feed(self, feed: Feed) -> None:
+        places: list[Window] = []
+        while True:
+            fresh = feed.take(2 - len(places))
+            places += fresh
+            self.taken += [window.start for window in fresh]
+            if not places:
+                return
+            self.begun.put([window.start for window in places])
+            assert self.gate.acquire(timeout=PATIENCE)
+            if self.breaks and self.breaks[0] in {window.start for window in places}:
+                error, self.breaks = self.breaks[1], None
+                raise error
+            window = places.pop(0)
+            feed.done(window, Decoded((), str(window.start), "en", 0.0, 0.0, 0.0, 0.0))
+
+    def describe(self) -> dict[str, str | int | float | bool]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_free_place_is_filled_while_others_still_decode() -> None:
+    engine, outcomes = Refilling(), Outcomes()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    outcomes.submit(scheduler, Ticket(), 0.0)
+    assert engine.begun.get(timeout=PATIENCE) == [0.0]
+    outcomes.submit(scheduler, Ticket(), 1.0)
+    outcomes.submit(scheduler, Ticket(), 2.0, temperature=0.4)
+    outcomes.submit(scheduler, Ticket(), 3.0)
+    engine.gate.release()
+    assert engine.begun.get(timeout=PATIENCE) == [1.0, 3.0]
+    outcomes.submit(scheduler, Ticket(), 4.0)
+    engine.open_gate()
+    assert all(isinstance(outcome, Decoded) for outcome in outcomes.wait(5).values())
+    assert engine.taken == [0.0, 1.0, 3.0, 2.0, 4.0], "2.0 could not join; nothing that came after it may keep it waiting"
+    scheduler.close()
+
+
+@pytest.mark.parametrize("error", [OutOfMemory("no room"), EngineError("broken"), ZeroDivisionError("a surprise")])
+def test_what_a_refilled_engine_could_not_finish_is_decoded_again(error: Exception) -> None:
+    engine, outcomes = Refilling(breaks=(2.0, error)), Outcomes()
+    engine.open_gate()
+    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    for start in range(6):
+        outcomes.submit(scheduler, Ticket(), float(start))
+    found = outcomes.wait(6)
+    assert all(isinstance(outcome, Decoded) for outcome in found.values())
+    assert scheduler.counters.out_of_memory + scheduler.counters.failed_batches == 1
+    scheduler.close()
