@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import chain, groupby
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import av.logging
@@ -35,22 +35,31 @@ CONTAINERS = (
 _GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
 _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
 _DECODERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
+_T = TypeVar("_T")
 _ABSURD = 1e4
 """Louder than any signal, full scale 1.0: such a sample would drown all others, or make a filter overflow."""
 
 av.logging.set_level(None)
 
 
-def open_recording(source: Source, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> Recording:
+def open_recording(
+    source: Source,
+    *,
+    max_seconds: float = math.inf,
+    channel: int | None = None,
+    track: str | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
     `channel`, from 0: that one alone. `track`: of several sound tracks the one with this number, from 0, or in this language;
     None: the one that FFmpeg takes for the best. Bytes and a path may be opened any number of times at once.
+    `is_cancelled`: whether reading may stop, because nothing wants the transcript any more; then Cancelled is raised.
     Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its container
-    is broken from the start, TooLarge when its header declares more than `max_seconds`, InvalidRequest when it has no such channel
-    or track.
+    is broken from the start, or reading it takes far more time than its sound is worth, TooLarge when its header declares more than
+    `max_seconds`, InvalidRequest when it has no such channel or track.
     """
-    file = Reader(source)
+    file = Reader(source, is_cancelled)
     try:
         return Recording(file, max_seconds=max_seconds, channel=channel, track=track)
     except BaseException:
@@ -123,8 +132,10 @@ class Recording:
         Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
         """
         if is_float(self.codec):
-            self._find_full_scale()
-        for block in self._resampled():
+            with self._file.budget.measured():
+                self._find_full_scale()
+        blocks = self._resampled()
+        while (block := self._next(blocks)) is not None:
             self._decoded += len(block)
             self._check_length(self.duration)
             yield block
@@ -159,10 +170,15 @@ class Recording:
 
     def _ahead(self, lots: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
         """The same, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
-        self._coming = _DECODERS.submit(next, lots, None)
+        self._coming = _DECODERS.submit(self._next, lots)
         while (lot := self._coming.result()) is not None:
-            self._coming = _DECODERS.submit(next, lots, None)
+            self._coming = _DECODERS.submit(self._next, lots)
             yield lot
+
+    def _next(self, work: Iterator[_T]) -> _T | None:
+        """The iterator's next item, None after the last. Its processor time is counted."""
+        with self._file.budget.measured():
+            return next(work, None)
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames; a packet that cannot be decoded is skipped."""
@@ -174,12 +190,17 @@ class Recording:
             except (av.FFmpegError, ValueError):
                 self._corrupt_packets += 1
                 continue
-            yield from (frame for frame in frames if frame.samples)
+            for frame in frames:
+                if frame.samples:
+                    self._file.budget.sound_seconds += frame.samples / max(frame.sample_rate, 1)
+                    yield frame
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets and, last, the one that flushes the decoder, also when the container breaks in the middle."""
         try:
-            yield from self._container.demux(self._stream)
+            for packet in self._container.demux(self._stream):
+                self._file.budget.check()
+                yield packet
         except (av.FFmpegError, OSError, ValueError):
             self._cut_off = True
             yield None
@@ -226,7 +247,8 @@ def _open_container(file: Reader) -> Any:
         raise UnsupportedAudio("the upload is empty: send the bytes of an audio file", code="empty_audio")
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
     try:
-        return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
+        with file.budget.measured():
+            return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
     except (av.FFmpegError, OSError, ValueError) as error:
         if file.head.startswith(_SIGNATURES) or file.head[4:8] == b"ftyp":
             raise UnreadableAudio("the file is audio, but broken from the start, or cut off before its index: send it whole") from error
