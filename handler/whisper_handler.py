@@ -23,12 +23,11 @@ from whispercore import __version__
 from whispercore.errors import ConfigurationError
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, serves_line
 from whispercore.torchserve.mailbox import Letter, Mailbox, Post, both_ids
 
 logger = logging.getLogger(__name__)
 
-OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
-CLOSING_FILE = "WHISPER_CLOSING_FILE"
 _COUNTERS: dict[str, Callable[[Mailbox], int]] = {
     "whisper_windows_total": lambda mailbox: mailbox.transcriber.scheduler.counters.windows,
     "whisper_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.batches,
@@ -57,10 +56,9 @@ class WhisperHandler:
         try:
             self.transcriber = Transcriber(Settings.load(section))
         except ConfigurationError as error:
-            logger.error("whisper cannot start: %s", error.message)
+            logger.error("%s%s", CANNOT_START, error.message)
             raise
-        described = self.transcriber.engine.describe().items()
-        logger.info("whispercore %s serves %s", __version__, ", ".join(f"{name} {value}" for name, value in described))
+        logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
         self.mailbox = Mailbox(self.transcriber)
         self._publish_open_requests(context)
 
