@@ -10,6 +10,8 @@ import json
 import threading
 import time
 
+from whispercore.torchserve.handshake import API_VERSION
+
 from . import ROOT
 from .configuration import Address, StartError
 from .signals import StopSignals
@@ -45,7 +47,7 @@ def wake_worker(address: Address) -> None:
     TorchServe calls the worker only while it holds requests itself. When the last client disconnects, the calls end, and the worker would
     go on with work that is no longer needed.
     """
-    _status(address, "/predictions/whisper/1.0/v1/models")
+    _status(address, f"/predictions/whisper/{API_VERSION}/v1/models")
 
 
 def _status(address: Address, path: str) -> int | None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from whispercore.torchserve import handshake
+
 from . import ROOT
 from .configuration import Configuration, StartError
 
@@ -27,7 +29,7 @@ KILL_SECONDS = 10.0
 PREFIX = "whisper-torchserve-"
 LOCK_FILE = "lock"
 # The worker writes the number of open requests to the first file; it refuses new requests when the second one exists.
-OPEN_REQUESTS_FILE, CLOSING_FILE = "open-requests", "closing"
+OPEN_REQUESTS, CLOSING = "open-requests", "closing"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -69,7 +71,7 @@ class TorchServe:
     def open_requests(self) -> int:
         """The number of open requests that the worker last wrote; 0 before the first time."""
         try:
-            return int((self.folder / OPEN_REQUESTS_FILE).read_text() or 0)
+            return int((self.folder / OPEN_REQUESTS).read_text() or 0)
         except (OSError, ValueError):
             return 0
 
@@ -77,13 +79,13 @@ class TorchServe:
     def unchanged_seconds(self) -> float:
         """Seconds since the worker last wrote the number of open requests; 0 before the first time."""
         try:
-            return time.time() - (self.folder / OPEN_REQUESTS_FILE).stat().st_mtime
+            return time.time() - (self.folder / OPEN_REQUESTS).stat().st_mtime
         except OSError:
             return 0.0
 
     def refuse_new_requests(self) -> None:
         """Make the worker answer new requests with 503 from now on. TorchServe itself cannot stop accepting them."""
-        (self.folder / CLOSING_FILE).touch()
+        (self.folder / CLOSING).touch()
 
     def stop(self) -> None:
         """End Java, then the rest of its process group, and wait for both."""
@@ -149,8 +151,8 @@ def _command(configuration: Configuration, folder: Path) -> list[str]:
 def _environment(folder: Path) -> dict[str, str]:
     """This process's environment without PYTHONPATH, so that the worker imports the core from whisper.mar only, and without downloads."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["WHISPER_OPEN_REQUESTS_FILE"] = str(folder / OPEN_REQUESTS_FILE)
-    environment["WHISPER_CLOSING_FILE"] = str(folder / CLOSING_FILE)
+    environment[handshake.OPEN_REQUESTS_FILE] = str(folder / OPEN_REQUESTS)
+    environment[handshake.CLOSING_FILE] = str(folder / CLOSING)
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))

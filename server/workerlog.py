@@ -7,11 +7,11 @@ import re
 import time
 from pathlib import Path
 
+from whispercore.torchserve import handshake
+
 TRACEBACK_SECONDS = 2.0
 """How long after the worker's death the last line of its traceback may take to appear in the log."""
 
-_SERVES = re.compile(r"whispercore \S+ serves (.*)")
-_REFUSED = "whisper cannot start: "
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
 
 
@@ -35,10 +35,10 @@ class WorkerLog:
         return None
 
     def _reason(self, message: str) -> str | None:
-        if message.startswith(_REFUSED):
+        if message.startswith(handshake.CANNOT_START):
             return message
-        if match := _SERVES.match(message):
-            self.serves = match[1]
+        if description := handshake.served(message):
+            self.serves = description
         if message.startswith("Failed to load model"):
             return f"TorchServe cannot load whisper.mar: see {self.path}"
         if message.startswith("Backend worker process died"):
