@@ -9,7 +9,7 @@ set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 MANIFEST=MAR-INF/MANIFEST.json
 
-fail() { echo "create_model_archive.sh: $*" >&2; exit 1; }
+fail() { echo "$*" >&2; exit 1; }
 
 # Part of every URL (/predictions/whisper/1.0/v1/audio/transcriptions). It is not whispercore's version, which changes with each release.
 api_version() { sed -n 's/^API_VERSION = "\(.*\)"$/\1/p' "$ROOT/src/whispercore/torchserve/handshake.py"; }
@@ -27,10 +27,10 @@ expected() {
     } | LC_ALL=C sort
 }
 
-# The same for the files that an archive holds.
+# The same for the files that an archive holds. It is unpacked in FOLDER, an empty one: Python imports from the current folder, too.
 contained() {
     local archive=$1 folder=$2
-    python3 -m zipfile --extract "$archive" "$folder" &&
+    (cd "$folder" && python3 -m zipfile --extract "$archive" .) &&
         (cd "$folder" && find . -type f ! -path "./$MANIFEST" -printf '%P\0' | xargs -0 sha256sum) | LC_ALL=C sort
 }
 
@@ -64,11 +64,13 @@ build() {
 # Ends when the archive is not complete, or holds a file that does not belong into it, or one with other contents.
 check() {
     local stage=$1 different
-    contained "$stage/out/whisper.mar" "$stage/contents" >"$stage/contained" || fail "the new archive cannot be read: run this again"
-    different=$(comm -3 "$stage/expected" "$stage/contained" | awk '{ print $2 }' | sort -u)
+    contained "$stage/out/whisper.mar" "$stage/contents" >"$stage/contained" || 
+        fail "create_model_archive.sh: the new archive cannot be read: run this again"
+    different=$(LC_ALL=C comm -3 "$stage/expected" "$stage/contained" | awk '{ print $2 }' | sort -u)
     [[ -f $stage/contents/$MANIFEST ]] || different="$MANIFEST $different"
-    [[ -z $different ]] || fail "the new archive lacks these files, or has others in their place, and is not used: ${different//$'\n'/ };" \
-        "run this again"
+    [[ -z $different ]] ||
+        fail "create_model_archive.sh: the new archive lacks these files, or has others in their place, and is not used:" \
+            "${different//$'\n'/ }; run this again"
 }
 
 main() {
@@ -76,8 +78,9 @@ main() {
     sources=$(fingerprint)
     ! is_current "$folder" "$sources" || return 0
     command -v torch-model-archiver >/dev/null ||
-        fail "torch-model-archiver is not on the PATH: run ./serve.sh --setup, and activate its environment"
+        fail "create_model_archive.sh: torch-model-archiver is not on the PATH: run ./serve.sh --setup, and activate its environment"
     mkdir -p "$folder"
+    folder=$(cd "$folder" && pwd)
     lock "$folder"
     sources=$(fingerprint)
     ! is_current "$folder" "$sources" || return 0
