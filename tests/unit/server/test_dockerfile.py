@@ -137,8 +137,10 @@ def outside(folder: str, names: list[str]) -> list[str]:
 
 
 def run(place: Path, name: str, text: str, **build_arguments: str) -> Path:
-    """Run a stage's RUN instruction with this text, in the tests' own Python environment and in a folder that has only what the stage copies.
-    MODEL is nano unless it is among the build arguments. Returns the folder."""
+    """Run a stage's RUN instruction with this text and return the folder that it ran in, which has only what the stage copies.
+
+    It uses the tests' own Python environment. MODEL is nano unless it is among the build arguments.
+    """
     arguments = {"MODEL": "nano"} | build_arguments
     home, steps = place / f"stage-{name}", [(keyword, _with(keyword, words, arguments)) for keyword, words in stage(name)]
     put(home, steps)
