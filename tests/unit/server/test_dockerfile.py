@@ -212,7 +212,7 @@ def test_what_changes_often_comes_last() -> None:
     assert keywords[-2:] == ["COPY src src/", "RUN umask 002 && ./serve.sh --setup"]
 
 
-def test_runs_as_nobody_special_and_stops_on_sigterm() -> None:
+def test_runs_without_root_and_stops_on_sigterm() -> None:
     assert last("USER") == "1000"
     assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
     assert last("STOPSIGNAL") == "SIGTERM"
