@@ -14,18 +14,11 @@ from hypothesis import strategies as st
 from whisper.utils import get_writer
 
 from whispercore import errors
-from whispercore.api.reply import (
-    content_type,
-    render,
-    render_error,
-    render_models,
-    status_phrase,
-    stream_chunk,
-    stream_content_type,
-    stream_end,
-    stream_error,
-)
-from whispercore.api.request import CONTENT_TYPES
+from whispercore.api.error_reply import render_error, status_phrase
+from whispercore.api.models import render_models
+from whispercore.api.reply import render
+from whispercore.api.routes import CONTENT_TYPES, content_type, stream_content_type
+from whispercore.api.stream import stream_chunk, stream_end, stream_error
 from whispercore.errors import InvalidRequest, WhisperError
 from whispercore.options import Reply
 from whispercore.tokenizer import Tokenizer

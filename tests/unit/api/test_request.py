@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from whispercore.api.error_reply import render_error
 from whispercore.api.fields import ALIASES, AUDIO_FIELDS, IGNORED, KNOWN_FIELDS, LIST_FIELDS, REFUSED
-from whispercore.api.reply import render_error
-from whispercore.api.request import CONTENT_TYPES, Request, check_audio_bytes, client_request_id, parse
+from whispercore.api.request import Request, client_request_id, parse
+from whispercore.api.routes import CONTENT_TYPES
+from whispercore.api.upload import check_audio_bytes
 from whispercore.errors import InvalidRequest, NotFound, TooLarge, WhisperError
 from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, Options, Reply
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whispercore.api.subtitles import SHORTEST, Cue, in_turn, srt, tsv, vtt
+from whispercore.api.subtitles import MIN_DURATION, Cue, in_sequence, srt, tsv, vtt
 from whispercore.types import Segment, Word
 
 OPTIONS: list[dict[str, Any]] = [
@@ -59,7 +59,7 @@ def cues(text: str) -> list[Cue]:
     return found
 
 
-def assert_in_turn(found: list[Cue]) -> None:
+def assert_in_sequence(found: list[Cue]) -> None:
     assert all(cue.start < cue.end for cue in found), found
     assert all(one.end <= other.start for one, other in pairwise(found)), found
 
@@ -68,7 +68,7 @@ def assert_in_turn(found: list[Cue]) -> None:
 @pytest.mark.parametrize("write", [srt, vtt])
 def test_a_language_without_blanks(write: Any, options: dict[str, Any]) -> None:
     found = cues(write(JAPANESE, options))
-    assert_in_turn(found)
+    assert_in_sequence(found)
     said = "".join(cue.text for cue in found) if not options.get("highlight_words") else ""
     assert not said or re.sub(r"\s", "", said) == "これは日本語です。また明日ね"
 
@@ -77,7 +77,7 @@ def test_one_word_a_line_shares_the_time_there_is() -> None:
     found = cues(srt(JAPANESE, {"max_words_per_line": 1}))
     assert [cue.text for cue in found] == ["これ", "は", "日本", "語", "です", "。", "また", "明日", "ね"]
     assert [(cue.start, cue.end) for cue in found[:4]] == [(0, 500), (500, 733), (733, 966), (966, 1200)]
-    assert (found[-1].start, found[-1].end) == (2000, 2000 + SHORTEST)
+    assert (found[-1].start, found[-1].end) == (2000, 2000 + MIN_DURATION)
 
 
 def test_segments_without_length_and_out_of_order() -> None:
@@ -88,16 +88,16 @@ def test_segments_without_length_and_out_of_order() -> None:
         Segment(2.0, 2.0, " d"),
         Segment(0.5, 0.7, " e"),
     ]
-    assert_in_turn(cues(vtt(segments, {})))
+    assert_in_sequence(cues(vtt(segments, {})))
     rows = [line.split("\t") for line in tsv(segments).splitlines()[1:]]
-    assert_in_turn([Cue(int(start), int(end), text) for start, end, text in rows])
+    assert_in_sequence([Cue(int(start), int(end), text) for start, end, text in rows])
     assert [text for _, _, text in rows] == list("abcde")
 
 
 def test_two_channels_at_once() -> None:
     segments = [segment((" long", 0.0, 9.0), channel=0), segment((" short", 2.0, 3.0), channel=1), segment((" both", 2.0, 4.0), channel=0)]
     found = cues(srt(segments, {}))
-    assert_in_turn(found)
+    assert_in_sequence(found)
     assert [(cue.start, cue.text) for cue in found] == [(0, "long"), (2000, "short"), (3000, "both")]
 
 
@@ -112,7 +112,7 @@ def test_what_would_end_a_cue() -> None:
 
 
 def test_long_transcripts_take_no_long_time() -> None:
-    assert sum(1 for _ in in_turn(Cue(number * 10, number * 10, "x") for number in range(100_000))) == 100_000
+    assert sum(1 for _ in in_sequence(Cue(number * 10, number * 10, "x") for number in range(100_000))) == 100_000
 
 
 TIMES = st.floats(0, 50_000, allow_nan=False) | st.sampled_from([0.0, 1.0, 1.0004, 3.0])
@@ -120,5 +120,5 @@ WORDS = st.tuples(st.text(max_size=4) | st.sampled_from([" a", "語", "-->", "\n
 
 
 @given(st.lists(st.lists(WORDS, min_size=1, max_size=4), max_size=4), st.sampled_from(OPTIONS), st.sampled_from([srt, vtt]))
-def test_any_times_give_cues_in_turn(segments: list[list[tuple[str, float, float]]], options: dict[str, Any], write: Any) -> None:
-    assert_in_turn(cues(write([segment(*words) for words in segments], options)))
+def test_any_times_give_cues_in_sequence(segments: list[list[tuple[str, float, float]]], options: dict[str, Any], write: Any) -> None:
+    assert_in_sequence(cues(write([segment(*words) for words in segments], options)))
