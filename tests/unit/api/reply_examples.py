@@ -151,11 +151,11 @@ def examples() -> dict[str, str]:
 
 
 def with_examples(page: str) -> str:
-    """The page with its blocks made anew. Raises KeyError for a block that is not an example."""
+    """The page with newly rendered blocks. Raises KeyError for a block that is not an example."""
     blocks = examples()
     return re.sub(
         r"^(<!-- (\w+) -->\n).*?^(<!-- /\2 -->)$",
-        lambda found: found[1] + blocks[found[2]] + found[3],
+        lambda match: match[1] + blocks[match[2]] + match[3],
         page,
         flags=re.DOTALL | re.MULTILINE,
     )
