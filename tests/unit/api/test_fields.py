@@ -120,7 +120,7 @@ def test_every_list_as_json_text(name: str) -> None:
     ],
 )
 def test_objects(name: str, content: dict[str, Any], expected: Options, form: str) -> None:
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         "object": {"body": {"audio": BASE64, name: content}},
         "text": {"file": SOUND, name: json.dumps(content).encode()},
         "parts": {"file": SOUND, **{f"{name}[{part}]": str(value).encode() for part, value in content.items()}},

@@ -74,8 +74,6 @@ def test_a_segment_without_words_among_segments_with_words() -> None:
 def test_the_exact_characters_of_subtitles() -> None:
     formats: list[Any] = ["srt", "vtt", "tsv"]
     srt, vtt, tsv = (render(TRANSCRIPT, Reply(response_format=name)).payload.decode() for name in formats)
-        render(TRANSCRIPT, Reply(response_format=response_format)).payload.decode() for response_format in ("srt", "vtt", "tsv")
-    )
     assert srt.startswith(
         "1\n00:00:00,000 --> 00:00:01,235\nHello & <b>you</b>.\n\n2\n00:01:00,000 --> 00:01:01,500\na -> b\tc\n\n3\n01:01:01,007"
     )

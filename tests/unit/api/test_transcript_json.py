@@ -136,10 +136,9 @@ def test_values_without_a_json_notation_are_null(response_format: Any) -> None:
 
 
 def warnings_everywhere(transcript: Transcript) -> list[list[str]]:
-    """The warnings of every reply that is JSON."""
-    whole = [
-        json_fields(transcript, route, response_format=response_format) for route in ROUTES for response_format in ("json", "verbose_json")
-    ]
+    """The warnings of every JSON reply and of both streams."""
+    formats = ("json", "verbose_json")
+    whole = [json_fields(transcript, route, response_format=name) for route in ROUTES for name in formats]
     (done,) = events_of(stream_end(transcript, Reply(stream=True), "transcriptions"))
     last = json.loads(stream_end(transcript, Reply(stream=True)))
     return [fields.get("warnings", []) for fields in (*whole, done, last)]
@@ -160,9 +159,9 @@ def test_a_warning_explains_an_empty_transcript() -> None:
 def test_a_warning_lists_dropped_passages_on_every_route() -> None:
     dropped = [Dropped(float(number), number + 0.5, " x", "no_speech") for number in range(7)]
     spoken = replace(SPOKEN, dropped=(*dropped, Dropped(9.0, 9.5, " y", "hallucination")), warnings=("cut off",))
-    told = warnings_everywhere(spoken)
-    assert told == [told[0]] * 8
-    cut, silent, invented = told[0]
+    replies = warnings_everywhere(spoken)
+    assert replies == [replies[0]] * 8
+    cut, silent, invented = replies[0]
     assert cut == "cut off"
     assert silent.startswith("7 passages were left out as no speech (0.0-0.5, 1.0-1.5,") and ", … s)" in silent
     assert "no_speech_threshold=none keeps them" in silent

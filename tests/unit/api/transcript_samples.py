@@ -56,8 +56,8 @@ SILENCE = Transcript("", "en", 2.0, "transcribe", ())
 def json_fields(transcript: Transcript, *arguments: Any, **reply: Any) -> dict[str, Any]:
     body = render(transcript, Reply(**reply), *arguments)
     assert body.content_type == "application/json"
-    parsed: dict[str, Any] = json.loads(body.payload, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    return parsed
+    fields: dict[str, Any] = json.loads(body.payload, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    return fields
 
 
 def with_logprobs(text: str, *, first: int = 50_364) -> Segment:
