@@ -60,7 +60,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "model_name": "model",
     }
 )
-_SPEAKERS = "speakers are not identified; for a recording with one speaker per channel, channels=separate transcribes each channel"
+_SPEAKERS = "speakers are not identified; channels=separate transcribes the channels of a call separately"
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         # OpenAI's API
