@@ -15,22 +15,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..api.models import remarks
-from ..api.reply import (
-    Body,
-    content_type,
-    render,
-    render_error,
-    render_models,
-    status_phrase,
-    stream_chunk,
-    stream_content_type,
-    stream_end,
-    stream_error,
-    stream_progress,
-    warnings_of,
-)
-from ..api.request import Request, check_audio_bytes, client_request_id, parse
+from ..api.error_reply import render_error, status_phrase
+from ..api.models import remarks, render_models
+from ..api.reply import Body, render
+from ..api.request import Request, client_request_id, parse
+from ..api.routes import content_type, stream_content_type
+from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
+from ..api.transcript_json import warnings_of
+from ..api.upload import check_audio_bytes
 from ..errors import EngineError, Overloaded, WhisperError
 from ..serving.transcriber import Job, Transcriber
 from ..tokenizer import Tokenizer
