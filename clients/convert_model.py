@@ -20,8 +20,7 @@ import environment
 
 environment.enter()
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "src"))  # the core need not be installed
+sys.path.insert(0, str(environment.ROOT / "src"))  # the core need not be installed
 
 import torch  # noqa: E402
 
@@ -103,9 +102,7 @@ def _off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     return (found - expected).abs().max() / expected.abs().max().clamp_min(torch.finfo().tiny)
 
 
-def conversion(
-    model: str, form: str, dtype: str | None = None, out: Path | None = None, folder: Path = ROOT / "whisper-models"
-) -> Conversion:
+def conversion(model: str, form: str, dtype: str | None = None, out: Path | None = None, folder: Path = environment.MODELS) -> Conversion:
     """What is to be done for the command's arguments; `folder`: of checkpoints, by name and for the result. Raises ConfigurationError."""
     if dtype is not None and dtype not in DTYPES[form]:
         raise ConfigurationError(f"form '{form}' holds {', '.join(DTYPES[form])}; not {dtype}", param="dtype")
@@ -134,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = "; ".join(f"{form}: {', '.join(dtypes)}" for form, dtypes in DTYPES.items())
     parser.add_argument("--dtype", help=f"{known}; default: as it is, float32 for graphs")
     parser.add_argument("--out", type=Path, help="default: NAME-FORM in --models-dir, NAME.pt for pt")
-    parser.add_argument("--models-dir", type=Path, default=ROOT / "whisper-models", help="default: whisper-models")
+    parser.add_argument("--models-dir", type=Path, default=environment.MODELS, help="default: whisper-models")
     given = parser.parse_args(argv)
     try:
         todo = conversion(given.source, given.form, given.dtype, given.out, given.models_dir)

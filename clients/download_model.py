@@ -51,7 +51,6 @@ BASE_URL = "https://openaipublic.azureedge.net/main/whisper/models"
 """Where OpenAI publishes its checkpoints, as BASE_URL/SHA256/FILE."""
 SUMS = "SHA256SUMS"
 """In a folder that was fetched, for sha256sum too."""
-DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "whisper-models"
 BLOCK = 1 << 16
 """Bytes; what a cut connection loses at most."""
 CONTACT_SECONDS = 6.0
@@ -475,7 +474,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="the names, one a line")
     parser.add_argument("--ct2", action="store_true", help="converted for engine ct2, as faster-whisper fetches it")
     parser.add_argument("--verify", action="store_true", help="fetch nothing: check the hashes of what is there")
-    parser.add_argument("--dir", type=Path, default=DEFAULT_FOLDER, help="where to put it (default: whisper-models)")
+    parser.add_argument("--dir", type=Path, default=environment.MODELS, help="where to put it (default: whisper-models)")
     address = os.environ.get("WHISPER_DOWNLOAD_URL", BASE_URL)
     parser.add_argument("--base-url", default=address, help="a mirror of OpenAI's folder (or WHISPER_DOWNLOAD_URL)")
     parser.add_argument("--hub", default="", help="another Hugging Face Hub (or HF_ENDPOINT)")

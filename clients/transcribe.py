@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import glob
 import json
-import os
 import sys
 import tempfile
 import time
@@ -412,10 +411,4 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # as in transcribe.py … | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    sys.exit(environment.run(main))
