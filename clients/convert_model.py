@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Convert a Whisper checkpoint into another form, offline: OpenAI's .pt, a folder of Hugging Face's or CTranslate2's, ONNX graphs
-for ONNX Runtime or for sherpa-onnx. Each of them is a source, too.
+"""Convert a Whisper checkpoint into another form, offline: OpenAI's .pt, a folder of Hugging Face's or CTranslate2's,
+ONNX graphs for ONNX Runtime or for sherpa-onnx. Each of them is a source, too.
 
 python clients/convert_model.py nano --to hf
 python clients/convert_model.py whisper-models/my-tuned --to ct2 --dtype float16 --out whisper-models/my-tuned-ct2
 
-Unlike the other clients it needs the server's packages: pip install -r requirements.txt; for onnx and sherpa requirements-onnx.txt too.
+Unlike the other clients it needs the server's packages: pip install -r requirements.txt; for onnx and sherpa
+requirements-onnx.txt too.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ DTYPES = {
 }
 """The forms, and what each can hold."""
 _LIMITS = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 4e-3, "int8": 5e-3, "int16": 1e-3}
-"""How far a weight may be off, for the largest of its tensor: half a step of the type, and something for rounding twice."""
+"""How far a weight may be off, for the largest of its tensor: half a step of the type, and something for rounding
+twice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """One file or folder to make of a checkpoint. The methods return what they found when they compared it with the checkpoint."""
+    """One file or folder to make of a checkpoint.
+
+    The methods return what they found when they compared it with the checkpoint.
+    """
 
     checkpoint: Checkpoint
     form: str
@@ -103,7 +108,10 @@ def _off(found: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 
 def conversion(model: str, form: str, dtype: str | None = None, out: Path | None = None, folder: Path = environment.MODELS) -> Conversion:
-    """What is to be done for the command's arguments; `folder`: of checkpoints, by name and for the result. Raises ConfigurationError."""
+    """What is to be done for the command's arguments; `folder`: of checkpoints, by name and for the result.
+
+    Raises ConfigurationError.
+    """
     if dtype is not None and dtype not in DTYPES[form]:
         raise ConfigurationError(f"form '{form}' holds {', '.join(DTYPES[form])}; not {dtype}", param="dtype")
     checkpoint = load_checkpoint(locate(Settings(model=model, models_dir=str(folder))))

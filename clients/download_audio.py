@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fetch the sound of a video or podcast page, in its own container: the server reads m4a and webm, so no ffmpeg is needed.
+"""Fetch the sound of a video or podcast page, in its own container: the server reads m4a and webm, so no ffmpeg is
+needed.
 
 python3 clients/download_audio.py https://… --output-dir podcasts
 python3 clients/transcribe.py podcasts/

@@ -1,4 +1,6 @@
-"""Runs a client in the Python environment of serve.sh, which has all packages that the clients need. Python 3.9 or later.
+"""Runs a client in the Python environment of serve.sh, which has all packages that the clients need.
+
+Python 3.9 or later.
 
 Each client begins with `import environment` and `environment.enter()`, before it imports anything outside the standard
 library.
@@ -39,7 +41,8 @@ def enter() -> None:
 
 
 def run(main: "Callable[[], int]") -> int:
-    """The exit status of a client's `main`: 130 after Ctrl-C, 141 when the reader of a pipe has ended, as in `… | head`."""
+    """The exit status of a client's `main`: 130 after Ctrl-C, 141 when the reader of a pipe has ended, as in `… |
+    head`."""
     try:
         return main()
     except KeyboardInterrupt:

@@ -1,7 +1,8 @@
 """The sound track of a recording in a file of its own, smaller: for uploads that are too large.
 
-A compressed track is copied as it is. PCM, and what is still too large, is encoded: as FLAC, which loses nothing of what the model hears
-(16 kHz), or as Opus. All tracks and their channels are kept. Needs PyAV, which serve.sh's environment has, or ffmpeg.
+A compressed track is copied as it is. PCM, and what is still too large, is encoded: as FLAC, which loses nothing of
+what the model hears (16 kHz), or as Opus. All tracks and their channels are kept. Needs PyAV, which serve.sh's
+environment has, or ffmpeg.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ OPUS_BITS = 48_000
 """A second: four hours are 86 MB."""
 ENCODERS = {"flac": "flac", "opus": "libopus"}
 ANY_START = {"ogg", "mpeg", "mpegts"}
-"""Containers whose clocks start anywhere, because the files were cut from a broadcast. In all others a late start is silence."""
+"""Containers whose clocks start anywhere, because the files were cut from a broadcast.
+
+In all others a late start is silence.
+"""
 LOSSLESS = re.compile(r"pcm_|adpcm_|flac|alac|ape|wavpack|tta|truehd|mlp|dsd")
 
 OnProgress = Callable[[float, "float | None"], None]
@@ -36,7 +40,8 @@ class ExtractionFailed(Exception):
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a file: whether there are pictures, the codec of each sound track, and the names of the container's format."""
+    """What is in a file: whether there are pictures, the codec of each sound track, and the names of the container's
+    format."""
 
     has_video: bool
     codecs: tuple[str, ...]

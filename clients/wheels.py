@@ -33,7 +33,9 @@ class _NoAnswer(WheelsFailed):
 
 
 def fetch(copies: Sequence[Wheels], folder: Path, *, visible: bool) -> None:
-    """Fill `folder`, which is emptied first, with the files of the first of `copies` that the index has whole. `visible`: with pip's bar.
+    """Fill `folder`, which is emptied first, with the files of the first of `copies` that the index has whole.
+
+    `visible`: with pip's bar.
 
     Raises WheelsFailed, and OSError when `folder` cannot be written.
     """

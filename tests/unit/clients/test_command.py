@@ -53,9 +53,11 @@ def test_the_subcommands_are_listed() -> None:
 
 
 def test_no_server_is_one_clear_line() -> None:
-    done = run("transcribe", "samples/timer.flac", "--url", "http://127.0.0.1:9")
+    done = run("transcribe", "samples/timer.flac", "--url", "http://127.0.0.1:9/predictions/whisper")
     assert done.returncode == 1
-    assert done.stderr.startswith("samples/timer.flac: no server at http://127.0.0.1:9") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("samples/timer.flac: no server at http://127.0.0.1:9/predictions/whisper: ") and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_missing_package_is_one_clear_line() -> None:
