@@ -50,7 +50,8 @@ def edits(reference: Words, heard: Words) -> int:
 def transcribe(model: Whisper, recording: Recording, **options: Any) -> dict[str, Any]:
     """openai-whisper's transcribe."""
     torch.manual_seed(0)
-    return whisper.transcribe(model, recording.samples, fp16=False, verbose=None, **options)
+    result: dict[str, Any] = whisper.transcribe(model, recording.samples, fp16=False, verbose=None, **options)
+    return result
 
 
 def stamps(segment: dict[str, Any]) -> tuple[float, float]:
@@ -97,7 +98,7 @@ def no_speech_probability(model: Whisper, recording: Recording) -> float:
     mel = log_mel_spectrogram(pad_or_trim(torch.from_numpy(recording.samples)))
     result = whisper.decode(model, mel, whisper.DecodingOptions(language="en", fp16=False, sample_len=2))
     assert isinstance(result, whisper.DecodingResult)
-    return result.no_speech_prob
+    return float(result.no_speech_prob)
 
 
 def quiet_set(model: Whisper, recordings: list[Recording]) -> dict[str, float]:
