@@ -221,6 +221,6 @@ def _broken(path: Path, error: Exception) -> str:
 
 def _unsupported(folder: Path) -> str:
     return (
-        f"{folder} holds ONNX graphs of another form, such as Optimum's or sherpa-onnx's own, from which no weights are read: use the "
-        "checkpoint they were made from, OpenAI's or Hugging Face's (clients/download_model.py), or a conversion by clients/convert_model.py"
+        f"{folder} holds ONNX graphs of another form, such as Optimum's or sherpa-onnx's own, from which no weights are read: name what "
+        "they were made from, OpenAI's or Hugging Face's (clients/download_model.py), or its conversion by clients/convert_model.py"
     )
