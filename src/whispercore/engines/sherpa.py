@@ -14,7 +14,7 @@ import numpy as np
 import sherpa_onnx
 
 from ..checkpoints import exported_folder
-from ..checkpoints.graphs import told
+from ..checkpoints.graphs import read_metadata
 from ..checkpoints.onnx_export import PRECISIONS, precision
 from ..devices import decoding_threads
 from ..errors import ConfigurationError, EngineError
@@ -36,7 +36,7 @@ def load(settings: Settings, device: str) -> Engine:
         command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
         message = f"'{settings.model}' is not exported for engine 'sherpa' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
-    metadata = told(folder)
+    metadata = read_metadata(folder)
     files = {name: str(folder / file) for name, file in _FILES.items()}
     try:
         recognizer = sherpa_onnx.OfflineRecognizer.from_whisper(

@@ -11,7 +11,7 @@ from whisper.model import Whisper
 
 from ...audio.log_mel import log_mels
 from ...checkpoints import empty_model, exported_folder
-from ...checkpoints.graphs import told
+from ...checkpoints.graphs import read_metadata
 from ...checkpoints.onnx_export import PRECISIONS, precision
 from ...devices import decoding_threads
 from ...errors import ConfigurationError, EngineError, OutOfMemory
@@ -46,7 +46,7 @@ def load(settings: Settings, device: str) -> Engine:
         command = f"python -m whispercore.checkpoints prepare --model {settings.model}"
         message = f"'{settings.model}' is not exported for engine 'onnx' in this precision yet; run: {command}"
         raise ConfigurationError(message, param="model")
-    dtype = told(folder)["dtype"]
+    dtype = read_metadata(folder)["dtype"]
     if precision(replace(settings, dtype=dtype) if settings.dtype == "auto" else settings, device) != dtype:
         raise ConfigurationError(f"{folder} is exported in {dtype}; not in {settings.dtype}", param="dtype")
     threads = decoding_threads(settings)
