@@ -17,15 +17,17 @@ from ..api.values import read_options
 from ..audio.cutting import cut_incrementally
 from ..audio.packing import pack_chunks
 from ..audio.recording import Recording, open_recording
+from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
-from ..devices import reading_threads
+from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
 from ..errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
 from ..options import Options
 from ..settings import ENVIRONMENT_PREFIX, Settings
-from ..transcript.chunked import DetectedLanguage, PartialTranscript, PartTask, PartTasks, chunked
+from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
+from ..transcript.tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
 from ..types import Decoded, Dropped, Progress, Segment, Transcript, Window
 from .backlog import Ticket
 from .scheduler import Scheduler
@@ -194,18 +196,19 @@ class Job:
             max_seconds=self._transcriber.settings.max_audio_seconds,
             channel=channel,
             track=self.options.audio_track,
+            threads=self._transcriber.audio_threads,
         )
         self._recordings.append(recording)
         return recording
 
     def _strands(self, channel: int | None) -> PartTasks:
-        options, engine = self.options, self._transcriber.engine
+        options, engine, threads = self.options, self._transcriber.engine, self._transcriber.audio_threads
         if options.strategy == "sequential":
-            return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
-        chunks = cut_incrementally(self._open_recording(channel).blocks(), options)
+            return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels, threads)
+        chunks = cut_incrementally(self._open_recording(channel).blocks(), options, threads)
         packs = pack_chunks(chunks, alone=options.multilingual)
-        once = bool(self._transcriber.settings.fixed_tokens)
-        return chunked(packs, options, self._heard, engine.tokenizer, aligns=self._transcriber.aligns, once=once)
+        single_pass = bool(self._transcriber.settings.fixed_tokens)
+        return chunked(packs, options, self._heard, engine.tokenizer, aligns=self._transcriber.aligns, single_pass=single_pass)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""
@@ -368,6 +371,7 @@ class Transcriber:
         # The attention of the bundled nano follows the sound in some windows only: by timestamps each is decoded once, not twice.
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
+        self.audio_threads = AudioThreads(logical_cores())
         self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._open: set[Job] = set()
         self._lock = threading.Lock()
@@ -422,6 +426,7 @@ class Transcriber:
         for job in jobs:
             job.cancel()
         self._readers.shutdown(cancel_futures=True)
+        self.audio_threads.close()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()

@@ -283,7 +283,7 @@ def placed(
     clock = Clock(container, stream, declared, check_length)
     frames = [Frame(None if time is None else round(time * 1000)) for time in times]
     position, found = 0, []
-    for frame in clock.steady(frames, 48_000):
+    for frame in clock.aligned(frames, 48_000):
         position += max(0, shift := clock.take_shift())
         found.append(position / 48_000)
         position += frame.samples + min(0, shift)

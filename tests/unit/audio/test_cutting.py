@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from whispercore.audio.cutting import SpeechChunk, cut, cut_incrementally, speech
 from whispercore.audio.recording import open_recording, read_samples
 from whispercore.audio.silero import FRAME
+from whispercore.audio.threads import AudioThreads
 from whispercore.options import Options
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
 
@@ -29,10 +30,10 @@ SECOND = np.zeros(SAMPLE_RATE, np.float32)
 class Loudness:
     """A detector to draw speech with: whatever is louder than 0.1 is speech."""
 
-    def hear(self, samples: Samples) -> Samples:
+    def extract(self, samples: Samples) -> Samples:
         return samples
 
-    def judge(self, samples: Samples) -> Samples:
+    def classify(self, samples: Samples) -> Samples:
         frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
         return (np.abs(frames).max(axis=1) > 0.1).astype(np.float32)
 
@@ -40,7 +41,7 @@ class Loudness:
 class Amplitude(Loudness):
     """A detector to draw probabilities with."""
 
-    def judge(self, samples: Samples) -> Samples:
+    def classify(self, samples: Samples) -> Samples:
         return np.abs(np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)).max(axis=1)
 
 
@@ -428,3 +429,16 @@ def test_isolated_digits_between_long_silences_are_all_kept() -> None:
     for begin, end in spans:
         assert any(left <= begin and end <= right for left, right in stretches)
     assert len(stretches) == len(spans)
+
+
+def test_threads_change_no_cut() -> None:
+    recording, _ = joined((0.3, 4.0), hiss=0.0)
+    threads = AudioThreads(2)
+    try:
+        chunks = list(cut(blocks(recording, 90_000), DEFAULT, threads))
+    finally:
+        threads.close()
+    alone = list(cut(blocks(recording, 90_000), DEFAULT))
+    assert times(chunks) == times(alone) and len(chunks) > 2
+    for chunk, expected in zip(chunks, alone, strict=True):
+        np.testing.assert_array_equal(chunk.voiced, expected.voiced)

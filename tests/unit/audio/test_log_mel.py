@@ -11,7 +11,7 @@ import whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whispercore.audio.log_mel import log_mel, log_mels, log_mels_together, loudest
+from whispercore.audio.log_mel import log_mel, log_mels, log_mels_batched, loudest
 from whispercore.audio.recording import read_samples
 from whispercore.types import WINDOW_SAMPLES, Decoding, Samples, Window
 
@@ -113,4 +113,4 @@ def test_windows_together_have_the_same_frames(n_mels: int) -> None:
     recording = noise(40 * 16_000 + 77)
     cuts = [cut(recording, seek, frames) for seek, frames in ((0, 3000), (0, 700), (1234, 3000), (3999, 3000))]
     each = [*cuts, cut(recording, 1000, 500, 1.5), *(Window(recording[:length], 0.0, Decoding()) for length in (1, 159, 160, 16_001))]
-    assert torch.allclose(log_mels_together(each, n_mels, "cpu"), log_mels(each, n_mels), atol=1e-5)
+    assert torch.allclose(log_mels_batched(each, n_mels, "cpu"), log_mels(each, n_mels), atol=1e-5)
