@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -127,6 +128,7 @@ def heard(samples: Samples) -> list[float]:
     return [float(loud[index]) / SAMPLE_RATE for index in range(len(loud)) if not index or loud[index] - loud[index - 1] > 3000]
 
 
+@cache
 def delay(kind: Kind) -> float:
     """What the encoder adds before the sound where the container cannot say so: the times of a whole file tell it."""
     data, ticks = mux(kind, 3)

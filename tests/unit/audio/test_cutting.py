@@ -88,7 +88,7 @@ def check(recording: Samples, stretches: list[SpeechChunk]) -> None:
 LENGTHS = st.lists(st.floats(0.05, 45.0), min_size=1, max_size=8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 7)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000))
 def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) -> None:
     recording = drawn(*lengths)
@@ -104,7 +104,7 @@ def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) 
     assert len(lost) <= 2 * FRAME * sum(length < 0.1 for length in lengths)  # a click of one frame is no speech
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings().max_examples // 10)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000))
 def test_without_the_filter_every_sample_is_kept_once(lengths: list[float], size: int) -> None:
     recording = drawn(*lengths)
@@ -152,7 +152,7 @@ def covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]:
     return kept
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000), options=OPTIONS)
 def test_whatever_the_options_times_are_the_recordings_and_speech_in_the_clips_is_kept(
     lengths: list[float], size: int, options: Options
