@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from ..api.values import read_options
 from ..audio.cutting import cut_incrementally
@@ -23,14 +23,17 @@ from ..checkpoints import choose_model, is_demonstration, prepare
 from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
 from ..errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
-from ..options import Options
-from ..settings import ENVIRONMENT_PREFIX, Settings
+from ..options import OptionKeywords, Options
+from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
 from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
 from ..transcript.tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
 from ..types import Decoded, Dropped, Progress, Segment, Transcript, Window
 from .backlog import Ticket
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 logger = logging.getLogger(__name__)
 
@@ -355,13 +358,15 @@ class Transcriber:
     Thread-safe: any number of recordings may be under way, and their windows share the engine's batches.
     """
 
-    def __init__(self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Unpack[SettingKeywords]
+    ) -> None:
         """A checkpoint by name or path, an engine by name, and other settings by theirs: what is not given is as `Settings.load` says.
 
         Or `Settings`, whose checkpoint has been made ready for its engine; or an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
-        given = _settings(model, engine if isinstance(engine, str) else None, settings)
+        given = _settings(model, engine if isinstance(engine, str) else None, dict(settings))
         self.settings = choose_model(given, look=loaded is None)
         if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
@@ -376,7 +381,7 @@ class Transcriber:
         self._open: set[Job] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
+    def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it. `options`: a request's; `timestamps` False is their `without_timestamps`.
 
         Raises WhisperError.
