@@ -1,4 +1,4 @@
-"""Options: ranges, and what an engine is told."""
+"""Options: ranges, and the decoding they make."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Clock:
     def __init__(self, container: Any, stream: Any, declared_duration: float | None, check_length: Callable[[float], None]) -> None:
         """`check_length` is called with the length in seconds that a gap would give the recording, and raises if it is too long."""
         name: str = container.format.name
-        self.ticks = name in _WITH_FIXED_ZERO | _WITH_ANY_START
+        self._has_times = name in _WITH_FIXED_ZERO | _WITH_ANY_START
         self.start = start_of(container, stream, declared_duration)
         self.jumps = 0
         self.breaks = 0
@@ -73,7 +73,7 @@ class Clock:
 
     def aligned(self, frames: Iterable[Any], rate: int) -> Iterator[Any]:
         """The frames in order, all at `rate` Hz, without those that lie entirely in an overlap."""
-        if not self.ticks:
+        if not self._has_times:
             yield from frames
             return
         pending: list[Any] = []
