@@ -1,4 +1,7 @@
-"""The options of a request: `Options` for the transcription, `Reply` for the form of the answer. Both are validated on creation."""
+"""The options of a request: `Options` for the transcription, `Reply` for the form of the answer.
+
+Both are validated on creation.
+"""
 
 from __future__ import annotations
 
@@ -134,7 +137,7 @@ class Options:
         return self.strategy == "chunked" if self.vad_filter is None else self.vad_filter
 
     def decoding(self, *, temperature: float, prompt: tuple[int, ...] = (), language: str | None = None) -> Decoding:
-        """The decoding of a window at `temperature`: beam search or greedy at 0, sampling above it, as in openai-whisper."""
+        """A window's decoding at `temperature`: beam search or greedy at 0, sampling above, as in openai-whisper."""
         greedy = temperature == 0.0
         return Decoding(
             task=self.task,
@@ -169,7 +172,7 @@ class Options:
 
 
 class OptionKeywords(TypedDict, total=False):
-    """The options as keyword arguments, for type checkers and completion: those of `Options`, a list also as a single value."""
+    """`Options` as keyword arguments, for type checkers and completion; a list may be a single value."""
 
     task: Task
     strategy: Strategy
@@ -213,7 +216,7 @@ class OptionKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The form of the answer. The subtitle options are named as on openai-whisper's command line. Raises InvalidRequest."""
+    """The form of the answer; subtitle options as on openai-whisper's command line. Raises InvalidRequest."""
 
     response_format: ResponseFormat = _option(  # noqa: RUF009
         "json", "the format of the reply; tsv is an extension of OpenAI's API", choices=get_args(ResponseFormat)

@@ -30,8 +30,8 @@ def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: 
 class Settings:
     """The configuration of a worker, read once at start.
 
-    Sources, the later one wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment variables
-    `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
+    Sources, the later one wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment
+    variables `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
     """
 
     model: str = _setting(
@@ -83,7 +83,7 @@ class Settings:
 
 
 class SettingKeywords(TypedDict, total=False):
-    """The settings as keyword arguments, for type checkers and completion; `Transcriber` has parameters of its own for the other two."""
+    """`Settings` as keyword arguments, for type checkers and completion; `model` and `engine` are parameters."""
 
     models_dir: str | Path
     converted_dir: str | Path

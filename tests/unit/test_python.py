@@ -1,4 +1,4 @@
-"""The Python API: the examples of docs/python.md run unchanged on the bundled model; arguments win over the environment."""
+"""The Python API: the examples of docs/python.md run on the bundled model; arguments win over the environment."""
 
 from __future__ import annotations
 

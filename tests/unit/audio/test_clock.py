@@ -82,7 +82,8 @@ def mux(
     moves: Callable[[float], float] = lambda time: time,
     picture: bool = False,
 ) -> tuple[bytes, list[float]]:
-    """A file of ticks, of which the packets at the times that `keeps` refuses are left out and the others are moved by `moves`.
+    """A file of ticks, of which the packets at the times that `keeps` refuses are left out and the others are moved by
+    `moves`.
 
     Also the times, by the container's clock and from its zero, at which each whole tick begins.
     """

@@ -1,4 +1,4 @@
-"""Cutting: no speech lost, no sample twice, at most 30 s per chunk, the same for any block size, nothing without speech."""
+"""Cutting: no speech lost, no sample twice, at most 30 s, the same for any block size, nothing without speech."""
 
 from __future__ import annotations
 

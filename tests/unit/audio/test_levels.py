@@ -1,4 +1,4 @@
-"""Levels, phases and sizes that a file tells wrongly: float samples in the range of integers, cancelling channels, headers of streams."""
+"""Wrong levels, phases and sizes: float samples in the range of integers, cancelling channels, headers of streams."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_source_is_read_twice_at_once(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_recording_may_be_left_and_closed_while_it_is_decoded() -> None:
-    """The container is freed only after the decoding thread has finished with it; otherwise this test would crash pytest."""
+    """The container is freed only after the decoding thread has finished; otherwise this test would crash pytest."""
     music = encode(np.stack([sweep(30.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
     threads = AudioThreads(2)
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""Words and their times against openai-whisper's own, `whisper.timing.add_word_timestamps`, fed with the same token times."""
+"""Words and their times equal those of openai-whisper's `whisper.timing.add_word_timestamps`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def segment(start: float, end: float, tokens: list[int], words: tuple[Word, ...]
 
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[list[Segment], Decoded, float, float]:
-    """Segments of a window, timestamps among their tokens, token times that rise in steps of 0.02 s, and where the window begins."""
+    """Segments of a window, timestamps among their tokens, token times that rise in steps of 0.02 s, and where the
+    window begins.
+    """
     start = draw(st.integers(0, 40_000)) / 100
     piece = st.sampled_from(PIECES).map(lambda text: list(TOKENIZER.encode(text)))
     texts = draw(st.lists(st.lists(piece, max_size=6), max_size=4))
