@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,12 @@ def test_a_window_that_cannot_be_asked_for_ends_the_job(monkeypatch: pytest.Monk
     monkeypatch.setattr(Options, "decoding", broken)
     with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(EngineError, match="no window"):
         transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE)
+
+
+def test_closing_ends_every_thread() -> None:
+    before = set(threading.enumerate())
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        assert transcriber(wav(40), vad_filter=True).duration == 40
+        names = {thread.name.split("_")[0] for thread in set(threading.enumerate()) - before}
+        assert names >= {"reader", "decoder", "vad"}
+    assert set(threading.enumerate()) <= before
