@@ -11,24 +11,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from ..api.values import read_options
 from ..audio.cutting import cut_incrementally
 from ..audio.packing import pack_chunks
 from ..audio.recording import Recording, open_recording
+from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
-from ..devices import reading_threads
+from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
 from ..errors import Cancelled, ConfigurationError, EngineError, InvalidRequest, Overloaded, WhisperError
-from ..options import Options
-from ..settings import ENVIRONMENT_PREFIX, Settings
-from ..transcript.chunked import DetectedLanguage, PartialTranscript, PartTask, PartTasks, chunked
+from ..options import OptionKeywords, Options
+from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
+from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
+from ..transcript.tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
 from ..types import Decoded, Dropped, Progress, Segment, Transcript, Window
 from .backlog import Ticket
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 logger = logging.getLogger(__name__)
 
@@ -194,18 +199,19 @@ class Job:
             max_seconds=self._transcriber.settings.max_audio_seconds,
             channel=channel,
             track=self.options.audio_track,
+            threads=self._transcriber.audio_threads,
         )
         self._recordings.append(recording)
         return recording
 
     def _strands(self, channel: int | None) -> PartTasks:
-        options, engine = self.options, self._transcriber.engine
+        options, engine, threads = self.options, self._transcriber.engine, self._transcriber.audio_threads
         if options.strategy == "sequential":
-            return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels)
-        chunks = cut_incrementally(self._open_recording(channel).blocks(), options)
+            return sequential(partial(self._open_recording, channel), options, self._heard, engine.tokenizer, engine.n_mels, threads)
+        chunks = cut_incrementally(self._open_recording(channel).blocks(), options, threads)
         packs = pack_chunks(chunks, alone=options.multilingual)
-        once = bool(self._transcriber.settings.fixed_tokens)
-        return chunked(packs, options, self._heard, engine.tokenizer, aligns=self._transcriber.aligns, once=once)
+        single_pass = bool(self._transcriber.settings.fixed_tokens)
+        return chunked(packs, options, self._heard, engine.tokenizer, aligns=self._transcriber.aligns, single_pass=single_pass)
 
     def _next_track(self) -> Track | None:
         """Of the tracks with room the one that has read least."""
@@ -352,13 +358,15 @@ class Transcriber:
     Thread-safe: any number of recordings may be under way, and their windows share the engine's batches.
     """
 
-    def __init__(self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Unpack[SettingKeywords]
+    ) -> None:
         """A checkpoint by name or path, an engine by name, and other settings by theirs: what is not given is as `Settings.load` says.
 
         Or `Settings`, whose checkpoint has been made ready for its engine; or an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
-        given = _settings(model, engine if isinstance(engine, str) else None, settings)
+        given = _settings(model, engine if isinstance(engine, str) else None, dict(settings))
         self.settings = choose_model(given, look=loaded is None)
         if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
@@ -368,11 +376,12 @@ class Transcriber:
         # The attention of the bundled nano follows the sound in some windows only: by timestamps each is decoded once, not twice.
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
+        self.audio_threads = AudioThreads(logical_cores())
         self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._open: set[Job] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
+    def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it. `options`: a request's; `timestamps` False is their `without_timestamps`.
 
         Raises WhisperError.
@@ -422,6 +431,7 @@ class Transcriber:
         for job in jobs:
             job.cancel()
         self._readers.shutdown(cancel_futures=True)
+        self.audio_threads.close()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()
