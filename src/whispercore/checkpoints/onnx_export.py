@@ -26,17 +26,14 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
-from ..devices import choose_precision
 from ..errors import ConfigurationError
-from ..settings import Settings
 from ..tokenizer import Tokenizer
+from .graph_precision import precision as precision
 from .staging import staged
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
 import onnxruntime
 
-PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
-"""The first is what auto stands for."""
 OPSET, IR_VERSION = 20, 10
 MICROSOFT = "com.microsoft"
 QUANTIZED = ("int8", "uint8")
@@ -57,14 +54,6 @@ _IN_INTEGERS = 4
 _LEAST_SCALE = 1e-12
 State = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.generic]
-
-
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`, for engine onnx or sherpa. Raises ConfigurationError for one that it lacks there."""
-    wanted = choose_precision(settings.engine, settings, device, PRECISIONS[device])
-    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
-    return wanted
 
 
 def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: Sequence[tuple[int, int]]) -> float:
