@@ -217,19 +217,24 @@ def test_half_precisions_hear_the_same_words(settings: Settings, engine: JaxEngi
         assert ours.avg_logprob != exact.avg_logprob
 
 
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "four-heads.pt"
+    write_random(FOUR_HEADS, model, dtype=torch.float32)
+
     def kept() -> list[str]:
         return sorted(path.name for path in (tmp_path / "jax").glob("*-cache"))
 
-    (first,) = run(tmp_path, [(NANO, "auto", 4)], devices=1)
+    (first,) = run(tmp_path, [(model, "auto", 4)], devices=1)
     programs = kept()
     assert first["compiled"] == len(programs) >= 3
-    (second,) = run(tmp_path, [(NANO, "auto", 4)], devices=1)
+    (second,) = run(tmp_path, [(model, "auto", 4)], devices=1)
     assert second["compiled"] == 0
     assert kept() == programs
     assert second["tokens"] == first["tokens"]
 
 
+@pytest.mark.slow
 def test_every_mesh_samples_the_same_tokens(folder: Path, engine: JaxEngine) -> None:
     model = folder / "four-heads.pt"
     write_random(FOUR_HEADS, model, dtype=torch.float32)

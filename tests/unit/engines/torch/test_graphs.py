@@ -85,6 +85,7 @@ def test_a_devices_work_needs_nothing_of_the_hosts(nano: Checkpoint, monkeypatch
             step(model, cache, rows, finished, vocabulary, StepShape(4, group, 64, sampled, None, beams))
 
 
+@pytest.mark.slow
 def test_graphs_hold_nothing_that_changes(
     nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +101,7 @@ def test_graphs_hold_nothing_that_changes(
         replace(ENGLISH, timestamps=False, max_tokens=9),
         Decoding(max_tokens=4),
     )
-    asked = [Window(samples, 0.0, each) for samples in recordings for each in decodings]
+    asked = [Window(samples, 0.0, decoding) for samples in recordings[::2] for decoding in decodings]
     feed = Listed(asked, at_most=2)
     engine.decode_feed(feed)
     check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
