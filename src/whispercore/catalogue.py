@@ -1,4 +1,4 @@
-"""What is known of each engine before its package is imported: settings, loader, checkpoints, reference, set-up and tests read it here."""
+"""The facts of each engine that do not need its package: read by settings, loader, checkpoints, reference, set-up and tests."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def _begin(params: Params, audio: KeyValues, start: Start, config: LoopConfig, n
     (b, s), g = start.tokens.shape, config.group
     length = s + MAX_SAMPLED
     index = jnp.arange(s)
-    seen = (index[None, :] <= index[:, None]) & (index >= start.padding[:, None])[:, None]  # (b, s, s)
-    mask = jnp.zeros((b, s, g, length), bool).at[:, :, 0, :s].set(seen).reshape(b, s, -1)
+    visible = (index[None, :] <= index[:, None]) & (index >= start.padding[:, None])[:, None]  # (b, s, s)
+    mask = jnp.zeros((b, s, g, length), bool).at[:, :, 0, :s].set(visible).reshape(b, s, -1)
     positions = jnp.maximum(index - start.padding[:, None], 0)
     cache = empty_cache(audio, g, length)
     hidden, cache, _ = decode(params, start.tokens[:, None], positions[:, None], mask, 0, cache, audio)
@@ -206,8 +206,8 @@ def _choose_beams(state: State, logprobs: Array, start: Start, config: LoopConfi
     """openai-whisper's beam search: the best of each beam's likeliest tokens go on; sequences that end and rank before them are kept."""
     candidates, source, ends = _candidates(state, logprobs, config)
     # as openai-whisper, which stops at the last beam that goes on
-    seen = jnp.cumsum(~ends, -1) - ~ends < config.group
-    finished, kept = _kept(state, candidates, ends & seen, start.enough)
+    in_reach = jnp.cumsum(~ends, -1) - ~ends < config.group
+    finished, kept = _kept(state, candidates, ends & in_reach, start.enough)
     chosen = jnp.argsort(ends, axis=-1, stable=True)[:, : config.group]
     tokens = jnp.where(state.ended[..., None], state.live.tokens, _taken(candidates.tokens, chosen))
     sums = jnp.where(state.ended, state.live.sums, jnp.take_along_axis(candidates.sums, chosen, -1))
