@@ -141,7 +141,9 @@ def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) 
     many = _windows(setup.tokens)
     mels = log_mels(many, engine.n_mels)
     spectrogram = least(lambda: log_mels(many, engine.n_mels)) / TOGETHER
-    own = least(lambda: engine._model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
+    model = engine.model
+    assert model is not None
+    own = least(lambda: model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
     fused = engine._encoder
     encoder = least(lambda: fused(mels)) / TOGETHER if fused else own
     whole = least(lambda: engine.decode(many)) / TOGETHER

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask
 from whisper.model import ModelDimensions
 
-from whispercore.engines.openai import BatchedTimestampRules
 from whispercore.engines.rules import (
     batch_key,
     compression_ratio,
-    decoded,
-    equals,
-    failure,
+    engine_error,
+    group_indices,
     last_initial_timestamp,
-    likeliest,
+    likeliest_language,
+    make_decoded,
     prompt_length,
     start_tokens,
     suppressed_tokens,
     whole_characters,
 )
+from whispercore.engines.whisper_task import BatchedTimestampRules
 from whispercore.errors import EngineError, OutOfMemory
 from whispercore.tokenizer import Tokenizer, complete_segments
 from whispercore.types import Decoding
@@ -118,7 +118,7 @@ def test_windows_share_a_batch_whatever_is_their_own() -> None:
 def test_prompts_of_one_length_are_decoded_together() -> None:
     lengths = [prompt_length(Decoding(prompt=(1,) * count)) for count in (0, 5, 900, 223, 5)]
     assert lengths == [0, 5, 223, 223, 5]
-    assert equals(lengths) == [[0], [1, 4], [2, 3]]
+    assert group_indices(lengths) == [[0], [1, 4], [2, 3]]
 
 
 @EVERY
@@ -141,11 +141,11 @@ def test_the_first_timestamp_has_its_bound() -> None:
 
 def test_the_language_is_the_likeliest_candidate() -> None:
     probabilities = {"en": 0.6, "es": 0.1, "de": 0.3}
-    assert likeliest(probabilities, ()) == ("en", pytest.approx(0.6))
-    assert likeliest(probabilities, ("es", "de")) == ("de", pytest.approx(0.75))
-    assert likeliest(probabilities, ("xx", "es")) == ("es", pytest.approx(1.0))
-    assert likeliest(probabilities, ("xx",)) == ("en", pytest.approx(0.6))
-    assert likeliest({"en": 0.0, "es": 0.0}, ()) == ("en", 0.0)
+    assert likeliest_language(probabilities, ()) == ("en", pytest.approx(0.6))
+    assert likeliest_language(probabilities, ("es", "de")) == ("de", pytest.approx(0.75))
+    assert likeliest_language(probabilities, ("xx", "es")) == ("es", pytest.approx(1.0))
+    assert likeliest_language(probabilities, ("xx",)) == ("en", pytest.approx(0.6))
+    assert likeliest_language({"en": 0.0, "es": 0.0}, ()) == ("en", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_scores_that_are_no_numbers_are_an_error() -> None:
     tokenizer = Tokenizer(51_865)
     for avg_logprob, no_speech_prob in ((math.nan, 0.0), (-math.inf, 0.0), (-0.1, math.nan)):
         with pytest.raises(EngineError, match="not numbers"):
-            decoded(tokenizer, [1], Decoding(), language="en", avg_logprob=avg_logprob, no_speech_prob=no_speech_prob)
+            make_decoded(tokenizer, [1], Decoding(), language="en", avg_logprob=avg_logprob, no_speech_prob=no_speech_prob)
 
 
 def test_values_are_plain_python() -> None:
     tensor = torch.tensor([50_364, 440, 50_400])
-    result = decoded(
+    made = make_decoded(
         Tokenizer(51_865),
         list(tensor),
         Decoding(temperature=0),
@@ -193,8 +193,8 @@ def test_values_are_plain_python() -> None:
         avg_logprob=torch.tensor(-0.5),
         no_speech_prob=torch.tensor(0.1),  # type: ignore[arg-type]
     )
-    assert {type(token) for token in result.tokens} == {int}
-    assert {type(value) for value in (result.temperature, result.avg_logprob, result.no_speech_prob, result.compression_ratio)} == {float}
+    assert {type(token) for token in made.tokens} == {int}
+    assert {type(value) for value in (made.temperature, made.avg_logprob, made.no_speech_prob, made.compression_ratio)} == {float}
 
 
 @pytest.mark.parametrize(
@@ -216,9 +216,9 @@ def test_values_are_plain_python() -> None:
     ],
 )
 def test_runtimes_errors_are_ours(error: Exception, kind: type[EngineError]) -> None:
-    translated = failure(error, "JAX", 3)
-    assert type(translated) is kind and "a batch of 3 windows: " in str(translated)
-    assert "\n" not in str(translated) and not str(translated).endswith(": ")
+    found = engine_error(error, "JAX", 3)
+    assert type(found) is kind and "a batch of 3 windows: " in str(found)
+    assert "\n" not in str(found) and not str(found).endswith(": ")
 
 
 JAPANESE = " 東京は夜の七時、🎉 naïve"
@@ -234,11 +234,11 @@ def test_a_limit_never_cuts_a_letter(vocabulary: int) -> None:
     tokenizer = Tokenizer(vocabulary)
     for tokens in (tokenizer.encode(JAPANESE), of_bytes(tokenizer, JAPANESE.encode())):
         for limit in range(len(tokens) + 1):
-            result = decoded(tokenizer, tokens[:limit], Decoding(), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
-            assert "\ufffd" not in result.text and JAPANESE.strip().startswith(result.text)
-            assert tokenizer.decode(result.tokens).strip() == result.text
-            assert result.tokens == tuple(tokens[: len(result.tokens)])
-            assert limit - len(result.tokens) < 4, "no more than the bytes of one character"
+            made = make_decoded(tokenizer, tokens[:limit], Decoding(), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+            assert "\ufffd" not in made.text and JAPANESE.strip().startswith(made.text)
+            assert tokenizer.decode(made.tokens).strip() == made.text
+            assert made.tokens == tuple(tokens[: len(made.tokens)])
+            assert limit - len(made.tokens) < 4, "no more than the bytes of one character"
 
 
 def test_a_letter_is_not_cut_before_a_timestamp_nor_amid_the_text() -> None:
@@ -266,5 +266,5 @@ def test_no_tokens_at_all_give_replacement_characters(tokens: list[int]) -> None
 def test_benchmarks_keep_their_count_of_tokens() -> None:
     tokenizer = Tokenizer(51_865)
     tokens = of_bytes(tokenizer, "夜".encode()[:2])
-    result = decoded(tokenizer, tokens, Decoding(ignore_eot=True), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
-    assert result.tokens == tuple(tokens)
+    made = make_decoded(tokenizer, tokens, Decoding(ignore_eot=True), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+    assert made.tokens == tuple(tokens)

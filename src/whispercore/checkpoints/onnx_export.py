@@ -27,18 +27,15 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
-from ..devices import choose_precision
 from ..errors import ConfigurationError
-from ..settings import Settings
 from ..tokenizer import Tokenizer
+from .graph_precision import precision as precision
 from .staging import staged
 from .tensors import AlignmentHeads, State
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 sends telemetry
 import onnxruntime
 
-PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
-"""By device; the first one is the default."""
 OPSET, IR_VERSION = 20, 10
 MICROSOFT = "com.microsoft"
 QUANTIZED = ("int8", "uint8")
@@ -67,17 +64,6 @@ _INT8_ACTIVATIONS = 4
 """The `accuracy_level` of MatMulNBits that computes with activations in 8 bits too."""
 _LEAST_SCALE = 1e-12
 Array = npt.NDArray[np.generic]
-
-
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`, for engine onnx or sherpa.
-
-    Raises ConfigurationError for an unsupported one.
-    """
-    dtype = choose_precision(settings.engine, settings, device, PRECISIONS[device])
-    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
-    return dtype
 
 
 def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: AlignmentHeads) -> float:

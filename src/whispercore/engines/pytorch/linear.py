@@ -1,4 +1,4 @@
-"""Linear layers in the forms that the engine multiplies them: as they are, packed for oneDNN, or with weights of 8 bits."""
+"""Linear layers in three forms: PyTorch's own, packed for oneDNN, and with weights in 8 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _FEW = 8
-"""Rows: for so few PyTorch's CPU kernel that reads weights of 8 bits beats oneDNN on weights of 16; with more it loses to widening them."""
+"""Up to this many rows PyTorch's CPU kernel for 8-bit weights beats oneDNN on 16-bit weights; with more rows it is slower than widening."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,41 +24,41 @@ class Linear:
         return F.linear(x, self.weight, self.bias)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The same through a GELU."""
+        """The same, then a GELU."""
         return F.gelu(self(x))
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same added to `residual` (…, out)."""
+        """The same, plus `residual` (…, out)."""
         return residual + self(x)
 
 
 @dataclass(frozen=True, slots=True)
 class Packed(Linear):
-    """The same by oneDNN on a CPU, with a weight in its own order: up to three times faster than what `F.linear` calls."""
+    """The same by oneDNN on a CPU, with the weight in oneDNN's own order: up to three times as fast as `F.linear`."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        return self._then(x, "none", "")
+        return self._pointwise(x, "none", "")
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The same through a GELU."""
-        return self._then(x, "gelu", "none")
+        """The same, then a GELU."""
+        return self._pointwise(x, "gelu", "none")
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
-        """The same added to `residual` (…, out)."""
+        """The same, plus `residual` (…, out)."""
         total: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
         return total
 
-    def _then(self, x: Tensor, function: str, algorithm: str) -> Tensor:
+    def _pointwise(self, x: Tensor, function: str, algorithm: str) -> Tensor:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, function, [], algorithm)
         return product
 
 
 @dataclass(frozen=True, slots=True)
 class Int8(Linear):
-    """The same with a weight of 8 bits (out, in) and a `scale` for each output (out,), widened to the scale's precision to be multiplied.
+    """The same with an 8-bit weight (out, in) and a `scale` for each output (out,). It is widened to the scale's dtype and multiplied.
 
-    It is scaled before the product: a sum of unscaled ones would leave float16's range.
+    The weight is scaled before the product: sums of unscaled products would overflow float16.
     """
 
     scale: Tensor
@@ -73,20 +73,20 @@ class Int8(Linear):
 
 
 def packed(weight: Tensor, bias: Tensor | None) -> Linear:
-    """Packed for oneDNN where PyTorch has it: its own compiler calls the same, under names that it does not document."""
+    """A layer packed for oneDNN where PyTorch offers that, in operators that it does not document but torch.compile uses."""
     plain = Linear(weight, bias)
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return plain
     try:
-        made = Packed(torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias)
-        made.gelu(weight.new_zeros(1, weight.shape[1]))
-    except RuntimeError:  # a processor that oneDNN has no such kernel for
+        layer = Packed(torch.ops.mkldnn._reorder_linear_weight(weight, 1), bias)
+        layer.gelu(weight.new_zeros(1, weight.shape[1]))
+    except RuntimeError:  # oneDNN has no such kernel for this processor
         return plain
-    return made
+    return layer
 
 
 def quantized(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Int8:
-    """Eight bits of a float32 weight, each output's largest at 127; the scale is rounded first, so that its rounding costs nothing."""
+    """A float32 weight in 8 bits: 127 is each output's largest. The scale is rounded to `dtype` first, which adds no error."""
     scale = (weight.abs().amax(dim=1) / 127).to(dtype).clamp(min=torch.finfo(dtype).tiny)
     whole = (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
     return Int8(whole, bias.to(dtype), scale)

@@ -1,4 +1,4 @@
-"""torch.compile for parts of the model: operators between two products become one kernel. Products and attention stay PyTorch's own."""
+"""torch.compile for parts of the model: operators between two products become one kernel. Products and attention are not compiled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _MOST_VARIANTS = 128
-"""Of one function: a first size, any size, size one, on each GPU. PyTorch's limit of 8 would silently leave the rest uncompiled."""
+"""Of one function: a first size, any size, and size one, on each GPU. Beyond its limit of 8 PyTorch would silently not compile."""
 
 
 @cache
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The same function, compiled at its first call for sizes that nothing was compiled for yet.
+    """The same function, compiled at its first call with new sizes.
 
-    Mode default: CUDA graphs are this engine's own (device.py), which capture the compiled kernels as any others.
+    In mode default: the engine makes its own CUDA graphs (torch/device.py), which capture compiled kernels as any others.
     """
     config = torch._dynamo.config
     for name in ("recompile_limit", "cache_size_limit"):  # PyTorch's names for it, the second before 2.6
@@ -32,10 +32,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Compile a trifle. Raises ConfigurationError where PyTorch finds no compiler."""
+    """Compile a small function. Raises ConfigurationError where PyTorch finds no compiler."""
     try:
-        compiled(_trifle)(torch.ones(16, device=device))
-    except Exception as error:  # whatever the compiler, its linker or PyTorch says
+        compiled(_probe)(torch.ones(16, device=device))
+    except Exception as error:  # of the compiler, the linker or PyTorch
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         needs = "a C compiler, Python's headers and Triton" if device.type == "cuda" else "a C++ compiler (g++)"
         message = (
@@ -44,5 +44,5 @@ def check_compiler(device: torch.device) -> None:
         raise ConfigurationError(message, param="compile") from error
 
 
-def _trifle(x: torch.Tensor) -> torch.Tensor:
+def _probe(x: torch.Tensor) -> torch.Tensor:
     return x.relu() + 1

@@ -12,7 +12,7 @@ from whisper.model import ModelDimensions
 
 from whispercore.checkpoints import write_random
 from whispercore.engines import ct2
-from whispercore.engines.torch import encoder
+from whispercore.engines.pytorch import encoder
 from whispercore.errors import ConfigurationError
 from whispercore.settings import Settings
 

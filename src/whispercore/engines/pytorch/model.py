@@ -1,6 +1,6 @@
-"""Whisper's forward passes over openai-whisper's weights: encoder, prompt, one token a row, and the attention that words are timed by.
+"""Whisper's forward passes over openai-whisper's weights: encoder, prefill, one token a row, and the attention for word times.
 
-The same arithmetic as openai-whisper's model.py (fused query, key and value; LayerNorm sums in float32, whatever the weights are).
+The same arithmetic as openai-whisper's model.py, with query, key and value fused; LayerNorm sums are float32 in any precision.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from torch.nn import functional as F
 from whisper.model import ModelDimensions
 
 from ...checkpoints import Checkpoint
-from .cache import Cache, Places
+from .cache import Cache, SlotIndex
 from .compiling import compiled
 from .linear import Linear, packed, quantized
-from .precision import Precision
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _FEW = 16
-"""Queries: on a CPU plain products are up to five times faster for so few than the fused attention, which is made for many."""
+"""Up to this many queries plain products on a CPU are up to five times as fast as the fused attention."""
 
 _IN_CACHE = 500
-"""Queries whose scores over a window, 1.5 MB, stay in a core's cache between the two products."""
+"""The scores of this many queries over a window, 1.5 MB, stay in a core's cache between the two products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +58,34 @@ class Block:
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
-    def feed_forward(self, projection: Linear, x: Tensor, seen: Tensor) -> Tensor:
-        """Add to `x` what attention has `seen` (n, heads, length, size), projected; then the block's second half."""
-        x = projection.plus(x, _merged(seen).reshape(x.shape))
+    def feed_forward(self, projection: Linear, x: Tensor, attended: Tensor) -> Tensor:
+        """Add the projected output of attention, `attended` (n, heads, length, size), to `x`; then the block's second half."""
+        x = projection.plus(x, _merge_heads(attended).reshape(x.shape))
         return self.mlp[1].plus(x, self.mlp[0].gelu(self.mlp_ln(x)))
 
 
 @dataclass(frozen=True, slots=True)
 class CrossBlock(Block):
-    """One layer of the decoder: it also attends to the sound, whose keys and values `kv` makes."""
+    """One layer of the decoder, with cross-attention; `kv` makes its keys and values of the encoder's output."""
 
     cross_ln: Norm
     query: Linear
     kv: Linear
     cross_out: Linear
 
-    def cross_query(self, x: Tensor, seen: Tensor, group: int) -> tuple[Tensor, Tensor]:
-        """Add to `x` (rows, length, width) what self-attention has `seen`; then the query to the sound.
+    def cross_query(self, x: Tensor, attended: Tensor, group: int) -> tuple[Tensor, Tensor]:
+        """Add the output of self-attention, `attended`, to `x` (rows, length, width); returns the sum and the cross-attention's query.
 
-        (windows, heads, group x length, width / heads): the rows of a window read its keys together.
+        The query is (windows, heads, group x length, width / heads), so that the rows of a window share a pass over its keys.
         """
-        x = self.out.plus(x, _merged(seen))
+        x = self.out.plus(x, _merge_heads(attended))
         query = self.query(self.cross_ln(x))
         return x, query.view(x.shape[0] // group, group * x.shape[1], self.heads, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """All weights, and what is computed with them. Nothing here waits for the device."""
+    """All weights, and the forward passes. Nothing here waits for the device."""
 
     dims: ModelDimensions
     conv1: tuple[Tensor, Tensor]
@@ -104,11 +103,11 @@ class Model:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of what flows between the layers."""
+        """The dtype of activations."""
         return self.embedding.dtype
 
     def part(self, function: Callable[P, R]) -> Callable[P, R]:
-        """A function of the model's, compiled when the model is to be."""
+        """The function, compiled where the setting `compile` is on."""
         return compiled(function) if self.compiles else function
 
     def encode(self, mel: Tensor) -> Tensor:
@@ -116,62 +115,62 @@ class Model:
         attend_self, feed_forward = self.part(Block.attend_self), self.part(Block.feed_forward)
         x = F.gelu(F.conv1d(mel.to(self.dtype), *self.conv1, padding=1))
         x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1)).transpose(1, 2)
-        # laid out by position from here on: otherwise every normalisation and sum of every layer walks through it crosswise
+        # contiguous by position: otherwise every normalisation and sum of every layer reads it with a stride
         x = (x + self.audio_positions).to(self.dtype, memory_format=torch.contiguous_format)
         for block in self.encoder:
             x = feed_forward(block, block.out, x, attend(*attend_self(block, x)))
         return self.ln_post(x)
 
-    def listen(self, features: Tensor, cache: Cache, slots: Tensor) -> None:
-        """Compute the cross-attention's keys and values of new windows, once, into their `slots` (windows,) of the cache."""
+    def cache_audio(self, features: Tensor, cache: Cache, slots: Tensor) -> None:
+        """Compute the cross-attention's keys and values of new windows into their `slots` (windows,) of the cache."""
         for layer, block in enumerate(self.decoder):
             split = block.kv(features).view(*features.shape[:2], 2, block.heads, -1)
             cache.store_cross(layer, slots, split.permute(2, 0, 3, 1, 4))
 
-    def read(self, tokens: Tensor, cache: Cache, places: Places, *, keep: Tensor | None = None) -> Tensor:
+    def prefill(self, tokens: Tensor, cache: Cache, index: SlotIndex, *, rows: Tensor | None = None) -> Tensor:
         """Tokens (windows, length) from position 0 → hidden states (windows, length, width) before the unembedding.
 
-        `places`: the slots of the windows. `keep`: the cache's rows (windows, group) that get the keys and values; None: they are not kept.
+        `index`: the windows' slots. `rows`: the cache's rows (windows, group) into which keys and values are stored; None: none are.
         """
-        x = self._embedded(tokens)
+        x = self._embed(tokens)
         for layer, block in enumerate(self.decoder):
             query, key, value = block.attend_self(x)
-            if keep is not None:
-                cache.store_prompt(layer, keep, key, value)
+            if rows is not None:
+                cache.store_prompt(layer, rows, key, value)
             x, query = block.cross_query(x, F.scaled_dot_product_attention(query, key, value, is_causal=True), 1)
-            x = block.feed_forward(block.cross_out, x, attend(query, *cache.sound(layer, places)))
+            x = block.feed_forward(block.cross_out, x, attend(query, *cache.cross_kv(layer, index)))
         return self.ln(x)
 
-    def attention(self, tokens: Tensor, cache: Cache, places: Places) -> tuple[Tensor, Tensor]:
-        """As `read`, with the alignment heads' scores over the sound, float32 (windows, heads, length, 1500), before the softmax."""
-        x = self._embedded(tokens)
+    def alignment_scores(self, tokens: Tensor, cache: Cache, index: SlotIndex) -> tuple[Tensor, Tensor]:
+        """As `prefill`, with the alignment heads' attention scores, float32 (windows, heads, length, 1500), before the softmax."""
+        x = self._embed(tokens)
         scores = []
         for layer, (block, heads) in enumerate(zip(self.decoder, self.alignment_heads, strict=True)):
             x, query = block.cross_query(x, F.scaled_dot_product_attention(*block.attend_self(x), is_causal=True), 1)
-            key, value = cache.sound(layer, places)
-            # head by head: indexing by a list would copy it to the device and wait for that
+            key, value = cache.cross_kv(layer, index)
+            # head by head: an index list would be copied to the device, and the host would wait for that
             scores += [query[:, head, None].float() @ key[:, head, None].float().mT * query.shape[-1] ** -0.5 for head in heads]
             x = block.feed_forward(block.cross_out, x, attend(query, key, value))
         return self.ln(x), torch.cat(scores, dim=1)
 
-    def step(self, tokens: Tensor, at: Tensor, cache: Cache, windows: int, group: int, reach: int) -> Tensor:
+    def step(self, tokens: Tensor, at: Tensor, cache: Cache, windows: int, group: int, kv_length: int) -> Tensor:
         """One token (rows,) at its position `at` (rows,) → hidden states (rows, width) before the unembedding.
 
-        The rows are the cache's first `windows` x `group`; each sees its own first `at` + 1 positions, of which none is beyond `reach`.
+        The rows are the cache's first `windows` x `group`. Each attends to its own first `at` + 1 positions, at most `kv_length`.
         """
         attend_self, feed_forward = self.part(Block.attend_self), self.part(Block.feed_forward)
         cross_query = self.part(CrossBlock.cross_query)
         x = (self.embedding[tokens] + self.text_positions[at]).to(self.dtype)[:, None]
-        hear = self.part(attend_once) if self.compiles and group == 1 and x.is_cuda else attend
-        mask, places = cache.mask(at, reach), slice(0, windows)
+        cross_attend = self.part(attend_one_query) if self.compiles and group == 1 and x.is_cuda else attend
+        mask, index = cache.mask(at, kv_length), slice(0, windows)
         for layer, block in enumerate(self.decoder):
             query, key, value = attend_self(block, x)
-            keys, values = cache.extend(layer, at, key[:, :, 0], value[:, :, 0], reach)
+            keys, values = cache.extend(layer, at, key[:, :, 0], value[:, :, 0], kv_length)
             x, query = cross_query(block, x, attend(query, keys, values, mask), group)
-            x = feed_forward(block, block.cross_out, x, hear(query, *cache.sound(layer, places)))
+            x = feed_forward(block, block.cross_out, x, cross_attend(query, *cache.cross_kv(layer, index)))
         return self.ln(x[:, 0])
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens (n, length) from position 0 → (n, length, width)."""
         return (self.embedding[tokens] + self.text_positions[: tokens.shape[1]]).to(self.dtype)
 
@@ -187,39 +186,41 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
     return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
 
 
-def attend_once(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` of one query (n, heads, 1, size), in sums that torch.compile makes kernels of which read keys and values once.
+def attend_one_query(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` of one query (n, heads, 1, size), as sums that torch.compile turns into kernels which read keys and values once.
 
-    The fused attention is made for many queries: with one it multiplies 128 rows of which 127 are nobody's.
+    The fused attention is made for many queries: with one it multiplies 128 rows, 127 of them padding.
     """
     scores = (query.float() * query.shape[-1] ** -0.5 * key.float()).sum(dim=-1)
-    heard: Tensor = (scores.softmax(dim=-1)[..., None] * value.float()).sum(dim=-2, keepdim=True)
-    return heard.to(query.dtype)
+    attended: Tensor = (scores.softmax(dim=-1)[..., None] * value.float()).sum(dim=-2, keepdim=True)
+    return attended.to(query.dtype)
 
 
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same, a third of a window's queries of one head at a time: their scores fit into a core's cache, and oneDNN multiplies
-    bfloat16 with the processor's own instructions for it, which on a CPU the fused attention does not. Less than half its time.
+    """The same for a third of a window's queries of one head at a time, in less than half the time of the fused attention on a CPU.
+
+    The scores fit into a core's cache, and oneDNN multiplies bfloat16 with the processor's instructions for it; the fused attention
+    does not.
     """
-    seen = torch.empty_like(query)
-    for of_window in zip(query * query.shape[-1] ** -0.5, key, value, seen, strict=True):
-        for q, k, v, out in zip(*of_window, strict=True):
-            for some, place in zip(q.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
-                torch.matmul(torch.softmax(some @ k.T, dim=-1), v, out=place)
-    return seen
+    attended = torch.empty_like(query)
+    for heads in zip(query * query.shape[-1] ** -0.5, key, value, attended, strict=True):
+        for q, k, v, out in zip(*heads, strict=True):
+            for queries, result in zip(q.split(_IN_CACHE), out.split(_IN_CACHE), strict=True):
+                torch.matmul(torch.softmax(queries @ k.T, dim=-1), v, out=result)
+    return attended
 
 
-def _merged(heads: Tensor) -> Tensor:
+def _merge_heads(heads: Tensor) -> Tensor:
     """(n, heads, length, size) → (n, length, heads x size)."""
     return heads.transpose(1, 2).flatten(2)
 
 
 def load_model(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, int8: bool = False, compiles: bool = False) -> Model:
-    """The checkpoint's weights on the device in `dtype`, positions in float32 where openai-whisper adds them so.
+    """The checkpoint's weights on the device in `dtype`; positions stay float32, in which openai-whisper adds them.
 
-    `int8`: those of the linear layers in 8 bits, all but the embedding. `compiles`: parts of the model by torch.compile.
+    `int8`: the weights of the linear layers, but not the embedding, in 8 bits. `compiles`: parts of the model by torch.compile.
     """
-    return _Loader(checkpoint.state, device, Precision(dtype, int8), compiles).model(checkpoint)
+    return _Loader(checkpoint.state, device, dtype, int8, compiles).model(checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,8 @@ class _Loader:
 
     state: Mapping[str, Tensor]
     device: torch.device
-    precision: Precision
+    dtype: torch.dtype
+    int8: bool
     compiles: bool
 
     def model(self, checkpoint: Checkpoint) -> Model:
@@ -252,30 +254,30 @@ class _Loader:
         )
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return self.state[name].detach().to(self.device, dtype or self.precision.dtype)
+        return self.state[name].detach().to(self.device, dtype or self.dtype)
 
     def norm(self, name: str) -> Norm:
         return Norm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"))
 
     def linear(self, *names: str) -> Linear:
-        """One projection, or several of the same input stacked; whichever has no bias has one of zeros."""
-        stored = torch.float32 if self.precision.int8 else None
+        """One projection, or several of the same input stacked. A missing bias becomes zeros."""
+        stored = torch.float32 if self.int8 else None
         weights = [self.tensor(f"{name}.weight", stored) for name in names]
         biases = [
             self.tensor(f"{name}.bias", stored) if f"{name}.bias" in self.state else weight.new_zeros(len(weight))
             for name, weight in zip(names, weights, strict=True)
         ]
         weight, bias = torch.cat(weights), torch.cat(biases)
-        if self.precision.int8:
-            return quantized(weight, bias, self.precision.dtype)
-        # torch.compile takes no weights in oneDNN's own order
+        if self.int8:
+            return quantized(weight, bias, self.dtype)
+        # torch.compile cannot use weights in oneDNN's own order
         return Linear(weight, bias) if self.compiles else packed(weight, bias)
 
     def block(self, name: str, heads: int) -> Block:
         return Block(
             heads=heads,
             attn_ln=self.norm(f"{name}.attn_ln"),
-            qkv=self.linear(*(f"{name}.attn.{each}" for each in ("query", "key", "value"))),
+            qkv=self.linear(*(f"{name}.attn.{part}" for part in ("query", "key", "value"))),
             out=self.linear(f"{name}.attn.out"),
             mlp_ln=self.norm(f"{name}.mlp_ln"),
             mlp=(self.linear(f"{name}.mlp.0"), self.linear(f"{name}.mlp.2")),

@@ -1,4 +1,4 @@
-"""Windows on their way into slots: samples, what their rows begin with, their rules; static tensors, that CUDA graphs may hold."""
+"""Static tensors through which windows enter slots: samples, start sequences, rules. CUDA graphs may hold their addresses."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ...types import WINDOW_SAMPLES
 from .state import LENGTH
 
 SAMPLES = WINDOW_SAMPLES + 4 * N_FFT
-"""A window, the 320 samples before it and the 200 after it that its outermost frames see, and silence."""
+"""A window; the 320 samples before and the 200 after it, into which its outermost frames reach; and silence."""
 NUMBERS = ("slot", "sot", "detect", "first", "counted", "heard", "begin", "limit", "blank", "timed", "latest_first", "ngram", "seed")
 REALS = ("loudest", "temperature", "penalty")
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
-    """One entry a window. `numbers` (windows, 13) and `reals` (windows, 3): their columns' names are above.
+class AdmissionBuffers:
+    """One row a window. `numbers` (windows, 13) and `reals` (windows, 3): their columns are named above.
 
-    `slot`, `sot`: where <|startoftranscript|> is, `detect`: whether the language after it is to be; `first`, `counted`, `heard` and
-    `loudest` of `features.log_mels_of`; the others of `state.Rows`. `tokens` (windows, LENGTH + 1): the start; `candidates`
-    (windows, languages): which ones it may be; `suppressed` (windows, vocabulary); `audio` (windows, SAMPLES).
+    `slot`; `sot`: the position of <|startoftranscript|>; `detect`: whether to detect the language after it; `first`, `counted`, `heard`
+    and `loudest` as in `log_mel.log_mels_of`; the others as in `state.Rows`. `tokens` (windows, LENGTH + 1): the start sequence;
+    `candidates` (windows, languages): the languages to choose from; `suppressed` (windows, vocabulary); `audio` (windows, SAMPLES).
     """
 
     numbers: Tensor
@@ -33,9 +33,9 @@ class Arrivals:
     suppressed: Tensor
     audio: Tensor
 
-    def first(self, count: int) -> Arrivals:
-        """The first `count`: views."""
-        return Arrivals(*(getattr(self, field.name)[:count] for field in fields(self)))
+    def first(self, count: int) -> AdmissionBuffers:
+        """Views of the first `count` rows."""
+        return AdmissionBuffers(*(getattr(self, field.name)[:count] for field in fields(self)))
 
     @property
     def cuts(self) -> Tensor:
@@ -52,13 +52,13 @@ class Arrivals:
         return self.reals[:, REALS.index(name)]
 
 
-def make_arrivals(most: int, vocabulary: int, languages: int, device: torch.device, *, audio: bool) -> Arrivals:
-    """Silence on its way into the first slots, which ends at once. `audio`: whether samples come here, or spectrograms of the host's."""
+def make_buffers(most: int, vocabulary: int, languages: int, device: torch.device, *, audio: bool) -> AdmissionBuffers:
+    """Windows of silence for the first `most` slots, whose decoding ends at once. `audio`: the device makes the spectrograms."""
     numbers = torch.zeros(most, len(NUMBERS), dtype=torch.long)
     numbers[:, 0] = torch.arange(most)
     for name in ("counted", "begin", "limit"):
         numbers[:, NUMBERS.index(name)] = 1
-    return Arrivals(
+    return AdmissionBuffers(
         numbers=numbers.to(device),
         reals=torch.ones(most, len(REALS), device=device),
         tokens=torch.zeros(most, LENGTH + 1, dtype=torch.long, device=device),

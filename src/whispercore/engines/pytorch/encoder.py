@@ -1,7 +1,7 @@
-"""Whisper's encoder in bfloat16 by PyTorch, for CPUs that multiply bfloat16 themselves: twice as fast there as CTranslate2's in int8.
+"""Whisper's encoder in bfloat16 by PyTorch, for CPUs that multiply bfloat16: twice as fast there as CTranslate2's in int8.
 
 CTranslate2's encoder spends most of its time outside of the int8 products, in attention and softmax in float32 and AVX2
-(bench/profile.md). Its decoder takes the features from here as well as its own; they are closer to float32's than those of int8.
+(bench/profile.md). Its decoder accepts these features, which are closer to float32's than those of int8.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def load_encoder(path: Path) -> Encoder:
     checkpoint = load_checkpoint(path)
     only_encoder = replace(checkpoint, dims=replace(checkpoint.dims, n_text_layer=0))
     loaded = load_model(only_encoder, torch.device("cpu"), torch.bfloat16)
-    nothing = loaded.embedding.new_empty(0)
-    model = replace(loaded, embedding=nothing, unembed=replace(loaded.unembed, weight=nothing))
+    empty = loaded.embedding.new_empty(0)
+    model = replace(loaded, embedding=empty, unembed=replace(loaded.unembed, weight=empty))
 
     def encode(mels: Tensor) -> Tensor:
-        # One window at a time: its activations fit into a core's cache, those of a batch do not
+        # one window at a time: its activations fit into a core's cache, those of a batch do not
         with torch.inference_mode():
             return torch.cat([model.encode(mel[None]) for mel in mels]).float()
 
