@@ -70,7 +70,7 @@ def content(transcript: Transcript, *arguments: Any, **reply: Any) -> dict[str, 
 @pytest.mark.parametrize("form", ["srt", "vtt", "tsv"])
 def test_subtitles_are_openai_whispers(form: Any, transcript: Transcript, tmp_path: Path) -> None:
     segments = [{"start": one.start, "end": one.end, "text": one.text} for one in transcript.segments]
-    get_writer(form, str(tmp_path))({"segments": segments}, "oracle.wav", {})
+    get_writer(form, str(tmp_path))({"segments": segments}, "oracle.wav", {})  # type: ignore[arg-type]
     body = render(transcript, Reply(response_format=form))
     assert body.payload.decode() == (tmp_path / f"oracle.{form}").read_text(encoding="utf-8")
     assert body.content_type == CONTENT_TYPES[form] + "; charset=utf-8"
@@ -99,7 +99,7 @@ def test_subtitles_by_word_are_openai_whispers(form: Any, options: dict[str, Any
         }
         for one in WORDS
     ]
-    get_writer(form, str(tmp_path))({"segments": segments}, "oracle.wav", options)
+    get_writer(form, str(tmp_path))({"segments": segments}, "oracle.wav", options)  # type: ignore[arg-type]
     oracle = (tmp_path / f"oracle.{form}").read_text(encoding="utf-8")
     assert render(SPOKEN, Reply(response_format=form, **options)).payload.decode() == oracle
     assert "<u>" in oracle if options.get("highlight_words") else oracle.count("-->") >= 2

@@ -61,8 +61,7 @@ SAMPLES: dict[str, tuple[str, Any, Any]] = {
     "vad_min_silence_duration_ms": ("500", 500, 500),
     "vad_speech_pad_ms": ("200", 200, 200),
 }
-NATIVE: dict[str, str] = {}
-TRANSCRIPTIONS, TRANSLATIONS = {"url_path": "v1/audio/transcriptions"}, {"url_path": "v1/audio/translations"}
+NATIVE, TRANSCRIPTIONS, TRANSLATIONS = {}, {"url_path": "v1/audio/transcriptions"}, {"url_path": "v1/audio/translations"}
 
 
 def refused(row: dict[str, Any], headers: dict[str, Any] | None = None) -> WhisperError:
