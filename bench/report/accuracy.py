@@ -14,6 +14,7 @@ from .goals import (
     DEFAULT_FLOAT32,
     GOAL_SETS,
     OPENAI,
+    PUBLISHED,
     TITLES,
     Row,
     error_rate,
@@ -162,8 +163,10 @@ def _whole(rows: list[Row]) -> Iterator[str]:
     measured = [(row_name(row), row["sets"]["whole"]) for row in rows if "whole" in row["sets"]]
     if measured:
         utterances = measured[0][1]["recordings"]
-        titles = {f"test-clean, whole: {utterances} utterances": "---", "WER": "--:", "ins / del / sub": "--:", "processor": "--:"}
-        cells = [(name, percent(values["wer"]), _counts(values), f"{values['cpu_seconds']:.0f} s") for name, values in measured]
+        titles = {f"test-clean, whole: {utterances:,} utterances": "---", "WER": "--:", "published": "--:", "ins / del / sub": "--:"}
+        titles |= {"processor": "--:"}
+        published = percent(PUBLISHED.get(rows[0]["model"]))
+        cells = [(name, f"{values['wer']:.2%}", published, _counts(values), f"{values['cpu_seconds']:.0f} s") for name, values in measured]
         yield _filled(titles, cells)
 
 

@@ -79,6 +79,27 @@ def test_the_page_has_every_row_and_the_readme_has_selected_rows(tmp_path: Path)
     assert "jax" not in readme and "4 of 4" in readme and "45 s" in readme, "five sets of nine processor seconds"
 
 
+def test_the_whole_set_is_shown_beside_the_published_figure(tmp_path: Path) -> None:
+    whole = FIGURES | {"recordings": 2620, "wer": 0.0503}
+    rows = [_row(goals.DEFAULT, model=model) for model in ("base", "tiny.en")]
+    for row in rows:
+        row["sets"] = row["sets"] | {"whole": whole}
+    _save(tmp_path, *rows, _row(goals.OPENAI))
+    page = report.tables(tmp_path)
+    assert "| test-clean, whole: 2,620 utterances | WER | published |" in page
+    assert "| **this server**, ct2, chunked, int8 | 5.03% | 5.0% | 1 / 2 / 2 |" in page, "base"
+    assert "| **this server**, ct2, chunked, int8 | 5.03% | 5.6% | 1 / 2 / 2 |" in page, "tiny.en"
+    assert page.count("- all of test-clean at most 5.2% (published 5.0%): 5.03%, met\n") == 1, "the goal is base's"
+    assert len(report.README_ROWS) <= 6
+
+
+def test_without_the_sequential_row_the_study_is_compared_with_chunked_pytorch(tmp_path: Path) -> None:
+    _save(tmp_path, _row("torch:chunked:float32"), _row(goals.PLAIN_INT8, 0.06), _row(goals.OPENAI, 0.05))
+    page = report.tables(tmp_path)
+    assert "| **this server**, torch, chunked, float32 | 5.0% | 1.00 | 1.00 | 900 MB |" in page
+    assert "Here it has 6.0% beside openai-whisper's 5.0%: 1.2 times." in page
+
+
 def test_the_study_is_compared_with_pytorch(tmp_path: Path) -> None:
     slow, quick = _row(goals.STUDY_ROWS[0]), _row("onnx:chunked:int8")
     quick["sets"]["test-clean"] = FIGURES | {"cpu_seconds": 4.5}
