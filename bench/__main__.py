@@ -1,4 +1,5 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save, write tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save,
+write tables."""
 
 from __future__ import annotations
 

@@ -75,7 +75,10 @@ WORST = 8
 
 
 class Results:
-    """accuracy.json: every row's figures by set, written after each set. Thread-safe; several processes may write the same file."""
+    """accuracy.json: every row's figures by set, written after each set.
+
+    Thread-safe; several processes may write the same file.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -191,7 +194,10 @@ def run(jobs: Sequence[Job], results_file: Results, console: Console, *, togethe
 
 
 def _cores(together: int, threads: int) -> list[tuple[int, ...]]:
-    """`together` groups of `threads` cores each, out of the cores this process may use. Groups overlap when there are too few."""
+    """`together` groups of `threads` cores each, out of the cores this process may use.
+
+    Groups overlap when there are too few.
+    """
     usable = sorted(os.sched_getaffinity(0))
     return [tuple(usable[(group * threads + number) % len(usable)] for number in range(threads)) for group in range(together)]
 
@@ -205,7 +211,8 @@ def _save_texts(label: str, line: dict[str, Any]) -> None:
 
 
 def worst(texts: Sequence[dict[str, Any]], count: int = WORST) -> str:
-    """The recordings with the most errors, and their differences: [-deleted-], {+inserted+}, [-reference-]{+hypothesis+}."""
+    """The recordings with the most errors, and their differences: [-deleted-], {+inserted+},
+    [-reference-]{+hypothesis+}."""
     counted = [(edits.edits(entry["text"], entry["heard"], entry["language"]), entry) for entry in texts]
     lines = []
     for errors, entry in sorted(counted, key=lambda pair: -pair[0].errors)[:count]:

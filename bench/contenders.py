@@ -42,7 +42,8 @@ BATCH = 16
 """The largest batch of recordings or windows for a library: the usual setting for transformers."""
 START_SECONDS = 600.0
 LONG_HEADERS = {name: value for name, value in HEADERS.items() if "Vad" not in name} | {"Content-Type": "audio/mpeg"}
-"""For a long recording, which every contender cuts by its own defaults: ours and faster-whisper's batched mode use VAD."""
+"""For a long recording, which every contender cuts by its own defaults: ours and faster-whisper's batched mode use
+VAD."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,10 @@ class Contender(Protocol):
     name: str
 
     def load(self, recordings: Sequence[bytes], together: int) -> Work:
-        """Transcribe all recordings, `together` at a time. Raises RuntimeError when another number of tokens was decoded."""
+        """Transcribe all recordings, `together` at a time.
+
+        Raises RuntimeError when another number of tokens was decoded.
+        """
         ...
 
     def processor_seconds(self) -> float:
@@ -180,7 +184,8 @@ Run = Callable[[Sequence[bytes], int], "tuple[Sequence[float], Sequence[int]]"]
 
 
 def _serve_pipe(pipe: Pipe, name: str, setup: Setup) -> None:
-    """The main loop of a library's process: load the library, then transcribe recordings from the pipe until it sends None."""
+    """The main loop of a library's process: load the library, then transcribe recordings from the pipe until it sends
+    None."""
     os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     try:
         with LIBRARIES[name](setup) as run:
@@ -204,7 +209,10 @@ def _timed(run: Run, recordings: Sequence[bytes], together: int, tokens: int) ->
 
 
 def read(recording: bytes) -> Samples:
-    """The samples of a 16 kHz mono recording, read in memory. This is faster than starting ffmpeg, as some libraries do."""
+    """The samples of a 16 kHz mono recording, read in memory.
+
+    This is faster than starting ffmpeg, as some libraries do.
+    """
     samples: Samples = soundfile.read(io.BytesIO(recording), dtype="float32")[0]
     return samples
 
@@ -313,7 +321,8 @@ def faster_whisper(setup: Setup) -> Iterator[Run]:
 
 @contextmanager
 def faster_whisper_workers(setup: Setup) -> Iterator[Run]:
-    """faster-whisper with one worker per core, each fed by a thread: its fastest mode for several recordings on a CPU."""
+    """faster-whisper with one worker per core, each fed by a thread: its fastest mode for several recordings on a
+    CPU."""
     model, options = _faster_whisper(setup, workers=setup.threads)
     transcribe = lambda recording: [len(segment.tokens) for segment in model.transcribe(io.BytesIO(recording), **options)[0]]  # noqa: E731
     yield one_by_one(transcribe, workers=setup.threads)
@@ -321,7 +330,8 @@ def faster_whisper_workers(setup: Setup) -> Iterator[Run]:
 
 @contextmanager
 def faster_whisper_batched(setup: Setup) -> Iterator[Run]:
-    """faster-whisper's batched pipeline: clips are concatenated, one window each; a long recording is cut by its own VAD."""
+    """faster-whisper's batched pipeline: clips are concatenated, one window each; a long recording is cut by its own
+    VAD."""
     from faster_whisper import BatchedInferencePipeline, decode_audio
 
     model, options = _faster_whisper(setup)
@@ -341,7 +351,10 @@ def faster_whisper_batched(setup: Setup) -> Iterator[Run]:
 
 @contextmanager
 def transformers(setup: Setup) -> Iterator[Run]:
-    """transformers' speech recognition pipeline with batches of 16. A long recording is cut into chunks of 30 s without overlap."""
+    """transformers' speech recognition pipeline with batches of 16.
+
+    A long recording is cut into chunks of 30 s without overlap.
+    """
     from .huggingface import pipeline
 
     recognise, counts = pipeline(setup.checkpoint, setup.ct2_folder, setup.device, setup.threads, setup.tokens)

@@ -1,4 +1,5 @@
-"""Recordings with references: folders, manifests, LibriSpeech's layout, sets of real speech, the bundled model's own sets."""
+"""Recordings with references: folders, manifests, LibriSpeech's layout, sets of real speech, the bundled model's own
+sets."""
 
 from __future__ import annotations
 
@@ -66,14 +67,20 @@ class Recording:
 
 
 def folder(root: Path) -> list[Recording]:
-    """Every audio file below `root` that has a .txt file of the same name. Raises ConfigurationError when there is none."""
+    """Every audio file below `root` that has a .txt file of the same name.
+
+    Raises ConfigurationError when there is none.
+    """
     files = (path for path in sorted(_directory(root).rglob("*")) if path.suffix.lower() in SOUNDS)
     recordings = [Recording(path, _read(path.with_suffix(".txt"))) for path in files if path.with_suffix(".txt").is_file()]
     return _not_empty(recordings, f"{root} holds no audio file with its words in a .txt of the same name")
 
 
 def manifest(path: Path) -> list[Recording]:
-    """The recordings listed in .json (a list), .jsonl, .csv or .tsv, paths relative to it. Raises ConfigurationError."""
+    """The recordings listed in .json (a list), .jsonl, .csv or .tsv, paths relative to it.
+
+    Raises ConfigurationError.
+    """
     try:
         entries = list(_entries(path))
     except OSError as error:
@@ -84,7 +91,10 @@ def manifest(path: Path) -> list[Recording]:
 
 
 def librispeech(root: Path) -> list[Recording]:
-    """LibriSpeech: every *.trans.txt below `root` has lines `ID TEXT`, and ID.flac lies beside it. Raises ConfigurationError."""
+    """LibriSpeech: every *.trans.txt below `root` has lines `ID TEXT`, and ID.flac lies beside it.
+
+    Raises ConfigurationError.
+    """
     lines = ((path, line) for path in sorted(_directory(root).rglob("*.trans.txt")) for line in _read(path).splitlines() if line.strip())
     recordings = [Recording(path.parent / f"{name}.flac", text) for path, line in lines for name, _, text in [line.strip().partition(" ")]]
     return _not_empty(recordings, f"{root} holds no *.trans.txt; give the folder of a LibriSpeech set, such as LibriSpeech/test-clean")
@@ -100,12 +110,16 @@ def of(path: Path) -> list[Recording]:
 
 
 def speech_folder() -> Path:
-    """The folder of the recordings of real speech: WHISPER_SPEECH_DATA, else ../shared/data/speech beside this checkout."""
+    """The folder of the recordings of real speech: WHISPER_SPEECH_DATA, else ../shared/data/speech beside this
+    checkout."""
     return Path(os.environ.get("WHISPER_SPEECH_DATA") or ROOT.parent / "shared" / "data" / "speech")
 
 
 def quiet() -> list[Recording]:
-    """The recordings without speech of the model card's evaluation: silence, noise, hum, tones, 2 to 40 s long. Written once."""
+    """The recordings without speech of the model card's evaluation: silence, noise, hum, tones, 2 to 40 s long.
+
+    Written once.
+    """
     folder = SCRATCH / f"quiet-{QUIET_SEED}"
     folder.mkdir(parents=True, exist_ok=True)
     recordings = []
@@ -179,7 +193,10 @@ def _not_empty(recordings: list[Recording], message: str) -> list[Recording]:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Recordings that are measured together. `language_given`: runners get the language. `timed`: runners return word times."""
+    """Recordings that are measured together.
+
+    `language_given`: runners get the language. `timed`: runners return word times.
+    """
 
     name: str
     recordings: list[Recording]
@@ -221,7 +238,8 @@ CORE = ("test-clean", "chapters", "dictation", "silence", "noisy-10dB")
 QUIET = ("sounds", "sounds-10min")
 """Three hours without speech, and ten minutes of the same kinds for runners that decode noise slowly."""
 BUNDLED = ("heldout", "quiet", "espeak")
-"""The bundled model's own sets: sentences of its grammar, recordings without speech, synthetic speech with exact word times."""
+"""The bundled model's own sets: sentences of its grammar, recordings without speech, synthetic speech with exact word
+times."""
 SETS = (*SPEECH, *QUIET, *BUNDLED)
 _LANGUAGE_GIVEN = ("languages-told", "word-times", *BUNDLED)
 _TIMED = ("word-times", "espeak")

@@ -71,7 +71,8 @@ def edits(reference: str, hypothesis: str, language: str) -> Edits:
 
 
 def difference(reference: str, hypothesis: str, language: str, context: int = 4) -> str:
-    """The differences with `context` equal words on each side: [-deleted-], {+inserted+}, [-reference-]{+hypothesis+}."""
+    """The differences with `context` equal words on each side: [-deleted-], {+inserted+},
+    [-reference-]{+hypothesis+}."""
     expected, actual = words_of(reference, language), words_of(hypothesis, language)
     parts: list[str] = []
     for kind, first, last, start, stop in SequenceMatcher(None, expected, actual, autojunk=False).get_opcodes():

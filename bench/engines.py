@@ -69,7 +69,10 @@ GREEDY = Options(language="en", vad_filter=False, compression_ratio_threshold=No
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One configuration. `data`: a folder or manifest of recordings, `heldout`, or `random` for random weights and a fixed token count."""
+    """One configuration.
+
+    `data`: a folder or manifest of recordings, `heldout`, or `random` for random weights and a fixed token count.
+    """
 
     model: str
     data: str
@@ -107,7 +110,10 @@ class Row:
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """A row's figures, measured in this process, which must be a fresh one. Raises ConfigurationError for an unsupported row."""
+    """A row's figures, measured in this process, which must be a fresh one.
+
+    Raises ConfigurationError for an unsupported row.
+    """
     settings = row.settings
     with gpu_memory(choose_device(settings)) as peak_gpu:
         engine = load_engine(settings)
@@ -154,14 +160,18 @@ def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
 
 
 def _warm_up(engine: Engine, batch: int, decoding: Decoding, samples: Samples) -> None:
-    """Decode batches of 1, 2, 4, … windows and the largest batch, so that compiling and allocating for each size is not measured."""
+    """Decode batches of 1, 2, 4, … windows and the largest batch, so that compiling and allocating for each size is
+    not measured."""
     window = Window(samples[:WINDOW_SAMPLES], 0.0, decoding)
     for size in sorted({*(1 << power for power in range(batch.bit_length())), batch}):
         engine.decode([window] * size)
 
 
 def _speed(engine: Engine, row: Row) -> dict[str, Any]:
-    """The time of full windows with `TOKENS` tokens decoded from each. Raises RuntimeError when the engine decodes another number."""
+    """The time of full windows with `TOKENS` tokens decoded from each.
+
+    Raises RuntimeError when the engine decodes another number.
+    """
     decoding = Decoding(language="en", ignore_eot=True, max_tokens=TOKENS)
     speech = read_samples(long_recording(120))
     step = SAMPLE_RATE * 10
@@ -178,12 +188,16 @@ def _speed(engine: Engine, row: Row) -> dict[str, Any]:
 
 
 def recordings_of(data: str) -> list[Recording]:
-    """The recordings of `heldout`, a manifest, LibriSpeech's layout, or a folder of audio and .txt files. Raises ConfigurationError."""
+    """The recordings of `heldout`, a manifest, LibriSpeech's layout, or a folder of audio and .txt files.
+
+    Raises ConfigurationError.
+    """
     return datasets.manifest(datasets.HELDOUT) if data == "heldout" else datasets.of(Path(data))
 
 
 def disk_mb(settings: Settings, description: dict[str, Any]) -> float:
-    """The size of the files that the engine reads, in MB; includes the checkpoint where PyTorch encodes for CTranslate2."""
+    """The size of the files that the engine reads, in MB; includes the checkpoint where PyTorch encodes for
+    CTranslate2."""
     paths = {artifact(settings)} | ({locate(settings)} if str(description.get("encoder")).startswith("torch") else set())
     return round(sum(file.stat().st_size for path in paths for file in _files(path)) / 1e6, 1)
 
@@ -311,7 +325,8 @@ def _save(folder: Path, origin: dict[str, Any], rows: list[dict[str, Any]]) -> N
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 when a row failed or was not measured; 2 when an engine, a model or a data set does not exist."""
+    """Exit status: 0; 1 when a row failed or was not measured; 2 when an engine, a model or a data set does not
+    exist."""
     arguments = _parser().parse_args(argv)
     if arguments.row:
         return _child(Row(**json.loads(arguments.row)), arguments.out)

@@ -38,7 +38,8 @@ _WORD, _PHONEME = 1, 7
 _CHUNK_MS = 200
 
 PAUSES = ((0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.4, 1.0, 2.0, 0.6), (0.6, 4.0, 6.0, 5.0, 3.0, 0.8))
-"""Seconds of silence before, between and after the sentences of each recording: six of one sentence, one of three, one of five."""
+"""Seconds of silence before, between and after the sentences of each recording: six of one sentence, one of three, one
+of five."""
 NOISE = 3e-5
 """Standard deviation of the noise in every recording: there is no digital silence, and FLAC files stay small."""
 
@@ -107,7 +108,10 @@ def _library() -> tuple[Any, int]:
 
 
 def speak(text: str, voice: str, *, words_per_minute: int = 160, pitch: int = 50) -> tuple[Samples, tuple[TrueWord, ...]]:
-    """Synthesize one sentence → float32 samples at 16 kHz, and its words. Raises ConfigurationError for an unknown voice."""
+    """Synthesize one sentence → float32 samples at 16 kHz, and its words.
+
+    Raises ConfigurationError for an unknown voice.
+    """
     library, rate = _library()
     _set_voice(library, voice)
     library.espeak_SetParameter(_RATE, words_per_minute, 0)
@@ -158,7 +162,8 @@ def _seconds(sample: int | None, rate: int) -> float | None:
 
 
 def recording(rng: random.Random, pauses: tuple[float, ...]) -> tuple[Samples, dict[str, Any]]:
-    """Held-out sentences of the nano model's grammar by one held-out voice, with silence around them, and their manifest entry."""
+    """Held-out sentences of the nano model's grammar by one held-out voice, with silence around them, and their
+    manifest entry."""
     heldout = nano("heldout")
     voice = rng.choice(nano("grammar").HELD_OUT_ESPEAK)
     pieces, texts, words = [_silence(pauses[0])], [], []

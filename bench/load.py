@@ -59,7 +59,10 @@ class Connection:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
 
     def post(self, recording: bytes, headers: Mapping[str, str]) -> Reply:
-        """Send a recording and read the answer. Raises LoadError unless the status is 200, OSError when there is no server."""
+        """Send a recording and read the answer.
+
+        Raises LoadError unless the status is 200, OSError when there is no server.
+        """
         began = time.perf_counter()
         self._connection.request("POST", self._path, recording, dict(headers))
         response = self._connection.getresponse()

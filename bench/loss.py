@@ -33,7 +33,8 @@ GAP_SECONDS = 0.75
 
 
 def measure() -> dict[str, Any]:
-    """Error rates by the number of sentences in a recording, of faster-whisper with its defaults and of openai-whisper in float32."""
+    """Error rates by the number of sentences in a recording, of faster-whisper with its defaults and of openai-whisper
+    in float32."""
     sentences = [recording for recording in datasets.manifest(datasets.HELDOUT) if "synthetic" in recording.path.stem]
     rates: dict[str, Any] = {}
     for count in SENTENCES:
@@ -65,7 +66,8 @@ def joined(sentences: Sequence[Recording], count: int) -> list[Recording]:
 
 
 def faster_whisper(recordings: Sequence[Recording]) -> list[list[str]]:
-    """The texts of all segments of every recording, by faster-whisper's defaults: five beams, language detection, no VAD."""
+    """The texts of all segments of every recording, by faster-whisper's defaults: five beams, language detection, no
+    VAD."""
     from faster_whisper import WhisperModel
 
     settings = Setup().settings("ct2", "float32")

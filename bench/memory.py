@@ -15,7 +15,10 @@ HEADERS = {"Content-Type": "audio/mpeg"}
 
 
 def measure(plan: Plan, log: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and results by server and seconds of audio. The servers run the nano model with their default settings."""
+    """Settings and results by server and seconds of audio.
+
+    The servers run the nano model with their default settings.
+    """
     result: dict[str, dict[str, Any]] = {"whisper": {}, "plain": {}}
     for seconds in plan.memory_seconds:
         result["whisper"][str(seconds)] = measure_one(ours(environment("nano", tokens=0)), seconds)

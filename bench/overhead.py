@@ -57,7 +57,10 @@ def measure_model(size: str, plan: Plan) -> dict[str, Any]:
 
 
 def compare(connection: Connection, transcriber: Transcriber, plan: Plan) -> Iterator[Round]:
-    """Rounds of calls both ways. The first call of each way is not measured: it warms caches up after the other way's calls."""
+    """Rounds of calls both ways.
+
+    The first call of each way is not measured: it warms caches up after the other way's calls.
+    """
     recordings, clip_options = itertools.cycle(clips()), options()
 
     def http(recording: bytes) -> tuple[float, str]:

@@ -20,7 +20,8 @@ from .work import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """The result: a hypothesis for every recording, empty where the runner failed; messages of the failures; seconds."""
+    """The result: a hypothesis for every recording, empty where the runner failed; messages of the failures;
+    seconds."""
 
     hypotheses: list[Hypothesis]
     failures: list[str]
@@ -29,7 +30,10 @@ class Pass:
 
 
 def run_pass(transcribe: Transcribe, dataset: Set, *, together: int, tick: Callable[[], None]) -> Pass:
-    """Transcribe all recordings of the set, `together` of them open at any time. `tick` is called after each recording."""
+    """Transcribe all recordings of the set, `together` of them open at any time.
+
+    `tick` is called after each recording.
+    """
     failures: list[str] = []
 
     def attempt(recording: Recording) -> Hypothesis:

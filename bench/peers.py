@@ -32,7 +32,10 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A runner's transcript of a recording. `words` has entries when word times were requested; `language` was given or detected."""
+    """A runner's transcript of a recording.
+
+    `words` has entries when word times were requested; `language` was given or detected.
+    """
 
     text: str
     words: tuple[Word, ...] = ()
@@ -160,7 +163,8 @@ def openai_whisper(row: Row, setup: Setup) -> Iterator[Transcribe]:
 
 @contextmanager
 def faster_whisper(row: Row, setup: Setup) -> Iterator[Transcribe]:
-    """faster-whisper on the folder that our ct2 engine reads, sequentially or by its batched pipeline, which uses VAD."""
+    """faster-whisper on the folder that our ct2 engine reads, sequentially or by its batched pipeline, which uses
+    VAD."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     settings = setup.settings("ct2", row.compute_type)
@@ -210,7 +214,10 @@ MODES: dict[str, tuple[str, ...]] = {
 
 
 def open_runner(row: Row, setup: Setup) -> AbstractContextManager[Transcribe]:
-    """Load the row's runner and seed its random numbers. Raises ConfigurationError for a row that the runner does not support."""
+    """Load the row's runner and seed its random numbers.
+
+    Raises ConfigurationError for a row that the runner does not support.
+    """
     if row.together > 1 and RUNNERS[row.runner] is not ours:
         raise ConfigurationError(f"{row.runner} transcribes one recording at a time; not {row.together}", param="rows")
     torch.manual_seed(SEED)

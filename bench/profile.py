@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def minimum(run: Callable[[], object], repeat: int = REPEAT) -> float:
-    """Processor seconds of this process for a run: the minimum of several runs after a first one that is not measured."""
+    """Processor seconds of this process for a run: the minimum of several runs after a first one that is not
+    measured."""
     run()
     seconds = []
     for _ in range(repeat):
@@ -155,7 +156,8 @@ def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) 
 
 
 def encoder_flops(dims: ModelDimensions) -> float:
-    """Floating-point operations of the encoder per window: convolutions, projections, attention, and MLPs of 4 times the width."""
+    """Floating-point operations of the encoder per window: convolutions, projections, attention, and MLPs of 4 times
+    the width."""
     width, n = dims.n_audio_state, POSITIONS
     convolutions = 2 * 3 * (2 * n * dims.n_mels * width + n * width * width)
     layer = 2 * n * 12 * width * width + 2 * 2 * n * n * width
@@ -163,7 +165,8 @@ def encoder_flops(dims: ModelDimensions) -> float:
 
 
 def _step_limit(dims: ModelDimensions, tokens: int, machine: dict[str, float]) -> float:
-    """Seconds for reading the memory that a window's tokens need: its float32 keys and values, and its share of the int8 weights."""
+    """Seconds for reading the memory that a window's tokens need: its float32 keys and values, and its share of the
+    int8 weights."""
     cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * 4
     weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
     return float(tokens * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)

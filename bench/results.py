@@ -44,7 +44,8 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, Any], result: dict[str, Any]) -> Path:
-    """Write NAME.json: the measurement's name, its origin (`provenance()` from before it began), settings and result."""
+    """Write NAME.json: the measurement's name, its origin (`provenance()` from before it began), settings and
+    result."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"measured": name, "provenance": origin, "settings": settings, "result": result}

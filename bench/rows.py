@@ -59,7 +59,10 @@ class Job:
 
 
 def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> None:
-    """Transcribe every set and report its figures. One recording before the first set warms the runner up; it is not measured."""
+    """Transcribe every set and report its figures.
+
+    One recording before the first set warms the runner up; it is not measured.
+    """
     row = Row.parse(job.row)
     with open_runner(row, job.setup) as transcribe:
         loaded = time.time() - psutil.Process().create_time()
@@ -91,7 +94,8 @@ def _cost(done: Pass, recordings: Sequence[Recording]) -> dict[str, Any]:
 
 
 class peak_memory:
-    """The peak resident memory of this process and its children together, in MB of 1,000,000 bytes, sampled every second."""
+    """The peak resident memory of this process and its children together, in MB of 1,000,000 bytes, sampled every
+    second."""
 
     def __enter__(self) -> Callable[[], float]:
         self._ended, self._peak = threading.Event(), 0

@@ -1,4 +1,5 @@
-"""Figures of hypotheses against references: error rates, languages, words in recordings without speech, word and segment times."""
+"""Figures of hypotheses against references: error rates, languages, words in recordings without speech, word and
+segment times."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def plain(text: str) -> str:
 
 
 def errors(references: Sequence[str], hypotheses: Sequence[str], language: str | None) -> dict[str, Any]:
-    """Error rates over all recordings together, after `plain` and after Whisper's normalizer; None when the references are empty."""
+    """Error rates over all recordings together, after `plain` and after Whisper's normalizer; None when the references
+    are empty."""
     normalized = {"whisper_normalizer": _rates(references, hypotheses, normalizer(language))}
     return {"recordings": len(references)} | _rates(references, hypotheses, plain) | normalized
 

@@ -66,7 +66,8 @@ def _share_within(errors: Sequence[float]) -> float:
 
 
 def voice_onset(samples: Samples) -> float:
-    """Seconds from the start of an utterance's samples, shape (n,), to the start of its voice; 0 when it is shorter than 50 ms."""
+    """Seconds from the start of an utterance's samples, shape (n,), to the start of its voice; 0 when it is shorter
+    than 50 ms."""
     frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
     if len(frames) < 5:
         return 0.0

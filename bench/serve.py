@@ -43,7 +43,10 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The loads and their sizes. `patience`: seconds that a load of clips should take; slow contenders get fewer clips."""
+    """The loads and their sizes.
+
+    `patience`: seconds that a load of clips should take; slow contenders get fewer clips.
+    """
 
     rounds: int = 3
     concurrencies: tuple[int, ...] = (1, 8, 32)
@@ -94,7 +97,10 @@ def _log(console: Console, size: str, line: str) -> None:
 
 
 def measure(setup: Setup, plan: Plan, names: Sequence[str], log: Log) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and result. A contender that fails is recorded as missing with its reason; a failure of our server is raised."""
+    """Settings and result.
+
+    A contender that fails is recorded as missing with its reason; a failure of our server is raised.
+    """
     missing: dict[str, str] = {}
     with ExitStack() as stack:
         contenders = start(setup, names, stack, missing, log)
@@ -120,7 +126,10 @@ def measure(setup: Setup, plan: Plan, names: Sequence[str], log: Log) -> tuple[d
 
 
 def start(setup: Setup, names: Sequence[str], stack: ExitStack, missing: dict[str, str], log: Log) -> dict[str, Contender]:
-    """Start the contenders one after the other and warm each up with a clip. Contenders that fail are added to `missing`."""
+    """Start the contenders one after the other and warm each up with a clip.
+
+    Contenders that fail are added to `missing`.
+    """
     running: dict[str, Contender] = {}
     warm_up = speech.clips(1, CLIP_SECONDS, seed=999)
     for name in names:
@@ -190,7 +199,8 @@ class Loads:
         return names[number % len(names) :] + names[: number % len(names)]
 
     def _worthwhile(self, name: str, together: int, plan: Plan) -> bool:
-        """Whether to measure this number at once: always for ours; not for a contender without batches, nor for a very slow one."""
+        """Whether to measure this number at once: always for ours; not for a contender without batches, nor for a very
+        slow one."""
         rate = None if name in (OURS, CORE) else self._rate(name)
         useless = together > plan.concurrencies[0] and name not in (*BATCHING, PLAIN)
         return not useless and (rate is None or together <= 5 * plan.patience * rate)

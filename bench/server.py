@@ -32,7 +32,8 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Seconds from the start of the command until TorchServe answers /ping, and until it answers the first recording."""
+    """Seconds from the start of the command until TorchServe answers /ping, and until it answers the first
+    recording."""
 
     ping: float
     reply: float
@@ -67,7 +68,10 @@ class Server:
             )
 
     def wait_until_ready(self, recording: bytes, headers: Mapping[str, str]) -> Readiness:
-        """Wait for the first reply to a recording. Raises LoadError with the end of the log when the server does not start."""
+        """Wait for the first reply to a recording.
+
+        Raises LoadError with the end of the log when the server does not start.
+        """
         ping = self._poll(self._answers_ping)
         return Readiness(ping, self._poll(lambda: self._answers(recording, headers)))
 
@@ -88,7 +92,8 @@ class Server:
         return float(sum(times.user + times.system for times in used))
 
     def stop(self) -> None:
-        """Send SIGTERM to the command, then wait for all of its processes; kill those that remain after a time limit."""
+        """Send SIGTERM to the command, then wait for all of its processes; kill those that remain after a time
+        limit."""
         processes = self._processes()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
@@ -142,7 +147,10 @@ def ours(settings: Mapping[str, str]) -> Server:
 
 
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
-    """TorchServe with bench/plain/plain_handler.py. `tokens` 0: the model ends by itself; `threads` 0: PyTorch's default."""
+    """TorchServe with bench/plain/plain_handler.py.
+
+    `tokens` 0: the model ends by itself; `threads` 0: PyTorch's default.
+    """
     command = [_script("torchserve"), "--start", "--foreground", "--ncs", "--model-store", str(plain_archive())]
     settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     return Server("plain", [*command, "--ts-config", str(PLAIN / "config.properties")], settings | _java())

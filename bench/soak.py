@@ -1,4 +1,5 @@
-"""The worker's memory over thousands of requests: `python -m bench soak`. A leak or an unbounded cache shows as a slope."""
+"""The worker's memory over thousands of requests: `python -m bench soak`. A leak or an unbounded cache shows as a
+slope."""
 
 from __future__ import annotations
 

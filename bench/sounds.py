@@ -37,7 +37,10 @@ def _file(folder: Path, name: str, number: int, seconds: int) -> Path:
 
 
 def sound(name: str, seconds: int, number: int) -> Samples:
-    """One kind of sound: float32, shape (16,000 × seconds,), amplitude at most 0.5. Equal arguments give equal samples."""
+    """One kind of sound: float32, shape (16,000 × seconds,), amplitude at most 0.5.
+
+    Equal arguments give equal samples.
+    """
     random = np.random.default_rng([list(KINDS).index(name), number])
     samples = KINDS[name](seconds * SAMPLE_RATE, random)
     level = float(random.uniform(0.05, 0.5))

@@ -1,4 +1,5 @@
-"""Start-up: seconds from the command to the first reply with everything set up before, ours and the plain handler's in turn."""
+"""Start-up: seconds from the command to the first reply with everything set up before, ours and the plain handler's in
+turn."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ SAMPLE = ROOT / "samples" / "timer.flac"
 
 
 def measure(plan: Plan, log: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and result. Both run the nano model. The first start of serve.sh, which may set things up, is not measured."""
+    """Settings and result.
+
+    Both run the nano model. The first start of serve.sh, which may set things up, is not measured.
+    """
     variables = environment("nano", tokens=0)
     first_reply(ours(variables))
     readiness: dict[str, list[Readiness]] = {"whisper": [], "plain": []}

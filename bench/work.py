@@ -1,4 +1,5 @@
-"""The work that is the same for all servers: the model, the tokens decoded from every window, the clips, the request's options."""
+"""The work that is the same for all servers: the model, the tokens decoded from every window, the clips, the request's
+options."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ HEADERS = {
     "X-Whisper-No-Speech-Threshold": "none",
     "X-Whisper-Logprob-Threshold": "none",
 }
-"""Every window is decoded once and kept: with random weights, VAD, thresholds and fallback would only change the amount of work."""
+"""Every window is decoded once and kept: with random weights, VAD, thresholds and fallback would only change the
+amount of work."""
 
 
 def options() -> Options:
@@ -83,7 +85,10 @@ def checkpoint(size: str) -> Path:
 
 
 def environment(size: str, *, tokens: int = TOKENS) -> dict[str, str]:
-    """Our server's settings for a model, as environment variables; converts the model. `tokens` 0: the model ends by itself."""
+    """Our server's settings for a model, as environment variables; converts the model.
+
+    `tokens` 0: the model ends by itself.
+    """
     variables = {
         "WHISPER_MODEL": str(checkpoint(size)),
         "WHISPER_CONVERTED_DIR": str(ROOT / "build" / "models"),

@@ -39,7 +39,8 @@ class PlainHandler:
 
 
 def options(model: whisper.Whisper, tokens: int) -> dict[str, Any]:
-    """Arguments of whisper.transcribe for exactly `tokens` tokens from every window without fallback; when 0, its defaults in English."""
+    """Arguments of whisper.transcribe for exactly `tokens` tokens from every window without fallback; when 0, its
+    defaults in English."""
     arguments: dict[str, Any] = {"language": "en", "fp16": torch.cuda.is_available()}
     if not tokens:
         return arguments

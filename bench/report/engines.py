@@ -77,14 +77,16 @@ def precision(row: dict[str, Any]) -> str:
 
 
 def relative(name: str, row: dict[str, Any], rows: Rows) -> float | None:
-    """The row's `seconds` or `cpu_seconds` over the baseline's on the same work; None when the baseline has no figure."""
+    """The row's `seconds` or `cpu_seconds` over the baseline's on the same work; None when the baseline has no
+    figure."""
     work = (*_WORK, "batch", "windows")
     baseline = [other for other in rows if (other["engine"], precision(other)) == BASELINE and all(other[key] == row[key] for key in work)]
     return float(row[name] / baseline[0][name]) if baseline and "failure" not in baseline[0] else None
 
 
 def panel(row: dict[str, Any]) -> str:
-    """The title of the plot's panel that the row belongs to: rows of the same recordings on the same device are comparable."""
+    """The title of the plot's panel that the row belongs to: rows of the same recordings on the same device are
+    comparable."""
     return f"{row['model']} on {row['data']}, {row['device']}"
 
 

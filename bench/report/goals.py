@@ -32,7 +32,10 @@ STUDY_ROWS = (
     PLAIN_INT8,
     BATCHED,
 )
-"""The variants of the large-v3-turbo study. The first that is measured of the two in float32 by PyTorch is the baseline."""
+"""The variants of the large-v3-turbo study.
+
+The first that is measured of the two in float32 by PyTorch is the baseline.
+"""
 
 TITLES = {"noisy-10dB": "noise at 10 dB", "noisy-0dB": "at 0 dB", "word-times": "word times"}
 """Column titles of the sets whose names are not."""
@@ -81,7 +84,10 @@ def goals(rows: list[Row]) -> Iterator[str]:
 
 
 def _compare(goal: str, ours: Row, other: Row, points: float) -> Iterator[str]:
-    """Error rates of all sets that both rows have: at most `points` above the other's. Rates are compared as the tables print them."""
+    """Error rates of all sets that both rows have: at most `points` above the other's.
+
+    Rates are compared as the tables print them.
+    """
     rates = [(name, error_rate(ours, name), error_rate(other, name)) for name in GOAL_SETS]
     compared = [(name, mine, theirs) for name, mine, theirs in rates if mine is not None and theirs is not None]
     missed = [
@@ -114,7 +120,8 @@ def _single(ours: Row, reference: Row) -> Iterator[str]:
 
 
 def study(rows: list[Row]) -> Iterator[str]:
-    """The comparison of the large-v3-turbo study on LibriSpeech test-clean: every variant's error rate, time and memory."""
+    """The comparison of the large-v3-turbo study on LibriSpeech test-clean: every variant's error rate, time and
+    memory."""
     measured = {row["row"]: row for row in rows if "test-clean" in row["sets"]}
     baseline = measured.get(STUDY_ROWS[0]) or measured.get(STUDY_ROWS[1])
     if not baseline:

@@ -1,4 +1,7 @@
-"""Plots of the results, as SVG files beside them. Equal results give equal files. matplotlib is in requirements-bench.txt."""
+"""Plots of the results, as SVG files beside them.
+
+Equal results give equal files. matplotlib is in requirements-bench.txt.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def draw(path: Path, paint: Callable[[Any, Any], None], **subplots: Any) -> str:
 
 
 def accuracy(folder: Path, rows: list[dict[str, Any]], model: str = "base") -> str:
-    """Write accuracy.svg: the model's error rates and processor time, row by row. Returns its path, or why there is none."""
+    """Write accuracy.svg: the model's error rates and processor time, row by row.
+
+    Returns its path, or why there is none.
+    """
     measured = [row for row in rows if row["model"] == model and all(name in row["sets"] for name in ACCURACY_SETS)]
     if not measured:
         return f"no plot: no row of {model} has figures of {' and '.join(ACCURACY_SETS)}"
@@ -78,7 +84,10 @@ def _bars(axes: Any, names: list[str], values: list[float], colours: list[str], 
 
 
 def serve(path: Path) -> str:
-    """Plot a serve-SIZE.json: throughput, latency beside a long file, latency by arrival rate. The plot's path, or why there is none."""
+    """Plot a serve-SIZE.json: throughput, latency beside a long file, latency by arrival rate.
+
+    The plot's path, or why there is none.
+    """
     result = json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def paint(_: Any, axes: Any) -> None:
@@ -145,7 +154,10 @@ def memory(path: Path) -> str:
 
 
 def engines(folder: Path, rows: Rows) -> str:
-    """Write engines.svg: speed against word error rate, every engine and precision at its fastest batch. Its path, or why there is none."""
+    """Write engines.svg: speed against word error rate, every engine and precision at its fastest batch.
+
+    Its path, or why there is none.
+    """
     compared = fastest([row for row in rows if row.get("wer") is not None])
     if not compared:
         return "no plot: no row has a word error rate"

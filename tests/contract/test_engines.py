@@ -103,7 +103,10 @@ def test_all_engines_decode_the_same_words(transcripts: dict[str, list[Decoded]]
 
 @RUNS_MODEL
 def test_times_are_within_one_step(engines: dict[str, Engine], transcripts: dict[str, list[Decoded]], name: str) -> None:
-    """Where the words are equal. The bundled model's timestamps are tenths of a second; 8 bits and sherpa-onnx move some by one."""
+    """Where the words are equal.
+
+    The bundled model's timestamps are tenths of a second; 8 bits and sherpa-onnx move some by one.
+    """
     distances = list[int]()
     begin = engines[name].tokenizer.timestamp_begin
     for reference, other in zip(transcripts["openai"], transcripts[name], strict=True):

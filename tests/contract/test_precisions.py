@@ -1,4 +1,5 @@
-"""The engines' other precisions on this machine, which the other suites leave out: the words do not depend on the batch."""
+"""The engines' other precisions on this machine, which the other suites leave out: the words do not depend on the
+batch."""
 
 from __future__ import annotations
 

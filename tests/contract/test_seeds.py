@@ -60,7 +60,8 @@ def test_the_global_generators_are_not_used(engines: dict[str, Engine], speech: 
 
 @SAMPLES
 def test_windows_and_temperatures_have_separate_noise(engines: dict[str, Engine], name: str) -> None:
-    """The model's logits for these sounds are equal, and the temperature is high, so the tokens differ by the noise only."""
+    """The model's logits for these sounds are equal, and the temperature is high, so the tokens differ by the noise
+    only."""
     random = np.random.default_rng(0)
     sounds = [random.normal(scale=1e-4, size=SAMPLE_RATE).astype(np.float32) for _ in range(4)]
     sampled = tokens(engines[name], hot(sounds, temperature=5.0))

@@ -1,4 +1,5 @@
-"""Transcripts of the bundled model: the same words with every batch size and strategy, true times, no words without speech."""
+"""Transcripts of the bundled model: the same words with every batch size and strategy, true times, no words without
+speech."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""OpenAI's base on recordings of real speech. Without the model or the recordings the tests are skipped with a reason."""
+"""OpenAI's base on recordings of real speech.
+
+Without the model or the recordings the tests are skipped with a reason.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ Transcribe = Callable[..., Transcript]
 
 @pytest.fixture(scope="session")
 def transcribe() -> Iterator[Transcribe]:
-    """Transcribe a file with base in the server's default precision. Equal calls share a result unless `number` differs."""
+    """Transcribe a file with base in the server's default precision.
+
+    Equal calls share a result unless `number` differs.
+    """
     try:
         checkpoints.locate(MODEL.located)
     except ConfigurationError as error:

@@ -1,4 +1,7 @@
-"""Recordings that were once transcribed wrongly. Most of them contain a sentence by President Kennedy of eleven seconds."""
+"""Recordings that were once transcribed wrongly.
+
+Most of them contain a sentence by President Kennedy of eleven seconds.
+"""
 
 from __future__ import annotations
 

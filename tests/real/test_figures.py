@@ -1,4 +1,5 @@
-"""The accuracy of the server's default (base in int8, chunked) on real speech: the measured figures with a small margin."""
+"""The accuracy of the server's default (base in int8, chunked) on real speech: the measured figures with a small
+margin."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ def words(text: str) -> list[str]:
 
 
 def assert_understood(text: str, sample: str) -> None:
-    """At most a fifth of the words are wrong: the bundled model is small. The words of another request would all be wrong."""
+    """At most a fifth of the words are wrong: the bundled model is small.
+
+    The words of another request would all be wrong.
+    """
     wrong = jiwer.wer(" ".join(words(TRANSCRIPTS[sample])), " ".join(words(text)))
     assert wrong <= 0.2, f"{sample}: {text!r}, should be {TRANSCRIPTS[sample]!r}"
 

@@ -1,4 +1,5 @@
-"""Every engine behind the real server: selected by WHISPER_ENGINE, named in the ready line, and transcribing over HTTP."""
+"""Every engine behind the real server: selected by WHISPER_ENGINE, named in the ready line, and transcribing over
+HTTP."""
 
 from __future__ import annotations
 

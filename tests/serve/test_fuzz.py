@@ -1,4 +1,5 @@
-"""Every option with all sorts of values, from the dataclasses that declare them: the reply is a 200 or a 4xx, and the worker lives."""
+"""Every option with all sorts of values, from the dataclasses that declare them: the reply is a 200 or a 4xx, and the
+worker lives."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ SOURCES = ROOT / "tests" / "node"
 
 @pytest.fixture(scope="module")
 def project() -> Path:
-    """A copy of tests/node with its packages in the state folder; they are installed again when the lock file changes."""
+    """A copy of tests/node with its packages in the state folder; they are installed again when the lock file
+    changes."""
     if not (shutil.which("node") and shutil.which("npm")):
         pytest.skip("node or npm is not installed: the Node client is not tested")
     folder = Path(os.environ.get("WHISPER_STATE_DIR") or ROOT / "build") / "node"

@@ -89,7 +89,10 @@ def test_an_unknown_path(server: Server) -> None:
 
 
 def test_a_clients_mistake_is_not_logged_on_the_console(server: Server) -> None:
-    """TorchServe logs a client that disconnects, or an invalid form, as an error with a stack trace. Only the log file gets it."""
+    """TorchServe logs a client that disconnects, or an invalid form, as an error with a stack trace.
+
+    Only the log file gets it.
+    """
     assert (
         requests.post(server.url, data=TIMER, headers={"Content-Type": "application/x-www-form-urlencoded"}, timeout=60).status_code == 500
     )

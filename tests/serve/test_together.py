@@ -24,7 +24,8 @@ LONG_REPEATS = 15
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Nearly twelve minutes of speech, 22 MB as WAV: long enough that the reply starts before the transcript is finished."""
+    """Nearly twelve minutes of speech, 22 MB as WAV: long enough that the reply starts before the transcript is
+    finished."""
     return repeat("home.flac", LONG_REPEATS, tmp_path_factory.mktemp("long") / "long.wav").read_bytes()
 
 

@@ -178,7 +178,8 @@ def test_docs_list_every_engines_precisions() -> None:
 
 
 def librispeech(folder: Path, recordings: list[Recording]) -> Path:
-    """A folder in LibriSpeech's layout, SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac, words in capitals, with these recordings."""
+    """A folder in LibriSpeech's layout, SPEAKER/CHAPTER/SPEAKER-CHAPTER-NUMBER.flac, words in capitals, with these
+    recordings."""
     chapter = folder / "test-clean" / "61" / "70968"
     chapter.mkdir(parents=True)
     lines = []

@@ -96,7 +96,8 @@ def test_no_word_times_are_no_figures() -> None:
 
 @pytest.fixture
 def talk(tmp_path: Path) -> Recording:
-    """Three utterances of noise: cut at 1 s with a voice from 1.3 s; at 3 s, 0.4 s after the first; at 20 s, after a long pause."""
+    """Three utterances of noise: cut at 1 s with a voice from 1.3 s; at 3 s, 0.4 s after the first; at 20 s, after a
+    long pause."""
     samples = np.zeros(25 * SAMPLE_RATE, np.float32)
     noise = np.random.default_rng(0).normal(scale=0.1, size=SAMPLE_RATE).astype(np.float32)
     for start, seconds in ((1.3, 1.0), (3.0, 1.0), (20.0, 1.0)):

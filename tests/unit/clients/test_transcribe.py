@@ -756,7 +756,7 @@ def heard(sent: bytes) -> tuple[str, int, float]:
     with av.open(io.BytesIO(sent)) as container:
         assert not container.streams.video
         [stream] = container.streams.audio
-        seconds = sum(float(frame.samples / frame.sample_rate) for frame in container.decode(stream))
+        seconds = sum((frame.samples / frame.sample_rate for frame in container.decode(stream)), 0.0)
         return stream.codec_context.codec.canonical_name, stream.codec_context.channels, seconds
 
 
