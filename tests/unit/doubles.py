@@ -45,7 +45,7 @@ class Recorder(FakeEngine):
     """Records the windows it decodes, and waits while `gate` is closed."""
 
     def __init__(self, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]
+        super().__init__(**arguments)
         self.windows: list[Window] = []
         self.gate = threading.Event()
         self.gate.set()

@@ -73,7 +73,7 @@ def test_text_that_looks_like_special_tokens_is_text(vocabulary: int, text: str)
 def test_sequences_start_as_in_openai_whisper(vocabulary: int, timestamps: bool, length: int, task_name: str) -> None:
     prompt = list(range(100, 100 + length))
     theirs = task(vocabulary, language="de", task=task_name, prompt=prompt, without_timestamps=not timestamps).initial_tokens
-    decoding = Decoding(task=task_name, prompt=tuple(prompt), timestamps=timestamps)  # type: ignore[arg-type]
+    decoding = Decoding(task=task_name, prompt=tuple(prompt), timestamps=timestamps)
     assert start_tokens(Tokenizer(vocabulary), decoding, "de") == list(theirs)
 
 
@@ -191,7 +191,7 @@ def test_values_are_plain_python() -> None:
         Decoding(temperature=0),
         language="en",
         avg_logprob=torch.tensor(-0.5),
-        no_speech_prob=torch.tensor(0.1),  # type: ignore[arg-type]
+        no_speech_prob=torch.tensor(0.1),
     )
     assert {type(token) for token in made.tokens} == {int}
     assert {type(value) for value in (made.temperature, made.avg_logprob, made.no_speech_prob, made.compression_ratio)} == {float}

@@ -134,7 +134,8 @@ def test_two_speakers_a_wide_image_and_silence_are_the_mean() -> None:
 
 def test_surround_sound_that_cancels() -> None:
     voice = speech()
-    for layout in ([voice, -voice, 0, 0, 0, 0], [voice, 0, -voice, 0], [0, 0, voice, 0, -voice, 0, 0, 0]):
+    layouts: list[list[Any]] = [[voice, -voice, 0, 0, 0, 0], [voice, 0, -voice, 0], [0, 0, voice, 0, -voice, 0, 0, 0]]
+    for layout in layouts:
         planes = np.stack([np.broadcast_to(np.float32(0), voice.shape) if isinstance(plane, int) else plane for plane in layout])
         got, warnings = read(encode(planes, "wav", "pcm_s16le"))
         assert abs(np.corrcoef(got, voice)[0, 1]) > 0.99 and np.abs(got).max() > 0.9 * np.abs(voice).max()

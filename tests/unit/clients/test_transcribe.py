@@ -513,7 +513,7 @@ def test_a_form_for_openais_path(server: Server, files: list[str], capsys: pytes
     assert transcribe.main([files[0], *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "hello"
     headers, body = server.seen[0]
-    form = message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + body).get_payload()
+    form: Any = message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + body).get_payload()
     parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in form}
     assert parts == {"model": b"whisper-1", "language": b"de", "response_format": b"json", "temperature": b"0.2", "file": b"a"}
     assert form[-1].get_filename() == "a.wav"
@@ -758,7 +758,7 @@ def heard(sent: bytes) -> tuple[str, int, float]:
     with av.open(io.BytesIO(sent)) as container:
         assert not container.streams.video
         [stream] = container.streams.audio
-        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(stream))
+        seconds = sum((frame.samples / frame.sample_rate for frame in container.decode(stream)), 0.0)
         return stream.codec_context.codec.canonical_name, stream.codec_context.channels, seconds
 
 

@@ -1,4 +1,4 @@
-"""A runner hears a set of recordings: what it heard, what failed, and the wall and processor time it took."""
+"""One pass of a runner over a set of recordings: hypotheses, failures, wall time and processor time."""
 
 from __future__ import annotations
 
@@ -14,39 +14,41 @@ import psutil
 from whispercore.errors import WhisperError
 
 from .datasets import Recording, Set
-from .peers import Hear, Heard
+from .peers import Hypothesis, Transcribe
 from .work import ROOT
-
-Tick = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a runner heard in each recording, nothing where it failed; wall and processor seconds it took."""
+    """The result: a hypothesis for every recording, empty where the runner failed; messages of the failures;
+    seconds."""
 
-    heard: list[Heard]
+    hypotheses: list[Hypothesis]
     failures: list[str]
     seconds: float
     cpu_seconds: float
 
 
-def listen(hear: Hear, heard_set: Set, *, together: int, tick: Tick) -> Pass:
-    """All recordings of the set, `together` of them open at any time."""
+def run_pass(transcribe: Transcribe, dataset: Set, *, together: int, tick: Callable[[], None]) -> Pass:
+    """Transcribe all recordings of the set, `together` of them open at any time.
+
+    `tick` is called after each recording.
+    """
     failures: list[str] = []
 
-    def attempt(recording: Recording) -> Heard:
+    def attempt(recording: Recording) -> Hypothesis:
         try:
-            return hear(recording.path, heard_set.timed, recording.language if heard_set.told else None)
-        except Exception as error:  # a peer may raise anything: it is the row's result, and no reason to stop
+            return transcribe(recording.path, dataset.timed, recording.language if dataset.language_given else None)
+        except Exception as error:  # a peer may raise anything; a failure belongs to the row's result
             failures.append(f"{recording.path.name}: {reason(error)}")
-            return Heard("")
+            return Hypothesis("")
         finally:
             tick()
 
     began, cpu = time.perf_counter(), processor_seconds()
     with ThreadPoolExecutor(together) as pool:
-        heard = list(pool.map(attempt, heard_set.recordings))
-    return Pass(heard, failures, time.perf_counter() - began, processor_seconds() - cpu)
+        hypotheses = list(pool.map(attempt, dataset.recordings))
+    return Pass(hypotheses, failures, time.perf_counter() - began, processor_seconds() - cpu)
 
 
 def reason(error: Exception) -> str:
@@ -56,11 +58,11 @@ def reason(error: Exception) -> str:
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of its children, those that still run and those that have ended."""
+    """Processor time of this process and of all its children, running or ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    spent = time.process_time() + ended.ru_utime + ended.ru_stime
+    seconds = time.process_time() + ended.ru_utime + ended.ru_stime
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             times = child.cpu_times()
-            spent += times.user + times.system
-    return spent
+            seconds += times.user + times.system
+    return seconds
