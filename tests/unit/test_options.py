@@ -135,7 +135,7 @@ def test_lists_are_tuples(name: str, value: Any) -> None:
 def test_the_keywords_of_a_call_are_the_options() -> None:
     def keyword(hint: Any) -> Any:
         """A list may be any sequence, or one value."""
-        item = get_args(hint)[0] if get_origin(hint) is tuple else None
+        item: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
         return item | Sequence[item] if item else hint
 
     expected = {name: keyword(hint) for name, hint in get_type_hints(Options).items()}

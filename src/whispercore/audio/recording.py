@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from itertools import chain, groupby
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import av
 import av.logging
@@ -34,6 +34,7 @@ CONTAINERS = (
 # These formats have no duration in their header. FFmpeg guesses it from the bit rate and the file's size.
 _GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
 _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
+_T = TypeVar("_T")
 _ABSURD = 1e4
 """Louder than any signal (full scale is 1.0). Such a sample would mask all others or make a filter overflow."""
 
@@ -47,16 +48,19 @@ def open_recording(
     channel: int | None = None,
     track: str | None = None,
     threads: AudioThreads | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
 ) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
     `channel`, from 0: read only this channel. `track`: the number, from 0, or the language of the audio track to read;
-    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. Bytes and paths may be opened
+    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. `is_cancelled`: whether reading
+    may stop because the transcript is not needed any more; then Cancelled is raised. Bytes and paths may be opened
     several times at once. Raises UnsupportedAudio when the source is empty, in no known container or without an audio
-    stream, UnreadableAudio when its container is broken from the start, TooLarge when its header declares more than
+    stream, UnreadableAudio when its container is broken from the start or reading takes far more time than its sound
+    is worth (see `ReadingBudget`), TooLarge when its header declares more than
     `max_seconds`, InvalidRequest when it has no such channel or track.
     """
-    file = Reader(source)
+    file = Reader(source, is_cancelled)
     try:
         return Recording(file, max_seconds=max_seconds, channel=channel, track=track, threads=threads)
     except BaseException:
@@ -139,8 +143,10 @@ class Recording:
         Raises TooLarge as soon as the decoded audio exceeds the maximum, UnreadableAudio when nothing can be decoded.
         """
         if is_float(self.codec):
-            self._find_full_scale()
-        for block in self._resampled():
+            with self._file.budget.measured():
+                self._find_full_scale()
+        blocks = self._resampled()
+        while (block := self._next(blocks)) is not None:
             self._decoded += len(block)
             self._check_length(self.duration)
             yield block
@@ -181,10 +187,15 @@ class Recording:
         if self._threads is None:
             yield from batches
             return
-        self._decoding = self._threads.decoding.submit(next, batches, None)
+        self._decoding = self._threads.decoding.submit(self._next, batches)
         while (batch := self._decoding.result()) is not None:
-            self._decoding = self._threads.decoding.submit(next, batches, None)
+            self._decoding = self._threads.decoding.submit(self._next, batches)
             yield batch
+
+    def _next(self, work: Iterator[_T]) -> _T | None:
+        """The iterator's next item, None after the last. Its processor time is counted."""
+        with self._file.budget.measured():
+            return next(work, None)
 
     def _frames(self) -> Iterator[Any]:
         """Decoded frames. Packets that cannot be decoded are skipped and counted."""
@@ -196,12 +207,17 @@ class Recording:
             except (av.FFmpegError, ValueError):
                 self._corrupt_packets += 1
                 continue
-            yield from (frame for frame in frames if frame.samples)
+            for frame in frames:
+                if frame.samples:
+                    self._file.budget.sound_seconds += frame.samples / max(frame.sample_rate, 1)
+                    yield frame
 
     def _packets(self) -> Iterator[Any]:
         """The stream's packets, then the one that flushes the decoder, even if the container breaks midway."""
         try:
-            yield from self._container.demux(self._stream)
+            for packet in self._container.demux(self._stream):
+                self._file.budget.check()
+                yield packet
         except (av.FFmpegError, OSError, ValueError):
             self._cut_off = True
             yield None
@@ -248,7 +264,8 @@ def _open_container(file: Reader) -> Any:
         raise UnsupportedAudio("the upload is empty: send the bytes of an audio file", code="empty_audio")
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none"}
     try:
-        return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
+        with file.budget.measured():
+            return av.open(file, mode="r", metadata_errors="replace", container_options=options, io_open=_refuse)
     except (av.FFmpegError, OSError, ValueError) as error:
         if file.head.startswith(_SIGNATURES) or file.head[4:8] == b"ftyp":
             raise UnreadableAudio("the file is audio, but broken from the start, or cut off before its index: send it whole") from error

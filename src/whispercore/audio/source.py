@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import SEEK_CUR, SEEK_END, SEEK_SET, TextIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import InvalidRequest
+from .budget import ReadingBudget
+from .tags import check_comments, id3_length
 
 Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 _OGG_PAGE = 65_307  # bytes at most
@@ -16,10 +19,14 @@ _STREAMED_SIZES = ((0x7FFF_0000, 0x8001_0000), (0xF000_0000, 0x1_0000_0000))
 
 
 class Reader:
-    """A source as a file for FFmpeg. It has no name: only its content decides the format. Bytes are not copied."""
+    """A source as a file for FFmpeg. It has no name: only its content decides the format. Bytes are not copied.
 
-    def __init__(self, source: Source) -> None:
-        """Raises InvalidRequest when the source has an unsupported type or cannot be opened."""
+    An ID3v2 tag at the beginning is left out. Reading checks `budget`, so that FFmpeg stops when it is used up.
+    """
+
+    def __init__(self, source: Source, is_cancelled: Callable[[], bool] | None = None) -> None:
+        """Raises InvalidRequest when the source has an unsupported type or cannot be opened, UnreadableAudio when it has
+        too many tags."""
         file: Any = source
         if isinstance(source, str | Path):
             file = _opened(Path(source))
@@ -28,18 +35,38 @@ class Reader:
         elif isinstance(source, TextIOBase) or not hasattr(source, "read"):
             raise InvalidRequest(f"a recording is bytes, a path or a binary file; got {type(source).__name__}", param="file")
         self._owned = file is not source
-        self.read, self.seek, self.tell, self._close = file.read, file.seek, file.tell, file.close
-        self.size: int = self.seek(0, SEEK_END)
+        self._file = cast(BinaryIO, file)
+        self._begin = 0
+        whole = self._file.seek(0, SEEK_END)
+        self.budget = ReadingBudget(whole, is_cancelled)
+        begin = id3_length(self._file)
+        self._begin = begin if begin < whole else 0
+        check_comments(self._file, self._begin)
+        self.size: int = whole - self._begin
         self.seek(max(0, self.size - _OGG_PAGE))
         self.tail: bytes = self.read(_OGG_PAGE)
         self.seek(0)
         self.head: bytes = self.read(_HEAD)
         self.seek(0)  # where FFmpeg starts to read
 
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that is left for a negative size. Raises as `ReadingBudget.check`."""
+        self.budget.check()
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """Go to a position, counted from the end of an ID3v2 tag at the beginning."""
+        place = self._file.seek(offset + self._begin if whence == SEEK_SET else offset, whence)
+        return max(0, place - self._begin)
+
+    def tell(self) -> int:
+        """The position."""
+        return self._file.tell() - self._begin
+
     def close(self) -> None:
         """Close the file if it was opened here. A caller's own file stays open."""
         if self._owned:
-            self._close()
+            self._file.close()
 
     @property
     def declared_share(self) -> float:

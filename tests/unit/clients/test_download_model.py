@@ -183,7 +183,7 @@ def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_is_told_before_it_is_full(fetch: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(DownloadFailed, match=r"0\.0 GB free, 0\.0 GB are needed"):
         fetch()
 

@@ -77,7 +77,7 @@ class Outcomes:
 
 def busy(engine: SteppedEngine, outcomes: Outcomes) -> Scheduler:
     """A scheduler whose engine is held in a first batch, the window at -1."""
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    scheduler = Scheduler(engine)
     outcomes.submit(scheduler, Ticket(), -1.0)
     assert engine.begun.get(timeout=PATIENCE) == [-1.0]
     return scheduler
@@ -159,7 +159,7 @@ def test_no_room_for_a_single_window_is_that_windows_error() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     engine.room = 0
     engine.open_gate()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    scheduler = Scheduler(engine)
     outcomes.submit(scheduler, Ticket(), 0.0)
     assert isinstance(outcomes.wait(1)[0.0], OutOfMemory)
     scheduler.close()
@@ -231,7 +231,7 @@ def test_the_windows_of_a_file_that_is_being_read_are_waited_for(monkeypatch: py
 
 def test_several_engines_share_the_queue() -> None:
     engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
-    scheduler = Scheduler(*engines)  # type: ignore[arg-type]
+    scheduler = Scheduler(*engines)
     file = Ticket()
     for start in range(8):
         outcomes.submit(scheduler, file, float(start))
@@ -280,7 +280,7 @@ class Refilling(SteppedEngine):
 
 def test_a_free_place_is_filled_while_others_still_decode() -> None:
     engine, outcomes = Refilling(), Outcomes()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    scheduler = Scheduler(engine)
     outcomes.submit(scheduler, Ticket(), 0.0)
     assert engine.begun.get(timeout=PATIENCE) == [0.0]
     outcomes.submit(scheduler, Ticket(), 1.0)
@@ -299,7 +299,7 @@ def test_a_free_place_is_filled_while_others_still_decode() -> None:
 def test_what_a_refilled_engine_could_not_finish_is_decoded_again(error: Exception) -> None:
     engine, outcomes = Refilling(breaks=(2.0, error)), Outcomes()
     engine.open_gate()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    scheduler = Scheduler(engine)
     for start in range(6):
         outcomes.submit(scheduler, Ticket(), float(start))
     found = outcomes.wait(6)

@@ -58,7 +58,7 @@ class Listed:
         self.results[id(window)] = result
 
 
-class Forbidding(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Forbidding(TorchDispatchMode):
     """Fails on operations for which the host waits for a GPU."""
 
     WAIT = frozenset({"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"})
@@ -71,7 +71,7 @@ class Forbidding(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return function(*args, **(kwargs or {}))
 
 
-class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Alone(TorchDispatchMode):
     """Fails on operations that take or return a tensor on another device than meta."""
 
     def __torch_dispatch__(
@@ -93,11 +93,11 @@ class Delayed(Host):
         return super().snapshot([tensor.clone() for tensor in tensors])
 
 
-class Graph(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Graph(TorchDispatchMode):
     """A CUDA graph on a CPU: replays the operations of its capture on the same memory, with the same numbers."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls: list[tuple[torch._ops.OpOverload, Any, Any, Any]] = []
 
     def __torch_dispatch__(

@@ -45,7 +45,7 @@ def test_nothing_asks_the_device(ours: TorchEngine, recordings: list[Samples], m
 
         def run(*arguments: object) -> None:
             watched.append(name)
-            with Forbidding():  # type: ignore[no-untyped-call]
+            with Forbidding():
                 real(*arguments)
 
         monkeypatch.setattr(module, name, run)
@@ -77,7 +77,7 @@ def test_a_devices_work_needs_nothing_of_the_hosts(nano: Checkpoint, monkeypatch
     languages = torch.zeros(len(tokenizer.languages), dtype=torch.long, device=meta)
     new = make_buffers(2, tokenizer.vocabulary, len(languages), meta, audio=True)
     vocabulary = Vocabulary(tokenizer.eot, tokenizer.timestamp_begin, torch.zeros(2, dtype=torch.long, device=meta))
-    with Alone():  # type: ignore[no-untyped-call]
+    with Alone():
         admit_windows(
             model, cache, tokenizer, languages, new, new.number("slot"), rows, detections, AdmissionShape(2, group, 4, True), None
         )

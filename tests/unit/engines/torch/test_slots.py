@@ -135,7 +135,7 @@ def test_times_of_words_are_not_waited_for(nano: Checkpoint, recordings: list[Sa
 
     def aligning(*arguments: object, **named: object) -> PendingAlignment:
         events.append("aligned")
-        return align(*arguments, **named)  # type: ignore[arg-type]
+        return align(*arguments, **named)
 
     monkeypatch.setattr(Slots, "advance", advancing)
     monkeypatch.setattr(PendingAlignment, "wait", waiting)

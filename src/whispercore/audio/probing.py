@@ -1,0 +1,147 @@
+"""Opens a recording in another process first, which the kernel ends when it takes too much processor time or memory.
+
+Some demuxers parse all tags of a file in a single call of FFmpeg that Python cannot interrupt. A file that the other process has opened in
+time is opened again here, at the same cost. Small files cannot be slow and are not tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from queue import LifoQueue
+
+from ..errors import UnreadableAudio
+from .source import Source
+
+SMALLEST = 64 * 1024
+"""Bytes. A smaller file opens within 0.1 s of processor time, whatever it holds."""
+PROCESSOR_SECONDS = 5
+MEMORY_BYTES = 4 << 30
+"""Of address space."""
+WAIT_SECONDS = 60.0
+"""For an answer, on a machine so busy that a process gets no processor time."""
+_OPENED, _REFUSED = b"o", b"r"
+
+
+class Prober:
+    """Processes that open recordings, started as they are needed. Any number of threads may use it."""
+
+    def __init__(self, processes: int = 2, seconds: int = PROCESSOR_SECONDS) -> None:
+        """`seconds`: of processor time for each file."""
+        self._idle: LifoQueue[_Process | None] = LifoQueue()
+        for _ in range(processes):
+            self._idle.put(None)
+        self._processes, self._seconds = processes, seconds
+        self._closed = threading.Event()
+
+    def check(self, source: Source) -> None:
+        """Raise UnreadableAudio when opening `source` takes too much time or memory. What else is wrong with it is found later.
+
+        An open file is not tried: only its caller knows whether it can be read twice.
+        """
+        if self._closed.is_set():
+            return
+        with contextlib.ExitStack() as files:
+            descriptor = _descriptor(source, files)
+            if descriptor is None or os.fstat(descriptor).st_size < SMALLEST:
+                return
+            process = self._idle.get()
+            try:
+                process = process if process and process.alive else _Process(self._seconds)
+                if process.opens(descriptor):
+                    return
+                process.kill()
+                process = None
+            finally:
+                self._idle.put(process)
+        raise UnreadableAudio(
+            f"opening the file takes more than {self._seconds} s of processor time: it has too many tags or streams; "
+            "convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result"
+        )
+
+    def close(self) -> None:
+        """End the processes, each when it has answered."""
+        self._closed.set()
+        for _ in range(self._processes):
+            if process := self._idle.get():
+                process.kill()
+
+
+def _descriptor(source: Source, files: contextlib.ExitStack) -> int | None:
+    """A file descriptor of the source, closed with `files`; None for an open file, and where there is no such file."""
+    if isinstance(source, str | Path):
+        try:
+            return files.enter_context(Path(source).open("rb")).fileno()
+        except OSError:
+            return None
+    if not isinstance(source, bytes | bytearray | memoryview):
+        return None
+    view = memoryview(source).cast("B")
+    if len(view) < SMALLEST:
+        return None
+    descriptor = os.memfd_create("recording")
+    files.callback(os.close, descriptor)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+    return descriptor
+
+
+class _Process:
+    """One such process, and the socket to it."""
+
+    def __init__(self, seconds: int) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._socket.settimeout(WAIT_SECONDS)
+        root = Path(__file__).resolve().parents[2]
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; serve({theirs.fileno()}, {seconds})"
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def opens(self, descriptor: int) -> bool:
+        """Whether the file could be opened, or refused, within the limits."""
+        try:
+            socket.send_fds(self._socket, [b"f"], [descriptor])
+            return bool(self._socket.recv(1))
+        except OSError:  # the process has ended, or does not answer
+            return False
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._socket.close()
+
+
+def serve(descriptor: int, seconds: int) -> None:
+    """Open the files that come through the socket `descriptor`, each within `seconds`, until it is closed. Runs in the other process."""
+    from .recording import open_recording  # here: the parent needs it only later
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with socket.socket(fileno=descriptor) as requests:
+        while True:
+            message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
+            if not message:
+                return
+            used = math.ceil(time.process_time())
+            resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
+            answer = _OPENED
+            with os.fdopen(descriptors[0], "rb") as file:
+                try:
+                    open_recording(file).close()
+                except Exception:
+                    answer = _REFUSED
+            requests.sendall(answer)
