@@ -32,7 +32,8 @@ from ..api.reply import (
 )
 from ..api.request import Request, check_audio_bytes, client_request_id, parse
 from ..errors import EngineError, Overloaded, WhisperError
-from ..serving.transcriber import Job, Transcriber
+from ..serving.job import Job
+from ..serving.transcriber import Transcriber
 from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
 

@@ -19,7 +19,9 @@ from whispercore.audio.recording import read_samples
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
 from whispercore.options import Options
-from whispercore.serving.transcriber import Job, Transcriber
+from whispercore.serving.job import Job
+from whispercore.serving.track import PartWindow, Track
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import SAMPLE_RATE, Decoded, Progress, Samples, Window
@@ -90,7 +92,7 @@ class Polyglot(Recorder):
 def test_the_first_words_decide_the_language_of_windows_that_went_with_theirs(
     languages: dict[float, str], silent: float | None, text: str, twice: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     engine = Polyglot(languages, silent, max_batch=4)
     with Transcriber(Settings(), engine=engine) as transcriber:
         transcriber.submit(wav(1), WHOLE).result(PATIENCE)
@@ -158,7 +160,7 @@ def test_an_hour_of_silence_keeps_no_clip_from_being_read() -> None:
 
 @pytest.mark.parametrize("language", ["en", None])
 def test_the_windows_of_a_short_file_go_together(language: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     options = replace(WHOLE, language=language)
     with Transcriber(Settings(), engine=Recorder(max_batch=8)) as transcriber:
         transcriber.submit(wav(2), options).result(PATIENCE)
@@ -168,7 +170,7 @@ def test_the_windows_of_a_short_file_go_together(language: str | None, monkeypat
 
 
 def test_the_first_window_of_a_stream_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     told = threading.Event()
 
     class Halting(io.BytesIO):
@@ -350,6 +352,47 @@ def test_a_text_that_cannot_be_used_fails_its_job_alone() -> None:
         with pytest.raises(EngineError):
             transcriber.submit(wav(1), replace(WHOLE, word_timestamps=True)).result(PATIENCE)
         assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_the_engines_thread_processes_no_text(strategy: Literal["chunked", "sequential"], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_threads, text_threads = set[str](), set[str]()
+
+    class Noting(FakeEngine):
+        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+            engine_threads.add(threading.current_thread().name)
+            return super().decode(windows)
+
+    receive = Track.receive
+
+    def noting(track: Track, request: PartWindow, decoded: Decoded) -> list[PartWindow]:
+        text_threads.add(threading.current_thread().name)
+        return receive(track, request, decoded)
+
+    monkeypatch.setattr(Track, "receive", noting)
+    with Transcriber(Settings(), engine=Noting()) as transcriber:
+        options = replace(WHOLE, strategy=strategy, word_timestamps=True)
+        assert transcriber.submit(wav(100), options).result(PATIENCE).segments
+    assert (engine_threads, text_threads) == ({"scheduler-0"}, {"outcomes"})
+
+
+def test_sequential_recordings_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 0.5)  # of 0.2 s, also on a busy machine
+    engine = FakeEngine(delay=0.2)
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        jobs = [transcriber.submit(wav(60, seed), replace(WHOLE, strategy="sequential")) for seed in range(8)]
+        assert all(job.result(PATIENCE).segments for job in jobs)
+    assert sum(engine.batches) / len(engine.batches) >= 2.5, engine.batches
+
+
+def test_no_thread_is_left_after_close() -> None:
+    before = set(threading.enumerate())
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).segments
+        own = {thread.name for thread in set(threading.enumerate()) - before}
+        assert {"scheduler-0", "outcomes", "reader_0"} <= own
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"scheduler-0", "outcomes"} and not any(name.startswith("reader") for name in left)
 
 
 def noise(seconds: float, seed: int) -> Samples:

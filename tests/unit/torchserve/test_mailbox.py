@@ -175,7 +175,7 @@ def test_a_call_waits_on_when_what_happened_is_nothing_to_tell(mailbox: Mailbox,
     engine.gate.clear()
 
     def finish_once_opened() -> None:
-        while not any(job.opened for job in mailbox.transcriber._open):
+        while not any(job.opened for job in mailbox.transcriber._jobs):
             time.sleep(0.01)
         engine.gate.set()
 
