@@ -27,6 +27,7 @@ import soundfile
 
 from whispercore import checkpoints
 from whispercore.api import request
+from whispercore.api.fields import RAW_FIELD
 from whispercore.checkpoints.conversion import precision
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Samples
@@ -252,7 +253,7 @@ def core(setup: Setup) -> Iterator[Run]:
         def one(recording: bytes) -> float:
             headers = HEADERS if recording.startswith(b"fLaC") else LONG_HEADERS
             began = time.perf_counter()
-            transcriber.submit(recording, request.parse({request.RAW_FIELD: b"-"}, headers).options).result()
+            transcriber.submit(recording, request.parse({RAW_FIELD: b"-"}, headers).options).result()
             return time.perf_counter() - began
 
         yield run

@@ -31,8 +31,9 @@ from bench.results import RESULTS, cpu_model
 from bench.table import put
 from bench.work import CLIP_SECONDS, HEADERS, TOKENS, options
 from whispercore import checkpoints
+from whispercore.api.fields import RAW_FIELD
 from whispercore.api.reply import render
-from whispercore.api.request import RAW_FIELD, parse
+from whispercore.api.request import parse
 from whispercore.audio.cutting import cut
 from whispercore.audio.log_mel import log_mels
 from whispercore.audio.recording import open_recording

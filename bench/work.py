@@ -10,6 +10,7 @@ import soundfile
 
 from whispercore import checkpoints
 from whispercore.api import request
+from whispercore.api.fields import RAW_FIELD
 from whispercore.audio.recording import read_samples
 from whispercore.engines import Engine, load_engine
 from whispercore.options import Options
@@ -39,7 +40,7 @@ HEADERS = {
 
 def options() -> Options:
     """What `HEADERS` ask, read by the server's own parser."""
-    return request.parse({request.RAW_FIELD: b"-"}, HEADERS).options
+    return request.parse({RAW_FIELD: b"-"}, HEADERS).options
 
 
 def clips() -> list[bytes]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..api.request import Request, check_audio_bytes, parse
+from ..api.request import Request, parse
+from ..api.upload import check_audio_bytes
 from ..errors import Overloaded
 from .job import Job
 from .transcriber import Transcriber

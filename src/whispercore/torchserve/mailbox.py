@@ -14,8 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..api.models import remarks
-from ..api.reply import render_models
+from ..api.models import remarks, render_models
 from ..api.request import Request, client_request_id
 from ..errors import EngineError, WhisperError
 from ..serving.sharing import SharedJobs, wants_own_job

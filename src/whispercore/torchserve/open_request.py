@@ -7,16 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..api.reply import (
-    content_type,
-    render,
-    stream_chunk,
-    stream_content_type,
-    stream_end,
-    stream_error,
-    stream_progress,
-    warnings_of,
-)
+from ..api.reply import render
+from ..api.routes import content_type, stream_content_type
+from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
+from ..api.transcript_json import warnings_of
 from ..errors import WhisperError
 from ..serving.job import Job
 from ..serving.sharing import Share

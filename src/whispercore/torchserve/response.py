@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..api.reply import Body, render_error, status_phrase
+from ..api.error_reply import render_error, status_phrase
+from ..api.reply import Body
 from ..errors import WhisperError
 
 
