@@ -84,7 +84,7 @@ def test_the_same_tokens_are_suppressed(vocabulary: int) -> None:
 
 @EVERY
 @given(seed=st.integers(0, 2**32), length=st.integers(0, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=settings().max_examples // 4)
 def test_timestamp_rules_for_a_batch_are_openais_one_by_one(vocabulary: int, seed: int, length: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     rules = next(rule for rule in task(vocabulary, language="en").logit_filters if isinstance(rule, ApplyTimestampRules))

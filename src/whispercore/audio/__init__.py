@@ -1,4 +1,4 @@
-"""Audio files → speech: decoding on the recording's own clock, resampling to mono 16 kHz, voice detection, cutting and packing."""
+"""Audio files → speech: decoding by the recording's own clock, resampling to mono 16 kHz, voice detection, cutting and packing."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..audio.recording import Recording
 from ..options import Options
-from ..transcript.chunked import DetectedLanguage
+from ..transcript.tasks import DetectedLanguage
 from ..types import Dropped, Segment, Transcript
 from .track import Track
 

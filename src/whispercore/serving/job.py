@@ -12,15 +12,18 @@ from functools import partial
 
 from ..audio.cutting import cut_incrementally
 from ..audio.packing import pack_chunks
+from ..audio.source import Source
+from ..audio.threads import AudioThreads
 from ..errors import Cancelled, EngineError, WhisperError
 from ..options import Options
 from ..tokenizer import Tokenizer
-from ..transcript.chunked import DetectedLanguage, PartTasks, chunked
+from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
+from ..transcript.tasks import DetectedLanguage, PartTasks
 from ..types import Progress, Transcript, Window
 from .assembly import Assembly
 from .backlog import Outcome, QueuedRequest
-from .passes import Passes, Source
+from .passes import Passes
 from .scheduler import Scheduler
 from .track import PartWindow, Track
 
@@ -31,12 +34,14 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """What all jobs of a `Transcriber` share.
 
-    `readers`: the threads that read audio. `tokenizer`, `n_mels`, `aligns`: of the engine; see `Engine` and the catalogue.
-    `read_ahead`: parts of one track under way, at most. `max_audio_seconds`, `fixed_tokens`: the settings.
+    `readers`: the threads on which jobs read; `audio_threads` decode audio and detect voices for them. `tokenizer`, `n_mels`: the engine's.
+    `aligns`: the engine gives the times of words. `read_ahead`: parts of one track under way, at most.
+    `max_audio_seconds`, `fixed_tokens`: the settings.
     """
 
     scheduler: Scheduler
     readers: Executor
+    audio_threads: AudioThreads
     tokenizer: Tokenizer
     n_mels: int
     aligns: bool
@@ -78,7 +83,7 @@ class Job:
         self._batches_windows = options.strategy == "chunked" and on_progress is None
         self._request = QueuedRequest(more_coming=self._batches_windows)
         self._language = DetectedLanguage(options.language if runtime.tokenizer.multilingual else "en")
-        self._passes = Passes(source, options, runtime.max_audio_seconds)
+        self._passes = Passes(source, options, runtime.max_audio_seconds, runtime.audio_threads)
         self._tracks: list[Track] = []
         self._assembly = Assembly()
         self._reading = False
@@ -148,12 +153,13 @@ class Job:
         ]
 
     def _part_tasks(self, channel: int | None) -> PartTasks:
-        options, runtime = self.options, self._runtime
+        options, runtime, threads = self.options, self._runtime, self._runtime.audio_threads
         if options.strategy == "sequential":
-            return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels)
-        chunks = cut_incrementally(self._passes.open(channel).blocks(), options)
+            return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels, threads)
+        chunks = cut_incrementally(self._passes.open(channel).blocks(), options, threads)
         windows = pack_chunks(chunks, alone=options.multilingual)
-        return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, once=bool(runtime.fixed_tokens))
+        single_pass = bool(runtime.fixed_tokens)
+        return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, single_pass=single_pass)
 
     def _next_track(self) -> Track | None:
         """The track that has begun fewest parts, of those with room for another one."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from ..audio.recording import Recording, open_recording
+from ..audio.source import Source
+from ..audio.threads import AudioThreads
 from ..errors import InvalidRequest
 from ..options import Options
 
-Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 MAX_CHANNELS = 8
 """Channels that can be transcribed apart, at most."""
 
@@ -21,12 +21,13 @@ class Passes:
     `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before `open_first`.
     """
 
-    def __init__(self, source: Source, options: Options, max_seconds: float) -> None:
+    def __init__(self, source: Source, options: Options, max_seconds: float, threads: AudioThreads | None = None) -> None:
         self.recordings: list[Recording] = []
         self.duration: float | None = None
         self._source: Source | None = source
         self._options = options
         self._max_seconds = max_seconds
+        self._threads = threads
         self._first: Recording | None = None
 
     def open_first(self) -> Sequence[int | None]:
@@ -61,6 +62,8 @@ class Passes:
 
     def _open(self, channel: int | None) -> Recording:
         assert self._source is not None
-        recording = open_recording(self._source, max_seconds=self._max_seconds, channel=channel, track=self._options.audio_track)
+        recording = open_recording(
+            self._source, max_seconds=self._max_seconds, channel=channel, track=self._options.audio_track, threads=self._threads
+        )
         self.recordings.append(recording)
         return recording

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..transcript.chunked import DetectedLanguage, PartialTranscript, PartTask, PartTasks
+from ..transcript.tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
 from ..types import Decoded, Window
 
 

@@ -11,23 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from ..api.values import read_options
+from ..audio.source import Source
+from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
-from ..devices import reading_threads
+from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
 from ..errors import ConfigurationError, InvalidRequest, Overloaded
 from ..options import Options
 from ..settings import ENVIRONMENT_PREFIX, Settings
 from ..types import Transcript
 from .job import Job, Runtime
-from .passes import Source
 from .scheduler import Scheduler
 
 
 class Transcriber:
     """Whisper in process. `Transcriber("nano", engine="ct2", dtype="int8", batch_size=8)("speech.flac").text`
 
-    Owns the engines, the scheduler with its threads, and the reader threads; `close` ends them all.
+    Owns the engines, the scheduler with its threads, the reader threads and the audio threads; `close` ends them all.
     Thread-safe: the windows of all recordings under way share the engines' batches.
     """
 
@@ -47,10 +48,12 @@ class Transcriber:
         # The attention of the bundled nano follows the sound in some windows only: by timestamps each is decoded once, not twice.
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
+        self._audio_threads = AudioThreads(logical_cores())
         self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._runtime = Runtime(
             scheduler=self.scheduler,
             readers=self._readers,
+            audio_threads=self._audio_threads,
             tokenizer=self.engine.tokenizer,
             n_mels=self.engine.n_mels,
             aligns=self.aligns,
@@ -103,6 +106,7 @@ class Transcriber:
         for job in jobs:
             job.cancel()
         self._readers.shutdown(cancel_futures=True)
+        self._audio_threads.close()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()

@@ -7,7 +7,6 @@ call: it begins the new requests, waits a moment for news, and returns a respons
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from ..api.models import remarks, render_models
 from ..api.request import Request, client_request_id
+from ..devices import logical_cores
 from ..errors import EngineError, WhisperError
 from ..serving.sharing import SharedJobs, wants_own_job
 from ..serving.transcriber import Transcriber
@@ -30,7 +30,7 @@ empty first chunk as soon as their audio has proved readable. Smaller ones wait 
 MAX_RESENT_BYTES = 4 * 1024 * 1024
 """When all bodies that are handed over again come to more than this, smaller ones get an empty first chunk too, the largest first: else
 32 clips of 320 kB cost a tenth of a second of CPU at each call."""
-SHORTEST_WAIT, LONGEST_WAIT = min(0.05, max(0.02, 0.1 / len(os.sched_getaffinity(0)))), 0.25
+SHORTEST_WAIT, LONGEST_WAIT = min(0.05, max(0.02, 0.1 / logical_cores())), 0.25
 """Seconds that a call waits for news. Polling less often saves CPU when calls are expensive; it only delays requests that arrive during the
 wait. A call costs some tenths of a millisecond of CPU for each open request, and the bodies that it hands over again. So the wait grows
 with both, and calls take a few percent of one core. On few cores the shortest wait is longer: 50 calls a second take 8 % of a core, Java's

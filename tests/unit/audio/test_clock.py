@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -127,6 +128,7 @@ def heard(samples: Samples) -> list[float]:
     return [float(loud[index]) / SAMPLE_RATE for index in range(len(loud)) if not index or loud[index] - loud[index - 1] > 3000]
 
 
+@cache
 def delay(kind: Kind) -> float:
     """What the encoder adds before the sound where the container cannot say so: the times of a whole file tell it."""
     data, ticks = mux(kind, 3)
@@ -283,7 +285,7 @@ def placed(
     clock = Clock(container, stream, declared, check_length)
     frames = [Frame(None if time is None else round(time * 1000)) for time in times]
     position, found = 0, []
-    for frame in clock.steady(frames, 48_000):
+    for frame in clock.aligned(frames, 48_000):
         position += max(0, shift := clock.take_shift())
         found.append(position / 48_000)
         position += frame.samples + min(0, shift)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from whispercore.audio.cutting import SpeechChunk, cut, cut_incrementally, speech
 from whispercore.audio.recording import open_recording, read_samples
 from whispercore.audio.silero import FRAME
+from whispercore.audio.threads import AudioThreads
 from whispercore.options import Options
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, Samples
 
@@ -29,10 +30,10 @@ SECOND = np.zeros(SAMPLE_RATE, np.float32)
 class Loudness:
     """A detector to draw speech with: whatever is louder than 0.1 is speech."""
 
-    def hear(self, samples: Samples) -> Samples:
+    def extract(self, samples: Samples) -> Samples:
         return samples
 
-    def judge(self, samples: Samples) -> Samples:
+    def classify(self, samples: Samples) -> Samples:
         frames = np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)
         return (np.abs(frames).max(axis=1) > 0.1).astype(np.float32)
 
@@ -40,7 +41,7 @@ class Loudness:
 class Amplitude(Loudness):
     """A detector to draw probabilities with."""
 
-    def judge(self, samples: Samples) -> Samples:
+    def classify(self, samples: Samples) -> Samples:
         return np.abs(np.pad(samples, (0, -len(samples) % FRAME)).reshape(-1, FRAME)).max(axis=1)
 
 
@@ -87,7 +88,7 @@ def check(recording: Samples, stretches: list[SpeechChunk]) -> None:
 LENGTHS = st.lists(st.floats(0.05, 45.0), min_size=1, max_size=8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=settings().max_examples // 7)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000))
 def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) -> None:
     recording = drawn(*lengths)
@@ -103,7 +104,7 @@ def test_no_speech_is_lost_whatever_the_blocks(lengths: list[float], size: int) 
     assert len(lost) <= 2 * FRAME * sum(length < 0.1 for length in lengths)  # a click of one frame is no speech
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=settings().max_examples // 10)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000))
 def test_without_the_filter_every_sample_is_kept_once(lengths: list[float], size: int) -> None:
     recording = drawn(*lengths)
@@ -151,7 +152,7 @@ def covered(spans: list[tuple[int, int]], length: int) -> npt.NDArray[np.bool_]:
     return kept
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=settings().max_examples * 2 // 5)
 @given(lengths=LENGTHS, size=st.integers(1_000, 700_000), options=OPTIONS)
 def test_whatever_the_options_times_are_the_recordings_and_speech_in_the_clips_is_kept(
     lengths: list[float], size: int, options: Options
@@ -428,3 +429,16 @@ def test_isolated_digits_between_long_silences_are_all_kept() -> None:
     for begin, end in spans:
         assert any(left <= begin and end <= right for left, right in stretches)
     assert len(stretches) == len(spans)
+
+
+def test_threads_change_no_cut() -> None:
+    recording, _ = joined((0.3, 4.0), hiss=0.0)
+    threads = AudioThreads(2)
+    try:
+        chunks = list(cut(blocks(recording, 90_000), DEFAULT, threads))
+    finally:
+        threads.close()
+    alone = list(cut(blocks(recording, 90_000), DEFAULT))
+    assert times(chunks) == times(alone) and len(chunks) > 2
+    for chunk, expected in zip(chunks, alone, strict=True):
+        np.testing.assert_array_equal(chunk.voiced, expected.voiced)

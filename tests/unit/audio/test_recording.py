@@ -19,6 +19,7 @@ import pytest
 
 from whispercore.audio import recording
 from whispercore.audio.recording import open_recording, read_samples
+from whispercore.audio.threads import AudioThreads
 from whispercore.errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio, WhisperError
 from whispercore.types import SAMPLE_RATE, Samples
 
@@ -219,10 +220,21 @@ def test_a_source_is_read_twice_at_once(kind: str, tmp_path: Path) -> None:
 def test_a_recording_may_be_left_and_closed_while_it_is_decoded() -> None:
     """The container is freed only when the thread that decodes ahead is done with it: else this test would end pytest."""
     music = encode(np.stack([sweep(30.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
+    threads = AudioThreads(2)
     for _ in range(20):
-        with open_recording(music) as recording:
+        with open_recording(music, threads=threads) as recording:
             assert len(next(recording.blocks()))
         recording.close()
+    threads.close()
+
+
+def test_decoding_ahead_changes_no_sample() -> None:
+    music = encode(np.stack([sweep(12.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
+    threads = AudioThreads(2)
+    with open_recording(music, threads=threads) as recording:
+        samples = np.concatenate(list(recording.blocks()))
+    threads.close()
+    np.testing.assert_array_equal(samples, read_samples(music))
 
 
 def test_a_sample_rate_that_changes_in_mid_stream_is_followed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from whispercore.serving.assembly import Assembly
 from whispercore.serving.track import Track
-from whispercore.transcript.chunked import DetectedLanguage, PartialTranscript, PartTask
+from whispercore.transcript.tasks import DetectedLanguage, PartialTranscript, PartTask
 from whispercore.types import Dropped, Segment
 
 ENGLISH = DetectedLanguage("en")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from whispercore.serving.track import PartWindow, Track
-from whispercore.transcript.chunked import DetectedLanguage, PartialTranscript, PartTask
+from whispercore.transcript.tasks import DetectedLanguage, PartialTranscript, PartTask
 from whispercore.types import Decoded, Decoding, Segment, Window
 
 

@@ -17,8 +17,8 @@ from whispercore.audio.silero import FRAME
 from whispercore.options import Options
 from whispercore.tokenizer import Tokenizer
 from whispercore.transcript import coverage
-from whispercore.transcript.placement import ONSET, PlacedWord, in_order, is_aligned, place_words, trimmed, voices
-from whispercore.transcript.sentences import LEAD_IN, LONGEST, segments
+from whispercore.transcript.placement import ONSET, PlacedWord, in_order, is_aligned, place_words, trimmed, voiced_spans
+from whispercore.transcript.sentences import LEAD_IN, LONGEST, sentence_segments
 from whispercore.types import SAMPLE_RATE, Decoded
 
 TOKENIZER = Tokenizer(51_865)
@@ -67,7 +67,7 @@ def test_without_a_detector_words_keep_the_times_of_their_alignment() -> None:
     pack = PackedWindow((replace(chunk(0.0, 5.0), voiced=None),))
     found = place_words(aligned([(" one", 0.3), (" two", 1.5)], 2.5), pack, TOKENIZER, Options())
     assert [(one.start, one.end, one.voice) for one in found] == [(0.3, 1.5, None), (1.5, 2.5, None)]
-    assert coverage.gaps(found, pack) == [] and coverage.voice(pack) is None
+    assert coverage.gaps(found, pack) == [] and coverage.voiced_seconds(pack) is None
 
 
 @given(
@@ -87,7 +87,7 @@ def test_words_are_in_order_and_within_their_window(starts: list[float], edges: 
     assert all(one.start <= one.end for one in found)
     assert all(before.end <= after.start for before, after in itertools.pairwise(found))
     assert all(pack.start - 0.01 <= one.start and one.end <= pack.end + 0.01 for one in found)
-    made = segments(found, pack, TOKENIZER, with_words=True)
+    made = sentence_segments(found, pack, TOKENIZER, with_words=True)
     assert "".join(one.text for one in made) == " one" * len(starts)
     assert all(before.end <= after.start for before, after in itertools.pairwise(made))
 
@@ -108,7 +108,7 @@ def test_a_span_is_trimmed_to_most_of_its_voice(
 
 
 def test_a_click_is_no_voice() -> None:
-    assert voices(chunk(0.0, 3.0, (0.0, 0.03), (1.0, 2.0))) == [pytest.approx((1.0, 2.0), abs=0.04)]
+    assert voiced_spans(chunk(0.0, 3.0, (0.0, 0.03), (1.0, 2.0))) == [pytest.approx((1.0, 2.0), abs=0.04)]
 
 
 def test_an_engine_that_gives_no_times_has_not_aligned() -> None:
@@ -124,7 +124,7 @@ PACK = PackedWindow((chunk(0.0, 30.0, (0.0, 30.0)),))
 
 def test_sentences_become_segments_and_a_long_pause_ends_one() -> None:
     found = [word(" Yes", 1.0, 1.6), word(" sir.", 1.6, 2.4), word(" Come", 2.5, 3.0), word(" in", 3.0, 3.2), word(" now", 5.0, 5.4)]
-    made = segments(found, PACK, TOKENIZER, with_words=False)
+    made = sentence_segments(found, PACK, TOKENIZER, with_words=False)
     assert [one.text for one in made] == [" Yes sir.", " Come in", " now"]
     assert [one.start for one in made] == pytest.approx([1.0 - LEAD_IN, 2.45, 5.0 - LEAD_IN])
     assert all(not one.words for one in made)
@@ -132,19 +132,19 @@ def test_sentences_become_segments_and_a_long_pause_ends_one() -> None:
 
 def test_a_list_is_not_a_segment_an_item() -> None:
     found = [word(" copy,", 1.0, 1.3), word(" merge,", 1.7, 2.0), word(" sell", 2.4, 2.7)]
-    assert len(segments(found, PACK, TOKENIZER, with_words=False)) == 1
+    assert len(sentence_segments(found, PACK, TOKENIZER, with_words=False)) == 1
 
 
 def test_a_long_sentence_is_divided_at_its_commas() -> None:
     found = [word(" and," if number % 8 == 7 else " word", number * 0.6, number * 0.6 + 0.5) for number in range(40)]
-    made = segments(found, PACK, TOKENIZER, with_words=True)
+    made = sentence_segments(found, PACK, TOKENIZER, with_words=True)
     assert len(made) > 2 and all(one.end - one.start <= LONGEST + LEAD_IN for one in made)
     assert all(one.text.endswith(",") for one in made[:-1])
     assert [each for one in made for each in one.words] == [one.word for one in found]
 
 
 def test_nothing_makes_nothing() -> None:
-    assert segments([], PACK, TOKENIZER, with_words=True) == [] and in_order([]) == []
+    assert sentence_segments([], PACK, TOKENIZER, with_words=True) == [] and in_order([]) == []
 
 
 # Coverage
@@ -153,11 +153,11 @@ def test_nothing_makes_nothing() -> None:
 def test_voice_before_between_and_after_words_is_missed() -> None:
     pack = PackedWindow((chunk(50.0, 20.0, (0.0, 3.0), (8.0, 12.0), (15.0, 19.0)),))
     missed = coverage.gaps([word(" one", 58.0, 62.0, voice=1.0)], pack)
-    assert [(gap.pack.start, gap.pack.end) for gap in missed] == [
+    assert [(gap.packed.start, gap.packed.end) for gap in missed] == [
         pytest.approx((50.0, 53.4), abs=0.05),
         pytest.approx((64.6, 69.4), abs=0.05),
     ]
-    assert all(len(gap.pack.samples) == round((gap.pack.end - gap.pack.start) * SAMPLE_RATE) for gap in missed)
+    assert all(len(gap.packed.samples) == round((gap.packed.end - gap.packed.start) * SAMPLE_RATE) for gap in missed)
 
 
 def test_words_that_tile_the_voice_miss_nothing() -> None:
@@ -169,7 +169,7 @@ def test_a_word_that_takes_too_long_is_heard_again() -> None:
     pack = PackedWindow((chunk(0.0, 10.0, (0.0, 9.0)),))
     long = word(" and", 2.0, 9.0, voice=7.0)
     (gap,) = coverage.gaps([word(" one", 0.0, 2.0, voice=1.2), long], pack)
-    assert gap.words == (long,) and gap.pack.start == pytest.approx(2.0, abs=0.2)
+    assert gap.words == (long,) and gap.packed.start == pytest.approx(2.0, abs=0.2)
 
 
 def test_a_short_noise_is_not_worth_another_decoding() -> None:
@@ -180,5 +180,5 @@ def test_a_short_noise_is_not_worth_another_decoding() -> None:
 def test_words_without_length_are_no_alignment() -> None:
     spread = [word(" one", time, time + 0.3) for time in range(10)]
     crammed = [*spread[:5], *(word(" one", 5.0, 5.0) for _ in range(10))]
-    assert coverage.has_sound(spread) and not coverage.is_collapsed(spread)
-    assert not coverage.has_sound(crammed) and coverage.is_collapsed(crammed)
+    assert coverage.has_spoken_durations(spread) and not coverage.is_collapsed(spread)
+    assert not coverage.has_spoken_durations(crammed) and coverage.is_collapsed(crammed)

@@ -119,7 +119,7 @@ def windows(draw: st.DrawFn) -> tuple[list[Segment], Decoded, float, float]:
     return segments, decoded([token for text in tokens for token in text], times if count else [], probs, language), start, last_speech
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=settings().max_examples * 4)
 @given(window=windows())
 def test_words_are_those_of_openai_whisper(window: tuple[list[Segment], Decoded, float, float]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -133,7 +133,7 @@ def test_words_are_those_of_openai_whisper(window: tuple[list[Segment], Decoded,
         assert (mine.start, mine.end) == (other["start"], other["end"])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=settings().max_examples * 4)
 @given(window=windows())
 def test_clamped_words_are_in_order_and_inside_their_segment(window: tuple[list[Segment], Decoded, float, float]) -> None:
     segments, result, start, last_speech = window
@@ -149,7 +149,7 @@ def test_clamped_words_are_in_order_and_inside_their_segment(window: tuple[list[
     assert [word.word for one in clamped for word in one.words] == [word.word for one in found for word in one.words]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=settings().max_examples * 3)
 @given(tokens=st.lists(st.integers(0, 50_256), min_size=1, max_size=30), language=st.sampled_from(("en", "ja")))
 def test_every_sequence_of_tokens_has_words(tokens: list[int], language: str) -> None:
     times = [index * 0.1 for index in range(len(tokens) + 1)]

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...audio.log_mel import cut, log_mels, log_mels_of, loudness
+from ...audio.log_mel import frame_range, log_mels, log_mels_of, loudest_or_nan
 from ...tokenizer import Tokenizer
 from ...types import WINDOW_FRAMES, Decoding, Window
 from ..noise import streams
@@ -225,12 +225,12 @@ def _numbers(flight: Flight, vocabulary: int) -> list[int]:
     latest = vocabulary - 1 - LAST_TIMESTAMP + (LAST_TIMESTAMP if steps is None else steps)
     rules = (decoding.suppress_blank, decoding.timestamps, latest, decoding.no_repeat_ngram_size)
     seed = flight.window.seed if decoding.temperature > 0 else 0
-    return [flight.slot, flight.sot, decoding.language is None, *cut(flight.window), len(flight.start), flight.limit, *rules, seed]
+    return [flight.slot, flight.sot, decoding.language is None, *frame_range(flight.window), len(flight.start), flight.limit, *rules, seed]
 
 
 def _reals(window: Window) -> list[float]:
     """`arrivals.REALS`."""
-    return [loudness(window), window.decoding.temperature, window.decoding.repetition_penalty]
+    return [loudest_or_nan(window), window.decoding.temperature, window.decoding.repetition_penalty]
 
 
 def _samples(windows: Sequence[Window], device: Device) -> Tensor:
