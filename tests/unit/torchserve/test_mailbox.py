@@ -1,4 +1,4 @@
-"""The mailbox as TorchServe would drive it: every open request in every call, responses when there is news."""
+"""The mailbox, called as TorchServe calls the handler: with every open request, again and again."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def mailbox(engine: Recorder) -> Iterator[Mailbox]:
         yield Mailbox(transcriber)
 
 
-def row(id: str, audio: bytes, **headers: str) -> PolledRow:
-    return PolledRow(id, {"file": bytearray(audio), **OPTIONS}, headers)
+def row(server_id: str, audio: bytes, **headers: str) -> PolledRow:
+    return PolledRow(server_id, {"file": bytearray(audio), **OPTIONS}, headers)
 
 
 class Stepper(FakeEngine):
@@ -48,10 +48,10 @@ class Stepper(FakeEngine):
         return super().decode(windows)
 
 
-def ask(id: str, audio: bytes, path: str = "", **fields: str) -> PolledRow:
-    """A request with form fields, to a path behind the version."""
+def ask(server_id: str, audio: bytes, path: str = "", **fields: str) -> PolledRow:
+    """A request with form fields. `path`: after the version in the URL."""
     return PolledRow(
-        id, {"file": bytearray(audio), **OPTIONS, **{name: value.encode() for name, value in fields.items()}}, {"url_path": path}
+        server_id, {"file": bytearray(audio), **OPTIONS, **{name: value.encode() for name, value in fields.items()}}, {"url_path": path}
     )
 
 
@@ -59,12 +59,12 @@ def has_words(response: Response) -> bool:
     return b'"text":' in response.payload or b'"delta":' in response.payload
 
 
-def wait_for_response(mailbox: Mailbox, rows: list[PolledRow], wanted: Callable[[Response], bool] = has_words) -> Response:
-    """Call until the first of the rows gets such a response."""
+def wait_for_response(mailbox: Mailbox, rows: list[PolledRow], matches: Callable[[Response], bool] = has_words) -> Response:
+    """Call until the first row gets such a response."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         response = mailbox.exchange(rows).get(rows[0].server_id)
-        if response and wanted(response):
+        if response and matches(response):
             return response
     raise AssertionError("no such response")
 
@@ -74,18 +74,18 @@ def lines(payload: bytes) -> list[dict[str, Any]]:
 
 
 def events(payload: bytes) -> list[dict[str, Any]]:
-    """Of server-sent events, comments left out."""
+    """The content of server-sent events, without comments."""
     blocks = payload.decode().split("\n\n")
     return [json.loads(block.removeprefix("data: ")) for block in blocks if block and not block.startswith(":")]
 
 
 def drive(mailbox: Mailbox, rows: list[PolledRow]) -> dict[str, list[Response]]:
-    """Call until every request has had its last response, as the server does; what was answered is not posted again."""
+    """Call until every request has had its last response. As the server does, leave out those that have had it."""
     responses: dict[str, list[Response]] = {row.server_id: [] for row in rows}
     deadline = time.monotonic() + PATIENCE
     while rows and time.monotonic() < deadline:
-        for id, response in mailbox.exchange(rows).items():
-            responses[id].append(response)
+        for server_id, response in mailbox.exchange(rows).items():
+            responses[server_id].append(response)
         rows = [row for row in rows if not responses[row.server_id] or responses[row.server_id][-1].last is False]
     assert not rows and len(mailbox) == 0
     return responses
@@ -122,23 +122,23 @@ def test_a_large_body_gets_an_empty_first_chunk_as_soon_as_it_proves_readable(ma
     assert rest["small"][-1].last is None
 
 
-def test_in_a_crowd_bodies_are_begun_until_the_rest_is_small(mailbox: Mailbox, engine: Recorder) -> None:
+def test_of_many_small_bodies_the_largest_are_begun(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     seconds = 0.75 * EARLY_FIRST_CHUNK_BYTES / 32_000
     rows = [row(str(number), wav(seconds, seed=number)) for number in range(7)]
     begun: set[str] = set()
     deadline = time.monotonic() + PATIENCE
     while len(begun) < 2 and time.monotonic() < deadline:
-        begun |= {id for id, response in mailbox.exchange(rows).items() if response.last is False}
+        begun |= {server_id for server_id, response in mailbox.exchange(rows).items() if response.last is False}
     for _ in range(3):
-        begun |= {id for id, response in mailbox.exchange(rows).items() if response.last is False}
-    assert len(begun) == 2, "five of three quarters of a megabyte are less than four megabytes"
+        begun |= {server_id for server_id, response in mailbox.exchange(rows).items() if response.last is False}
+    assert len(begun) == 2, "the other five have less than 4 MB together"
     engine.gate.set()
     responses = drive(mailbox, rows)
-    assert all(responses[one.server_id][-1].last is (True if one.server_id in begun else None) for one in rows)
+    assert all(responses[row.server_id][-1].last is (True if row.server_id in begun else None) for row in rows)
 
 
-def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone(
+def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_clients_that_have_gone(
     mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
@@ -153,7 +153,7 @@ def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone
     assert drive(mailbox, [large])["large"][-1].last is True
 
 
-def test_who_is_not_posted_any_more_is_cancelled(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_request_that_is_not_polled_any_more_is_cancelled(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     mailbox.exchange([row("stays", wav(1)), row("leaves", wav(200))])
     assert len(mailbox) == 2
@@ -163,7 +163,7 @@ def test_who_is_not_posted_any_more_is_cancelled(mailbox: Mailbox, engine: Recor
     assert drive(mailbox, [row("stays", wav(1))])["stays"][0].status == 200
 
 
-def test_a_call_returns_within_its_patience_when_there_is_no_news(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_call_without_news_returns_after_the_longest_wait(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     mailbox.exchange([row("waits", wav(1))])
     begun = time.monotonic()
@@ -172,7 +172,7 @@ def test_a_call_returns_within_its_patience_when_there_is_no_news(mailbox: Mailb
     engine.gate.set()
 
 
-def test_a_call_waits_on_when_what_happened_is_nothing_to_tell(mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_waits_on_when_an_event_leads_to_no_response(mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SHORTEST_WAIT", "LONGEST_WAIT"):
         monkeypatch.setattr(f"whispercore.torchserve.mailbox.{name}", PATIENCE)
     engine.gate.clear()
@@ -190,8 +190,8 @@ def test_a_call_waits_on_when_what_happened_is_nothing_to_tell(mailbox: Mailbox,
     opener.join()
 
 
-def test_who_waits_for_many_waits_longer(mailbox: Mailbox, engine: Recorder) -> None:
-    """A call costs processor time for every open request and its body."""
+def test_a_call_with_many_requests_waits_longer(mailbox: Mailbox, engine: Recorder) -> None:
+    """Because a call costs CPU for each open request and its body."""
 
     def seconds(rows: list[PolledRow]) -> float:
         mailbox.exchange(rows)
@@ -260,8 +260,8 @@ def test_a_native_stream_tells_segments_as_they_become_final() -> None:
         rest = drive(mailbox, rows)["a"]
     *streamed, whole = lines(b"".join(response.payload for response in [first, *rest]))
     assert (rest[-1].last, whole["type"]) == (True, "transcript")
-    told = [{key: line[key] for key in ("id", "start", "end", "text")} for line in streamed if line["type"] == "segment"]
-    assert told == [{key: segment[key] for key in ("id", "start", "end", "text")} for segment in whole["segments"]]
+    sent = [{key: line[key] for key in ("id", "start", "end", "text")} for line in streamed if line["type"] == "segment"]
+    assert sent == [{key: segment[key] for key in ("id", "start", "end", "text")} for segment in whole["segments"]]
     assert streamed[-1]["progress"] == {"seconds": 75.0, "duration": 75.0}
     assert rest[-1].audio_seconds == 75.0
 
@@ -308,7 +308,7 @@ def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: 
         deadline = time.monotonic() + PATIENCE
         while len(signs) < 4 and time.monotonic() < deadline:
             signs += mailbox.exchange(rows).values()
-        assert [(one.status, one.last, one.payload.startswith(sign)) for one in signs] == [(200, False, True)] * 4
+        assert [(response.status, response.last, response.payload.startswith(sign)) for response in signs] == [(200, False, True)] * 4
         if not path:
             assert lines(signs[0].payload)[0]["progress"] == {"seconds": 0.0, "duration": 75.0}
         engine.steps.release(10)
@@ -323,12 +323,12 @@ def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Ma
     first = wait_for_response(mailbox, rows, lambda response: b"progress" in response.payload)
     assert lines(first.payload) == [{"type": "progress", "progress": {"seconds": 0.0, "duration": None}}]
     held.set()
-    assert all(one.result(PATIENCE) for one in busy)
+    assert all(reader.result(PATIENCE) for reader in busy)
     assert drive(mailbox, rows)["a"][-1].last is True
 
 
 class Nano(FakeEngine):
-    """Stands for an engine that has loaded the checkpoint of the settings."""
+    """Replaces an engine that has loaded the checkpoint of the settings."""
 
     name = "ct2"
 
@@ -341,11 +341,11 @@ def test_a_reply_names_its_model_and_says_that_it_is_not_the_one_asked_for(mailb
         ask("srt", wav(2, 2), path, model="large-v3\n\u2028é", response_format="srt"),
         ask("openai", wav(2, 3), path, model="whisper-1"),
     ]
-    responses = {id: response for id, [response] in drive(mailbox, rows).items()}
-    bodies = {id: json.loads(responses[id].payload) for id in ("other", "same", "openai")}
+    responses = {name: response for name, [response] in drive(mailbox, rows).items()}
+    bodies = {name: json.loads(responses[name].payload) for name in ("other", "same", "openai")}
     assert [body["model"] for body in bodies.values()] == [served] * 3
     assert {response.headers["x-whisper-model"] for response in responses.values()} == {served}
-    assert "large-v3" in bodies["other"]["warnings"][0] and not any("warnings" in bodies[id] for id in ("same", "openai"))
+    assert "large-v3" in bodies["other"]["warnings"][0] and not any("warnings" in bodies[name] for name in ("same", "openai"))
     header = responses["srt"].headers["x-whisper-warnings"]
     assert "large-v3" in header and header.isascii() and header.isprintable()
     assert "x-whisper-warnings" not in responses["other"].headers
@@ -357,8 +357,8 @@ def test_the_demonstration_model_says_so(form: str) -> None:
         mailbox = Mailbox(transcriber)
         [response] = drive(mailbox, [ask("a", wav(2), response_format=form)])["a"]
         listed = json.loads(drive(mailbox, [PolledRow("models", {}, {"url_path": "v1/models"})])["models"][0].payload)
-    told = json.loads(response.payload)["warnings"][0] if "json" in form else response.headers["x-whisper-warnings"]
-    assert "demonstration" in told and "download_model.py base" in told
+    warning = json.loads(response.payload)["warnings"][0] if "json" in form else response.headers["x-whisper-warnings"]
+    assert "demonstration" in warning and "download_model.py base" in warning
     assert "demonstration" in listed["data"][0]["warnings"][0]
 
 
@@ -392,7 +392,7 @@ def test_a_stream_that_fails_later_ends_with_the_error(path: str) -> None:
     assert error["error"]["code"] == "engine_error"
 
 
-def test_equal_uploads_share_a_job_and_get_each_its_own_form(mailbox: Mailbox, engine: Recorder) -> None:
+def test_equal_uploads_share_a_job_and_keep_their_response_formats(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     audio = wav(2)
     rows = [ask("json", audio), ask("srt", audio, response_format="srt"), ask("sse", audio, TRANSCRIPTIONS, stream="true")]
@@ -415,14 +415,14 @@ def test_other_audio_or_options_are_a_job_of_their_own(mailbox: Mailbox, engine:
     engine.gate.set()
 
 
-def test_who_asks_for_work_of_its_own_gets_it(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_request_with_no_cache_shares_no_job(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     mailbox.exchange([row("first", wav(2)), row("second", wav(2), **{"Cache-Control": "no-cache"})])
     assert (mailbox.jobs.shared, mailbox.transcriber.open_requests) == (0, 2)
     engine.gate.set()
 
 
-def test_a_shared_job_is_cancelled_when_the_last_who_waits_for_it_goes_away(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_shared_job_is_cancelled_when_its_last_request_goes_away(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     rows = [ask("first", wav(2)), ask("second", wav(2)), ask("third", wav(2))]
     mailbox.exchange(rows)
@@ -435,11 +435,11 @@ def test_a_shared_job_is_cancelled_when_the_last_who_waits_for_it_goes_away(mail
     engine.gate.set()
 
 
-def test_who_joins_a_stream_late_gets_what_was_told_already_at_once() -> None:
+def test_a_request_that_joins_a_stream_late_gets_the_earlier_segments_at_once() -> None:
     engine = Stepper()
     with Transcriber(Settings(), engine=engine) as transcriber:
         mailbox = Mailbox(transcriber)
-        early, late = (ask(id, wav(75), stream="true", strategy="sequential") for id in ("early", "late"))
+        early, late = (ask(name, wav(75), stream="true", strategy="sequential") for name in ("early", "late"))
         engine.steps.release()
         first = wait_for_response(mailbox, [early])
         joined = wait_for_response(mailbox, [late, early])
@@ -449,10 +449,10 @@ def test_who_joins_a_stream_late_gets_what_was_told_already_at_once() -> None:
     assert lines(responses["early"][-1].payload)[-1] == lines(responses["late"][-1].payload)[-1]
 
 
-def test_a_request_without_an_id_is_called_by_the_servers(mailbox: Mailbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_without_an_id_gets_the_servers(mailbox: Mailbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="whispercore")
     rows = [row("uuid-1", wav(1)), row("uuid-2", wav(2), **{"x-request-id": "mine"}), row("uuid-3", b"", **{"x-request-id": "bad"})]
     responses = drive(mailbox, rows)
-    assert [responses[one.server_id][0].request_id for one in rows] == ["uuid-1", "mine", "bad"]
+    assert [responses[row.server_id][0].request_id for row in rows] == ["uuid-1", "mine", "bad"]
     assert "request uuid-1: 1.0 s" in caplog.text and "request uuid-2 (mine): 2.0 s" in caplog.text
     assert "request uuid-3 (bad) refused with 400" in caplog.text
