@@ -1,7 +1,8 @@
-"""TorchServe's handler: turns its rows into requests for the mailbox, and the mailbox's responses into its replies. No logic of its own.
+"""TorchServe's handler: its rows go into the mailbox, the mailbox's responses become its replies.
 
-Needs `continuousBatching: true` and one worker: TorchServe then calls `handle` with every open request, and the core batches their windows
-on threads of its own. It is no BaseHandler, because importing that class changes the precision of float32 matrix multiplication.
+Needs `continuousBatching: true` and one worker: TorchServe then calls `handle` with every open request, and the core
+batches their windows on threads of its own. It is no BaseHandler, because importing that class changes the precision of
+float32 matrix multiplication.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class WhisperHandler:
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """One call of TorchServe's continuous batching: for each row a payload, b"" for a row that stays open without a response."""
+        """One call of TorchServe's continuous batching. Returns a payload for each row, empty when it has no news."""
         ids = dict(context.request_ids)
         polled = [PolledRow(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
         # serve.sh creates the file when it has been told to stop and requests keep coming.
@@ -103,7 +104,7 @@ class WhisperHandler:
             measure("whisper_processing_seconds_total", response.seconds)
 
     def _publish_open_requests(self, context: Any) -> None:
-        """Publish the number of open requests: to Prometheus, and to serve.sh, which waits until it is 0 before it stops the server."""
+        """Publish the number of open requests: to Prometheus, and to serve.sh, which stops the server when it is 0."""
         if self._open_requests == len(self.mailbox):
             return
         self._open_requests = len(self.mailbox)
@@ -123,7 +124,10 @@ class WhisperHandler:
 def _measure(
     context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER, log_id: str = ""
 ) -> None:
-    """Add to a metric. Does nothing when the server's metrics.yaml does not declare it, as on SageMaker. `log_id`: for its log line."""
+    """Add to a metric.
+
+    Does nothing when the server's metrics.yaml does not declare it, as on SageMaker. `log_id`: for its log line.
+    """
     try:
         context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions), log_id)
     except (AttributeError, MetricsCacheKeyError):
@@ -131,7 +135,10 @@ def _measure(
 
 
 def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`retrieve` parses a call, and keeps the last value only of a repeated form field (ts/service.py). The result keeps all values."""
+    """`retrieve`, which parses a call, but with all values of a repeated form field.
+
+    TorchServe keeps only the last one (ts/service.py).
+    """
 
     @functools.wraps(retrieve)
     def read(batch: Any) -> Any:
@@ -146,7 +153,10 @@ def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any
 
 
 def _repeated(parameters: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """All values, in order, of each name that comes more than once or ends with "[]". The core decides what they mean."""
+    """All values, in order, of each name that comes more than once or ends with "[]".
+
+    The core decides what they mean.
+    """
     values: dict[str, list[Any]] = {}
     for parameter in parameters:
         values.setdefault(parameter["name"], []).append(parameter["value"])

@@ -24,7 +24,8 @@ class Assembly:
     def update(self, tracks: Sequence[Track]) -> bool:
         """Take what the tracks have finished; whether that was anything.
 
-        With several tracks a segment is final when no other track can have an earlier one any more. Until then it waits in `_early`.
+        With several tracks a segment is final when no other track can have an earlier one any more. Until then it waits
+        in `_early`.
         """
         parts = [(track.channel, part) for track in tracks for part in track.take_finished()]
         for channel, part in parts:
@@ -41,7 +42,10 @@ class Assembly:
         return bool(parts)
 
     def transcript(self, options: Options, language: DetectedLanguage, recordings: Sequence[Recording]) -> Transcript:
-        """The whole transcript, when all tracks are over. `recordings`: each pass over the recording, read to its end."""
+        """The whole transcript, when all tracks are over.
+
+        `recordings`: each pass over the recording, read to its end.
+        """
         audio_tracks = recordings[0].tracks
         return Transcript(
             text="".join(segment.text for segment in self.segments).strip(),

@@ -1,8 +1,9 @@
 """The queue of windows, fair by request.
 
-Weighted fair queueing (Demers, Keshav and Shenker, 1989) with one window as the unit of work. The virtual time advances by one over the
-number of requests in the queue, and a new request starts at the current virtual time. A clip's only window therefore goes into the next
-batch, however many windows of a long file are queued, and a stream of clips cannot starve the file.
+Weighted fair queueing (Demers, Keshav and Shenker, 1989) with one window as the unit of work. The virtual time advances
+by one over the number of requests in the queue, and a new request starts at the current virtual time. A clip's only
+window therefore goes into the next batch, however many windows of a long file are queued, and a stream of clips cannot
+starve the file.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ OnOutcome = Callable[[Outcome], None]
 class QueuedRequest:
     """A request as the queue sees it.
 
-    `next_start`: the virtual start of its next window. `submitted`: its windows so far. `queued`: those that have not been taken.
-    `cancelled`: its windows are dropped. `more_coming`: it will submit more windows within a moment, because its recording is being read.
+    `next_start`: the virtual start of its next window. `submitted`: its windows so far. `queued`: those that have not
+    been taken. `cancelled`: its windows are dropped. `more_coming`: it will submit more windows within a moment,
+    because its recording is being read.
     """
 
     next_start: float = 0.0

@@ -1,4 +1,4 @@
-"""The life of one recording in the core: read in steps, decoded by the scheduler, and ended by a transcript or an error."""
+"""The life of one recording: read in steps, decoded by the scheduler, ended by a transcript or an error."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """What all jobs of a `Transcriber` share.
 
-    `readers`: the threads on which jobs read; `audio_threads` decode audio and detect voices for them. `tokenizer`, `n_mels`: the engine's.
-    `aligns`: the engine gives the times of words. `read_ahead`: parts of one track under way, at most.
-    `max_audio_seconds`, `fixed_tokens`: the settings.
+    `readers`: the threads on which jobs read. `audio_threads`: they decode audio and detect voices for the readers.
+    `tokenizer`, `n_mels`: the engine's. `aligns`: whether the engine gives the times of words.
+    `read_ahead`: the most parts of one track that may be under way. `max_audio_seconds`, `fixed_tokens`: the settings.
     """
 
     scheduler: Scheduler
@@ -53,10 +53,13 @@ class Runtime:
 class Job:
     """One recording on its way to a transcript.
 
-    A reader thread reads one window's audio at a time and then turns to the next job, so a long file never keeps a clip from being read.
-    Reading pauses while `read_ahead` parts are under way, so a long file is never in memory as a whole.
-    `on_end` is called once, when the job has ended. `on_news` is called when the recording has been opened and when the job has ended,
-    `on_progress` when more of the transcript is final. All are called on some thread of the core, and must return at once.
+    Reading goes in steps: a reader thread reads the audio of one window and then turns to the next job, so a long file
+    never keeps a clip from being read. Reading pauses while `read_ahead` parts are under way, so a long file is never in
+    memory as a whole.
+
+    `on_end` is called once, when the job ends. `on_news` is called when the recording has been opened and when the job
+    has ended, `on_progress` when more of the transcript is final. They are called on threads of the core, most of
+    them under the job's lock, and must return at once.
     """
 
     def __init__(
@@ -79,7 +82,8 @@ class Job:
         self._on_progress = on_progress or (lambda: None)
         self._ended = threading.Event()
         self._lock = threading.RLock()
-        # Windows of a file that is being read wait a moment for each other. For a client that watches the progress the first is sooner.
+        # Windows of a file that is being read wait for each other to share a batch. A client that watches the progress
+        # gets its first segments sooner when they do not wait.
         self._batches_windows = options.strategy == "chunked" and on_progress is None
         self._request = QueuedRequest(more_coming=self._batches_windows)
         self._language = DetectedLanguage(options.language if runtime.tokenizer.multilingual else "en")
@@ -129,13 +133,13 @@ class Job:
                 track = self._next_track()
                 task = track.read() if track else None
         with self._lock:
-            if track and not self.ended:
-                with self._fail_on_error("a window could not be asked for"):
-                    self._submit(track, track.begin(task))
             self._reading = False
             if self.ended:
                 return self._release()
-            self._continue()
+            with self._fail_on_error("a window could not be asked for"):
+                if track:
+                    self._submit(track, track.begin(task))
+                self._continue()
         self._announce_opened()
 
     def _open_tracks(self) -> list[Track]:
@@ -167,10 +171,11 @@ class Job:
 
     def _submit(self, track: Track, requests: Sequence[PartWindow]) -> None:
         for request in requests:
-            self._runtime.scheduler.submit(self._request, self._limited(request.window), partial(self._receive, track, request))
+            window, on_outcome = self._with_fixed_tokens(request.window), partial(self._receive, track, request)
+            self._runtime.scheduler.submit(self._request, window, on_outcome)
 
-    def _limited(self, window: Window) -> Window:
-        """The window, with the setting `fixed_tokens`."""
+    def _with_fixed_tokens(self, window: Window) -> Window:
+        """The window, decoded as the setting `fixed_tokens` demands."""
         if not (tokens := self._runtime.fixed_tokens):
             return window
         return replace(window, decoding=replace(window.decoding, max_tokens=tokens, ignore_eot=True))
@@ -201,12 +206,15 @@ class Job:
 
     @contextmanager
     def _fail_on_error(self, failure: str) -> Iterator[None]:
-        """End the job when the block raises: with a WhisperError as it is, with any other error as an EngineError that names `failure`."""
+        """End the job with the error that the block raises.
+
+        A WhisperError is kept. Any other error becomes an EngineError whose message begins with `failure`.
+        """
         try:
             yield
         except WhisperError as error:
             self._fail(error)
-        except Exception as error:  # else the client would wait for ever
+        except Exception as error:  # an error that ends no job would leave its client waiting for ever
             logger.exception(failure)
             self._fail(EngineError(f"{failure}: {error}"))
 
@@ -225,7 +233,7 @@ class Job:
         self._on_news()
 
     def _release(self) -> None:
-        """Let go of the upload and the samples. While a step of reading is under way, the reader does this at its end."""
+        """Free the upload and the samples. During a step of reading the reader calls this at the end of the step."""
         self._passes.close()
         self._tracks = []
 

@@ -18,7 +18,8 @@ MAX_CHANNELS = 8
 class Passes:
     """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
 
-    `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before `open_first`.
+    `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before
+    `open_first`.
     """
 
     def __init__(self, source: Source, options: Options, max_seconds: float, threads: AudioThreads | None = None) -> None:
@@ -38,7 +39,7 @@ class Passes:
         options = self._options
         is_read_once = options.strategy == "chunked" and options.channels == "mono"
         if not is_read_once and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
-            self._source = self._source.read()  # an open file has one position, which passes at the same time cannot share
+            self._source = self._source.read()  # an open file has one position, so passes cannot share it
         self._first = self._open(None)
         self.duration, channels = self._first.declared_duration, self._first.channels
         if options.channels != "separate" or channels == 1:

@@ -1,4 +1,7 @@
-"""Continuous batching: the windows of all open requests share the engines, fairly by request. Knows nothing of HTTP or TorchServe."""
+"""Continuous batching: the windows of all open requests share the engines, fairly by request.
+
+Knows nothing of HTTP or TorchServe.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,16 @@ from .backlog import Backlog, OnOutcome, Outcome, QueuedRequest, QueuedWindow
 logger = logging.getLogger(__name__)
 
 WAIT_FOR_REQUESTS = 0.05
-"""Share of a batch's time. After a batch of several requests the engine waits this long at most until as many requests have windows again:
-clients that ask again after each reply come a moment apart, and the first one's window would be decoded alone. With 0.02 eight clips at
-once made batches of 4.0 to 5.7 windows on a busy machine; with 0.05 they made 5.7, the most that 40 clips can make."""
+"""Share of a batch's time. After a batch of several requests the engine waits this long at most until as many requests
+have windows again: clients that ask again after each reply come a moment apart, and the first one's window would be
+decoded alone. With 0.02 eight clips at once made batches of 4.0 to 5.7 windows on a busy machine; with 0.05 they made
+5.7, the most that 40 clips can make."""
 WAIT_FOR_READING = 0.1
-"""Share of the last batch's time. The engine waits this long at most for more windows of a file that is being read: its first window alone
-takes a CPU as long as a batch of three."""
+"""Share of the last batch's time. The engine waits this long at most for more windows of a file that is being read: its
+first window alone takes a CPU as long as a batch of three."""
 WAIT_FOR_OUTCOMES = 0.1
-"""Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are processed. Processing
-takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
+"""Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
+processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class LastBatch:
-    """An engine's last batch: how many requests it had windows of, when it ended (time.monotonic) and how many seconds it took."""
+    """An engine's last batch. `requests`: how many it served. `ended`: time.monotonic. `seconds`: how long it took."""
 
     requests: int = 0
     ended: float = 0.0
@@ -49,10 +53,12 @@ class LastBatch:
 
 
 class Scheduler:
-    """One queue, one thread for each engine (several engines are the same model on several devices), and one thread for outcomes.
+    """One queue, one thread for each engine, and one thread for outcomes.
 
-    `submit` returns at once. The outcome thread calls `on_outcome`, one window at a time: processing a window's text takes 0.8 ms of CPU,
-    1.8 ms with words, and the engines decode meanwhile.
+    Several engines are the same model on several devices.
+
+    `submit` returns at once. The outcome thread calls `on_outcome`, one window at a time: processing a window's text
+    takes 0.8 ms of CPU, 1.8 ms with words, and the engines decode meanwhile.
     """
 
     def __init__(self, *engines: Engine) -> None:
@@ -109,7 +115,7 @@ class Scheduler:
             last = self._refill(engine, key) if isinstance(engine, RefillingEngine) else self._decode_batch(engine, key)
 
     def _next_key(self, last: LastBatch) -> Hashable | None:
-        """Wait for windows, and return the batch key of those that are next; None when the scheduler closes and the queue is empty."""
+        """Wait for windows. Returns the batch key of those that are next; None at the end of a closing scheduler."""
         with self._changed:
             while True:
                 self._await_more_windows(last)
@@ -140,7 +146,7 @@ class Scheduler:
         return max(deadlines)
 
     def _pop(self, key: Hashable, limit: int) -> list[QueuedWindow]:
-        """Up to `limit` windows, at most this engine's share of the queue; the other engines are woken when windows are left."""
+        """Up to `limit` windows, at most this engine's share of the queue. Wakes the other engines for the rest."""
         share = -(-len(self._backlog) // len(self.engines))
         popped = self._backlog.pop(key, min(limit, share))
         if len(self._backlog):
@@ -178,7 +184,7 @@ class Scheduler:
         return LastBatch(ended=time.monotonic())
 
     def feed(self, key: Hashable, limit: int) -> list[QueuedWindow]:
-        """Up to `limit` windows for an engine that decodes windows with this key; none when a window with another key is next."""
+        """Up to `limit` windows with this key, for an engine with free slots; none when another key is next."""
         with self._changed:
             popped = self._pop(key, limit) if self._backlog.next_key() == key else []
         if popped:
@@ -221,7 +227,7 @@ class Scheduler:
                     self._changed.notify_all()
 
     def _decode(self, engine: Engine, batch: list[QueuedWindow]) -> list[Outcome]:
-        """Decode a batch: in halves when memory is short, window by window when one of them breaks it, so that only that one fails."""
+        """Decode a batch: in halves when memory is short, window by window when one of them breaks it."""
         try:
             decoded = self._attempt(engine, [queued.window for queued in batch])
         except OutOfMemory as error:
@@ -269,7 +275,10 @@ class Scheduler:
 
 
 class _Feed:
-    """The queued windows of one batch key, for an engine that refills its slots. `unfinished`: windows that were taken and are not done."""
+    """The queued windows of one batch key, for an engine that refills its slots.
+
+    `unfinished`: windows that were taken and are not done.
+    """
 
     def __init__(self, scheduler: Scheduler, key: Hashable) -> None:
         self._scheduler, self._key = scheduler, key

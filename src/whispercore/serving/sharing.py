@@ -15,7 +15,10 @@ from .transcriber import Transcriber
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Share:
-    """A request and the job that answers it. `joined`: the job had begun for an equal request, whose audio both requests now hold."""
+    """A request and the job that answers it.
+
+    `joined`: the job had begun for an equal request, whose audio both requests now hold.
+    """
 
     request: Request
     job: Job
@@ -23,11 +26,11 @@ class Share:
 
 
 class SharedJobs:
-    """The jobs of a front end's requests. A request for the same audio with the same options as an open one joins its job.
+    """The jobs of a front end's requests. A request with the audio and options of an open one joins its job.
 
     Clients repeat a request silently when they lose patience, so the same upload often arrives twice.
-    Not thread-safe: a front end calls it from one thread. While `closing`, new requests are refused and open ones go on.
-    `shared` counts the requests that have joined another one's job.
+    While `closing`, new requests are refused and open ones go on. `shared` counts the requests that have joined a job.
+    Not thread-safe: a front end calls it from one thread.
     """
 
     def __init__(self, transcriber: Transcriber) -> None:
@@ -71,7 +74,7 @@ class SharedJobs:
         return share
 
     def leave(self, share: Share) -> None:
-        """The request has been answered, or its client has gone. The job is cancelled when no other request shares it."""
+        """End the request's share. The job is cancelled, if it has not ended, when no other request shares it."""
         del self._shares[share]
         if not any(other.job is share.job for other in self._shares):
             share.job.cancel()
@@ -89,5 +92,5 @@ class SharedJobs:
 
 
 def wants_own_job(headers: Mapping[str, Any]) -> bool:
-    """Whether the client refuses work that was begun for another request: `Cache-Control: no-cache`, as load tests send."""
+    """Whether the client wants a job of its own: `Cache-Control: no-cache`, which load tests send."""
     return any(name.lower() == "cache-control" and "no-cache" in str(value).lower() for name, value in headers.items())

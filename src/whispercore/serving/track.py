@@ -19,10 +19,10 @@ class PartWindow:
 class Track:
     """The parts of one channel: they begin in order, are decoded side by side, and are finished in order.
 
-    No threads and no locks: its job calls it from one thread at a time, `read` alone from another thread beside the other methods.
-    `tasks`: one task for each part. `language`: shared with the recording's other tracks; the first part with words sets it, unless
-    `multilingual`, where each window has its own. `max_running`: how many parts may be under way at once; 1 where a part depends on
-    the one before. `begun` counts parts; up to `until`, in seconds, the track is finished.
+    No threads and no locks: the job's lock guards it. Only `read` may run beside the other methods.
+    `tasks`: one task for each part. `max_running`: the most parts under way at once; 1 when a part depends on the one
+    before. `language`: shared by all tracks of the recording; the first part with words sets it. When `multilingual`,
+    each window has its own language instead. `begun` counts parts. `until`: the track is finished up to this second.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Track:
         return self._exhausted and not self._running
 
     def read(self) -> PartTask | None:
-        """The next part's task, which takes as long as reading its audio; None when there is none yet, or none is left."""
+        """Read audio up to the next part. Returns its task; None when there is none yet, or none is left."""
         try:
             return next(self._tasks)
         except StopIteration:
@@ -68,7 +68,7 @@ class Track:
             return None
 
     def begin(self, task: PartTask | None) -> list[PartWindow]:
-        """Take what `read` has returned, and begin the part. Returns its first window, or nothing when there is none."""
+        """Begin the part whose task `read` has returned. Returns its first window; nothing when it has none."""
         self._exhausted = self._all_read
         if task is None:
             return []
@@ -78,7 +78,7 @@ class Track:
         return self._advance(part, None)
 
     def receive(self, request: PartWindow, decoded: Decoded) -> list[PartWindow]:
-        """Give the text of a window to its part. Returns the windows to decode next, of this part or of parts that waited for it."""
+        """Give a decoded window to its part. Returns the windows to decode next, also those of parts that waited."""
         self._decoded[request.part] = request.window, decoded
         windows: list[PartWindow] = []
         while (part := self._next_decoded()) is not None:
@@ -93,16 +93,17 @@ class Track:
     def _next_decoded(self) -> int | None:
         """The part whose decoded window is used next.
 
-        Until the language of the recording is known that is the first unfinished part: the first part with words sets the language.
+        While the language of the recording is unknown, only the first unfinished part goes on, because it may set the
+        language.
         """
         if self._language.language is None and not self._multilingual:
             return self._next_part if self._next_part in self._decoded else None
         return min(self._decoded, default=None)
 
     def _use(self, part: int, window: Window, decoded: Decoded) -> list[PartWindow]:
-        """Advance a part by a decoded window. A window whose detected language is not the recording's is decoded again in that one.
+        """Advance a part by its decoded window, or decode the window again in the language of the recording.
 
-        Windows are decoded before the language is known, because waiting for it costs more: nearly always they have the same language.
+        Windows are decoded before that language is known. Nearly always their own detected language is the same one.
         """
         language = self._language.language
         if self._multilingual or window.decoding.language is not None or language in (None, decoded.language):

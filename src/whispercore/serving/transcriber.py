@@ -33,9 +33,10 @@ class Transcriber:
     """
 
     def __init__(self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Any) -> None:
-        """A checkpoint by name or path, an engine by name, and other settings by name; the rest is as in `Settings.load`.
+        """`model`: a checkpoint's name or path. `engine`: an engine's name. `settings`: other settings by name.
 
-        Or `Settings`, whose checkpoint has been prepared for its engine; or an engine that is loaded. Raises ConfigurationError.
+        Settings that are not given come from `Settings.load`. `model` may also be `Settings` whose checkpoint has been
+        prepared for its engine, and `engine` an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
         asked = _settings(model, engine if isinstance(engine, str) else None, settings)
@@ -45,7 +46,8 @@ class Transcriber:
         self.engines = [loaded] if loaded else load_engines(self.settings)
         self.engine = self.engines[0]
         self.is_demonstration = self.engine.name != "fake" and is_demonstration(self.settings)
-        # The attention of the bundled nano follows the sound in some windows only: by timestamps each is decoded once, not twice.
+        # The attention of the bundled nano follows the sound in some windows only. Without alignment its windows are
+        # decoded once, with timestamp tokens, instead of twice.
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
         self._audio_threads = AudioThreads(logical_cores())
@@ -65,7 +67,9 @@ class Transcriber:
         self._lock = threading.Lock()
 
     def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
-        """Transcribe one recording and wait for it. `options`: those of a request; `timestamps` False is their `without_timestamps`.
+        """Transcribe one recording and wait for it.
+
+        `options`: those of a request; `timestamps` False is their `without_timestamps`.
 
         Raises WhisperError.
         """
@@ -81,7 +85,8 @@ class Transcriber:
     ) -> Job:
         """Begin a transcription; the callbacks are those of `Job`.
 
-        Raises InvalidRequest for an option that the model or the engine does not support, Overloaded when too many requests are open.
+        Raises InvalidRequest for an option that the model or the engine does not support, Overloaded when too many
+        requests are open.
         """
         _check_engine(self.engine, options)
         _check_model(self.engine, options)
@@ -143,7 +148,7 @@ def _check_engine(engine: Engine, options: Options) -> None:
 
 
 def _check_model(engine: Engine, options: Options) -> None:
-    """Raise InvalidRequest for a language or token that the model does not have, and for a translation by an English-only model."""
+    """Raise InvalidRequest for a language, task or token that the model does not have."""
     tokenizer = engine.tokenizer
     for name, languages in (("language", (options.language,)), ("languages", options.languages)):
         for language in languages:

@@ -1,7 +1,8 @@
 """Between TorchServe, which polls, and the core, whose threads work on their own.
 
-With continuous batching TorchServe calls the handler again and again, each time with every open request. `Mailbox.exchange` is one such
-call: it begins the new requests, waits a moment for news, and returns a response for each request that has news.
+With continuous batching TorchServe calls the handler again and again, each time with every open request.
+`Mailbox.exchange` is one such call: it begins the new requests, waits a moment for news, and returns a response for
+each request that has news.
 """
 
 from __future__ import annotations
@@ -25,23 +26,25 @@ from .response import Response, error_response, whole_response
 logger = logging.getLogger(__name__)
 
 EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
-"""TorchServe hands a request's body over at each call until the request's first chunk. Bodies of at least this size therefore get an
-empty first chunk as soon as their audio has proved readable. Smaller ones wait without a status, so that an error can still set it."""
+"""TorchServe hands a request's body over at each call until the request's first chunk. Bodies of at least this size
+therefore get an empty first chunk as soon as their audio has proved readable. Smaller ones wait without a status, so
+that an error can still set it."""
 MAX_RESENT_BYTES = 4 * 1024 * 1024
-"""When all bodies that are handed over again come to more than this, smaller ones get an empty first chunk too, the largest first: else
-32 clips of 320 kB cost a tenth of a second of CPU at each call."""
+"""When all bodies that are handed over again come to more than this, smaller ones get an empty first chunk too, the
+largest first: else 32 clips of 320 kB cost a tenth of a second of CPU at each call."""
 SHORTEST_WAIT, LONGEST_WAIT = min(0.05, max(0.02, 0.1 / logical_cores())), 0.25
-"""Seconds that a call waits for news. Polling less often saves CPU when calls are expensive; it only delays requests that arrive during the
-wait. A call costs some tenths of a millisecond of CPU for each open request, and the bodies that it hands over again. So the wait grows
-with both, and calls take a few percent of one core. On few cores the shortest wait is longer: 50 calls a second take 8 % of a core, Java's
-part included, while a single file is decoded."""
+"""Seconds that a call waits for news. Polling less often saves CPU when calls are expensive; it only delays requests
+that arrive during the wait. A call costs some tenths of a millisecond of CPU for each open request, and the bodies that
+it hands over again. So the wait grows with both, and calls take a few percent of one core. On few cores the shortest
+wait is longer: 50 calls a second take 8 % of a core, Java's part included, while a single file is decoded."""
 WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
 KEEP_ALIVE_SECONDS = 1.0
-"""TorchServe notices that a client has gone only when it sends something. So every reply that has begun gets a chunk without content
-this often."""
+"""TorchServe notices that a client has gone only when it sends something. So every reply that has begun gets a chunk
+without content this often."""
 UNOPENED_SECONDS = 5.0
-"""A stream begins when its recording has been opened, because until then an error can still set the status. When many recordings are being
-read, opening can take long. After this time the stream begins anyway, so that its client does not give up."""
+"""A stream begins when its recording has been opened, because until then an error can still set the status. When many
+recordings are being read, opening can take long. After this time the stream begins anyway, so that its client does not
+give up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class PolledRow:
 
 
 class Mailbox:
-    """The open requests, by the server's id. One thread, the server's, calls it; threads of the core only wake it up."""
+    """The open requests. Only TorchServe's thread calls it; threads of the core wake it up."""
 
     def __init__(self, transcriber: Transcriber) -> None:
         self.transcriber = transcriber

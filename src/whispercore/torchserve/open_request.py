@@ -30,10 +30,10 @@ MAX_HEADER = 2000
 class OpenRequest:
     """A request between its arrival and its last response.
 
-    `server_id`: the server's id of the request; `request_id`: the client's own, or the server's again. `arrived`: time.monotonic.
-    `resent_bytes`: the size of the body, which the server hands over at each call until the reply has `begun`.
-    `model`, `remarks`: the name of the model served, and what the reply has to say about it.
-    `sent`: the progress that the client of a stream has received.
+    `server_id`: the server's id of the request. `request_id`: the client's x-request-id, else the server's id.
+    `arrived`: time.monotonic. `resent_bytes`: the size of the body, which the server hands over at each call until the
+    reply has `begun`. `model`: the name of the model served. `remarks`: warnings about the model. `sent`: the progress
+    that a stream has sent.
     """
 
     server_id: str
@@ -61,7 +61,7 @@ class OpenRequest:
         return self.share.request.reply.stream
 
     def chunk(self, *, keep_alive: bool) -> Response | None:
-        """A stream's news. When there is none and `keep_alive`, a chunk without content; it begins a reply that has not begun."""
+        """A chunk with a stream's news; without news an empty chunk if `keep_alive`, else None. It begins the reply."""
         payload = self._news() or (self._keep_alive() if keep_alive else b"")
         if not (payload or keep_alive):
             return None

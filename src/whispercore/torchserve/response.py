@@ -14,9 +14,9 @@ from ..errors import WhisperError
 class Response:
     """`last`: None for a whole reply, False for a chunk with more to come, True for the last chunk.
 
-    `request_id`: the client's own x-request-id, or the server's id when the client sent none. `audio_seconds`, `seconds`: the recording's
-    duration and the time since the request's arrival. `dropped`: for each text that was left out as no speech, the reason.
-    `headers`: further headers; those of a chunked reply are sent with its first chunk.
+    `request_id`: the client's own x-request-id, or the server's id when the client sent none. `audio_seconds`,
+    `seconds`: the recording's duration and the time since the request's arrival. `dropped`: for each text that was left
+    out as no speech, the reason. `headers`: further headers; those of a chunked reply are sent with its first chunk.
     """
 
     status: int

@@ -247,7 +247,7 @@ def test_several_engines_share_the_queue() -> None:
 
 
 class Refilling(SteppedEngine):
-    """Two slots. Each release of `gate` finishes the oldest window. `breaks`: a window's start, and the error that it raises once."""
+    """Two slots. Each release of `gate` finishes the oldest window. `breaks`: a window's start and its error."""
 
     n_mels, tokenizer = 80, None
 
@@ -390,7 +390,11 @@ def test_the_outcome_of_a_request_that_was_cancelled_is_dropped() -> None:
     engine, outcomes, go_on = SteppedEngine(max_batch=2), Outcomes(), threading.Event()
     scheduler = busy(engine, outcomes)
     gone = QueuedRequest()
-    scheduler.submit(QueuedRequest(), Window(np.zeros(16, np.float32), 0.0, Decoding()), lambda outcome: [go_on.wait(PATIENCE)])
+
+    def hold(outcome: Decoded | WhisperError) -> None:
+        assert go_on.wait(PATIENCE)
+
+    scheduler.submit(QueuedRequest(), Window(np.zeros(16, np.float32), 0.0, Decoding()), hold)
     outcomes.submit(scheduler, gone, 1.0)
     engine.open_gate()
     assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""A track alone, without threads: the order of its parts, the windows it asks for, the language that its parts share."""
+"""A track alone, without threads: the order of its parts, the windows it asks for, the language its parts share."""
 
 from __future__ import annotations
 

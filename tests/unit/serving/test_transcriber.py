@@ -63,7 +63,10 @@ def test_the_language_is_decided_once_by_the_first_window_with_words() -> None:
 
 
 class Polyglot(Recorder):
-    """Detects `languages` by the start of the window, else English. The text names the language that the window was decoded in."""
+    """Detects `languages` by the start of the window, else English.
+
+    The text names the language that the window was decoded in.
+    """
 
     def __init__(self, languages: dict[float, str], silent: float | None = None, **rest: Any) -> None:
         super().__init__(**rest)
@@ -224,7 +227,8 @@ def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
     english_only.tokenizer = Tokenizer(51_864)
     with Transcriber(Settings(), engine=english_only) as narrow:
         assert narrow(wav(1), language="en", vad_filter=False).text
-        for refused in ({"language": "fr"}, {"task": "translate"}):
+        refusals: tuple[dict[str, Any], ...] = ({"language": "fr"}, {"task": "translate"})
+        for refused in refusals:
             with pytest.raises(InvalidRequest, match=r"English|know"):
                 narrow(wav(1), **refused)
 
