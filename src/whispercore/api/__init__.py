@@ -1,1 +1,1 @@
-"""The HTTP API without a server: form fields and headers → `Request`; `Transcript` or error → the bytes of the reply."""
+"""The HTTP API without a server: fields and headers → `Request`; `Transcript` or error → the bytes of a reply."""

@@ -18,7 +18,10 @@ _FORMATS: Mapping[str, ResponseFormat] = MappingProxyType(
 
 
 def accepted_format(accept: str) -> ResponseFormat:
-    """The format with the highest quality; exact types win over wildcards. json when the header names no format of this server."""
+    """The format with the highest quality; json when the header names none of this server's.
+
+    At equal quality, an exact media type wins over a wildcard.
+    """
     ranked: list[tuple[float, bool, ResponseFormat]] = []
     for media_range in accept.lower().split(","):
         kind, *parameters = [part.strip() for part in media_range.split(";")]

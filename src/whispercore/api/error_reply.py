@@ -20,5 +20,8 @@ def error_fields(error: WhisperError) -> Fields:
 
 
 def status_phrase(status: int) -> str:
-    """The reason phrase of a status line. 499, for a request whose client disconnected, is nginx's and not in the HTTP standard."""
+    """The reason phrase of a status line.
+
+    499, for a request whose client disconnected, is nginx's and not in the HTTP standard.
+    """
     return "Client Closed Request" if status == 499 else HTTPStatus(status).phrase

@@ -1,9 +1,9 @@
 """The fields of a request, each under this server's own name, with the value as the client sent it.
 
 Fields come from a form, from the keys of a JSON object, or from the query. Beside a raw body, options are headers:
-`X-Whisper-<Option-With-Dashes>`, for example `X-Whisper-Beam-Size: 5`. An empty value and JSON's null count as not sent.
-A list is JSON, text with commas, or a repeated field `name[]`. An object is JSON, or one field `name[part]` per part, as OpenAI's
-clients send it.
+`X-Whisper-<Option-With-Dashes>`, for example `X-Whisper-Beam-Size: 5`. An empty value and JSON's null count as not
+sent. A list is JSON, text with commas, or a repeated field `name[]`. An object is JSON, or one field `name[part]` per
+part, as OpenAI's clients send it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "model_name": "model",
     }
 )
-_SPEAKERS = "speakers are not identified; for a recording with one speaker per channel, channels=separate transcribes each channel"
+_SPEAKERS = "speakers are not identified; channels=separate transcribes the channels of a call separately"
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         # OpenAI's API
@@ -78,9 +78,15 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "compute_type": "the server decides it for all requests: WHISPER_DTYPE",
     }
 )
-"""Fields of OpenAI's API and of other servers that this server does not have → the reason. A value that switches off is accepted."""
+"""Fields of OpenAI's API and of other servers that this server does not have → the reason.
+
+A value that switches off is accepted.
+"""
 IGNORED = ("encode",)
-"""Fields without effect. whisper-asr-webservice's `encode` asks for FFmpeg to decode the upload, which always happens here."""
+"""Fields without effect.
+
+whisper-asr-webservice's `encode` asks for FFmpeg to decode the upload, which always happens here.
+"""
 _OFF_WORDS = ("", "false", "0", "no", "off", "none", "null")
 _FILE_WORDS = frozenset(
     {"file", "files", "filedata", "audio", "audios", "audiofile", "audiodata", "data", "upload", "uploads", "input", "inputs", "recording"}
@@ -91,7 +97,10 @@ _FILE_WORDS = frozenset(
 _MIN_SIMILARITY = 0.6
 """difflib's ratio from which an unknown field gets a suggestion."""
 _MIN_SIMILARITY_OFF = 0.8
-"""The same for an unknown field that switches something off: below it, the field is another server's option and is accepted."""
+"""The same for an unknown field that switches something off.
+
+Below this ratio the field is taken for another server's option, and is accepted.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +146,10 @@ def _header_fields(headers: Mapping[str, Any]) -> Iterator[Field]:
 
 
 def _expand(name: str, label: str, value: Any) -> Iterator[Field]:
-    """The field under this server's name. An alias is replaced, `name[]` of a list becomes `name`, an object becomes one field per part."""
+    """The field under this server's name, or one field per part of an object.
+
+    An alias is replaced by the name that it stands for, and `name[]` of a list by `name`.
+    """
     if name in OBJECT_FIELDS and isinstance(value, str) and value.startswith("{"):
         value = parse_json(label, value)
     if name in OBJECT_FIELDS and isinstance(value, Mapping):
@@ -170,7 +182,10 @@ def _as_text(value: Any) -> Any:
 
 
 def _is_unset(field: Field) -> bool:
-    """Whether the field counts as not sent: an empty value, or `none` for a switch or a choice, as forms send a missing value."""
+    """Whether the field counts as not sent: it is empty, or `none` for a switch or a choice.
+
+    Some clients put `none` or `null` into a form for a value that they do not have.
+    """
     if field.value is None or field.value == "":
         return True
     hint = TYPES[field.name]

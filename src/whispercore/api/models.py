@@ -13,7 +13,7 @@ from .values import for_message
 ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 """openai-whisper's second names of two models."""
 _ANY = re.compile(r"|whisper|whisper-\d+|gpt-.*transcribe.*|default|none|null")
-"""Names that stand for the served model: none at all, the name TorchServe registers, and names that OpenAI's clients always send."""
+"""Names that stand for any model: no name, the name that TorchServe registers, and those that OpenAI's clients send."""
 DEMONSTRATION = (
     "nano is a demonstration model: it knows a few household sentences and digits, and makes up words for anything else."
     " For a real one run python3 clients/download_model.py base, then WHISPER_MODEL=base ./serve.sh; with a network ./serve.sh fetches it"
@@ -21,7 +21,10 @@ DEMONSTRATION = (
 
 
 def is_served(requested: str, served: str) -> bool:
-    """Whether the name `requested` may mean the model `served`: the model's own name, a Hugging Face repository's, or one of `_ANY`."""
+    """Whether the name `requested` may mean the model `served`.
+
+    It may be the model's name, the name of a Hugging Face repository with it, or a name that stands for any model.
+    """
     return bool(_ANY.fullmatch(requested.strip().lower())) or _short_name(requested) == _short_name(served)
 
 
@@ -32,9 +35,10 @@ def remarks(requested: str, served: str, *, demonstration: bool) -> tuple[str, .
 
 
 def render_models(served: str, requested: str = "", warnings: Sequence[str] = (), *, max_audio_bytes: int) -> Body:
-    """OpenAI's list of models, which has one entry, or the entry of the model `requested`. Raises NotFound for any other model.
+    """OpenAI's list of models, which has one entry; or, for the model `requested`, its entry.
 
-    `max_audio_bytes`: the largest upload. Clients can check it before they send a file; OpenAI's own models do not have this field.
+    `max_audio_bytes`: the largest upload, an addition to OpenAI's fields. Clients can check it before they send a file.
+    Raises NotFound for a model that is not served.
     """
     if requested and not is_served(requested, served):
         raise NotFound(f"no such model: {for_message(requested)}; there is: {served}", param="model", code="model_not_found")

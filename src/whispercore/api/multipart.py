@@ -21,7 +21,10 @@ def is_form(content_type: str) -> bool:
 
 
 def form_fields(body: bytes | bytearray | memoryview, content_type: str) -> dict[str, memoryview | list[memoryview]]:
-    """The values by field name, as views of `body`. A name that ends with `[]` or is repeated has a list. Raises InvalidRequest."""
+    """The values by field name, as views of `body`.
+
+    A name that ends with `[]` or is repeated has a list. Raises InvalidRequest.
+    """
     values: dict[str, list[memoryview]] = {}
     for name, value in _parts(body, _boundary(content_type)):
         values.setdefault(name, []).append(value)

@@ -27,7 +27,9 @@ class Body:
 
 
 def render(transcript: Transcript, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None, model: str = "") -> Body:
-    """The transcript in `reply.response_format`. `json` has OpenAI's fields on OpenAI's routes, and segments on the native route.
+    """The transcript in the format `reply.response_format`.
+
+    The format `json` has OpenAI's fields on OpenAI's routes, and segments on the native route.
 
     `tokenizer`: the model's; required with `reply.logprobs`. `model`: its name in JSON replies; left out when empty.
     """

@@ -1,4 +1,7 @@
-"""The fields and headers of one HTTP request → a checked `Request`. Independent of any server; every error is a `WhisperError`."""
+"""The fields and headers of one HTTP request → a checked `Request`.
+
+Independent of any server; every error is a `WhisperError`.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,10 @@ class Request:
 def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     """The request in `row` and `headers`.
 
-    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}. A form has one bytes or str per field, or a list of all values
-    of a repeated field. Query fields stand beside either. Header names may have any case; values that are not strings (headers of
-    form parts) are ignored. Raises InvalidRequest (400) with the field's name, and NotFound (404) for an unknown `url_path`.
+    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}. A form has one bytes or str per field, or a
+    list of all values of a repeated field. Query fields stand beside either. Header names may have any case; values
+    that are not strings (headers of form parts) are ignored. Raises InvalidRequest (400) with the field's name, and
+    NotFound (404) for an unknown `url_path`.
     """
     texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
     path = texts.get("url_path", "").partition("?")[0].strip("/")
@@ -71,7 +75,7 @@ def _route(path: str) -> Route:
 
 
 def _split_form(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
-    """The row, with the form's fields in place of a body that is a form which the server has not split."""
+    """The row; when its body is a form that the server has not split, the form's fields replace the body."""
     body = row.get(RAW_FIELD)
     if not (isinstance(body, Audio) and is_form(content_type)):
         return row
@@ -79,9 +83,10 @@ def _split_form(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
 
 
 def _json_object(body: Any, content_type: str) -> Mapping[str, Any] | None:
-    """The JSON object in the body; None when the body is not JSON. Raises InvalidRequest for invalid JSON and for other JSON values.
+    """The JSON object in the body; None when the body is not JSON.
 
-    TorchServe parses JSON itself. It passes bytes when the JSON is invalid, and when Content-Type is JSON but not application/json.
+    TorchServe parses JSON itself. It passes bytes when the JSON is invalid, and when Content-Type is a JSON type other
+    than application/json. Raises InvalidRequest for invalid JSON, and for JSON that is not an object.
     """
     kind = content_type.partition(";")[0].strip().lower()
     is_json = kind in ("application/json", "text/json") or kind.endswith("+json")

@@ -21,10 +21,10 @@ from .transcript_json import Fields, done_fields, joined_text, logprob_fields, s
 def stream_chunk(
     segments: Sequence[Segment], progress: Progress, reply: Reply, route: Route = "native", *, tokenizer: Tokenizer | None = None
 ) -> bytes:
-    """The chunk for newly final segments. `segments`: the last ones of `progress.segments`; empty when only the progress is new.
+    """The chunk for newly final segments.
 
-    Native route: one line per segment, or one progress line when there is none.
-    OpenAI's routes: one event with the new text, or nothing when there is no new text.
+    `segments`: the last ones of `progress.segments`; empty when only the progress is new. The native route gets one line
+    per segment, or a progress line without segments. OpenAI's routes get one event, or nothing without new text.
     """
     sent = len(progress.segments) - len(segments)
     if route != "native":
@@ -45,8 +45,8 @@ def stream_end(
 ) -> bytes:
     """The last chunk of a stream. Native route: the whole reply. OpenAI's routes: the text that the deltas add up to.
 
-    The lines of a native stream are always JSON. When `reply` asks for text or subtitles, the last line has the fields of `json` and the
-    finished file in `rendered`.
+    The lines of a native stream are always JSON. When `reply` asks for text or subtitles, the last line has the fields
+    of `json` and the finished file in `rendered`.
     """
     if route != "native":
         return _event({"type": "transcript.text.done", **done_fields(transcript, reply, tokenizer, model)})
@@ -66,7 +66,7 @@ def _progress(progress: Progress) -> Fields:
 
 
 def _delta(segments: Sequence[Segment], sent: int, reply: Reply, tokenizer: Tokenizer | None) -> bytes:
-    """The event that extends the text of the first `sent` segments to the text of all of them; nothing when the text is the same."""
+    """The event that extends the text of the first `sent` segments to the text of all; nothing when both are equal."""
     delta = joined_text(segments)[len(joined_text(segments[:sent])) :]
     if not delta:
         return b""

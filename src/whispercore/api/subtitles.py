@@ -1,8 +1,9 @@
 """Segments → SubRip (srt), WebVTT (vtt) and tsv.
 
-openai-whisper's writer splits the segments into cues. This file then makes the cues follow each other, each with a positive duration:
-words can have a duration of zero, above all in languages without blanks, and two channels can speak at the same time. A cue without
-duration is never displayed, and is an error in WebVTT, so such cues share the time until the next one.
+openai-whisper's writer splits the segments into cues. This file then makes the cues follow each other, each with a
+positive duration: words can have a duration of zero, above all in languages without blanks, and two channels can speak
+at the same time. A cue without duration is never displayed, and is an error in WebVTT, so such cues share the time
+until the next one.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ def tsv(segments: Sequence[Segment]) -> str:
 def in_sequence(cues: Iterable[Cue]) -> Iterator[Cue]:
     """The cues without overlaps, each with a positive duration. Cues without text are left out.
 
-    Cues that begin together share the time until the next one; every other cue ends at the latest where the next one begins.
+    Cues that begin together share the time until the next one; every other cue ends at the latest where the next one
+    begins.
     """
     visible = [cue for cue in cues if cue.text.strip()]
     index = previous_end = 0

@@ -1,4 +1,4 @@
-"""`Transcript` → the fields of a JSON reply: this server's own `json`, OpenAI's `json` and `verbose_json`, and its warnings."""
+"""`Transcript` → the fields of a JSON reply: native `json`, OpenAI's `json`, `verbose_json`; and its warnings."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def segment_fields(number: int, segment: Segment, reply: Reply, tokenizer: Token
 
 
 def logprob_fields(segments: Iterable[Segment], reply: Reply, tokenizer: Tokenizer | None) -> Fields:
-    """The log-probability of every text token, as in OpenAI's include[]=logprobs. Raises ValueError when the tokenizer is missing."""
+    """The log-probability of every text token, as in OpenAI's include[]=logprobs.
+
+    Raises ValueError when the tokenizer is missing.
+    """
     if not reply.logprobs:
         return {}
     if tokenizer is None:
@@ -75,7 +78,8 @@ def logprob_fields(segments: Iterable[Segment], reply: Reply, tokenizer: Tokeniz
 def joined_text(segments: Iterable[Segment]) -> str:
     """The text of all segments without blanks at its ends.
 
-    The text of the first segments is always a prefix of the whole text, because trailing blanks are kept back until more text follows.
+    The text of the first segments is always a prefix of the whole text, because trailing blanks are kept back until
+    more text follows.
     """
     return "".join(segment.text for segment in segments).strip()
 
@@ -128,7 +132,8 @@ def _openai(transcript: Transcript, reply: Reply, tokenizer: Tokenizer | None, m
 def _verbose(transcript: Transcript, reply: Reply, route: Route, model: str) -> Fields:
     """OpenAI's fields and some of this server's, which OpenAI's clients ignore.
 
-    The additions: the probability of words and of the language, dropped passages, warnings, the model, a segment's channel and language.
+    The additions: the probability of words and of the language, dropped passages, warnings, the model, a segment's
+    channel and language.
     """
     language = "en" if route == "translations" else transcript.language
     words = [_word(word) for segment in transcript.segments for word in segment.words]
@@ -198,7 +203,10 @@ def _languages(transcript: Transcript) -> Fields:
 
 
 def _token_logprobs(segment: Segment, tokenizer: Tokenizer) -> list[Fields]:
-    """One object per text token. A token may be part of a UTF-8 sequence: its `bytes` are exact, its `token` text then is not."""
+    """One object per text token.
+
+    A token may be part of a UTF-8 sequence: its `bytes` are exact, its `token` text then is not.
+    """
     tokens = [token for token in segment.tokens if token < tokenizer.eot]
     spellings = [tokenizer.openai.encoding.decode_single_token_bytes(token) for token in tokens]
     return [

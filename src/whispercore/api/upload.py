@@ -12,7 +12,10 @@ from .fields import AUDIO_FIELDS, RAW_FIELD, Audio
 
 
 def read_upload(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Audio:
-    """The one recording of `row` and of the JSON object `content`, uncopied unless it is text. Raises InvalidRequest."""
+    """The one recording of the request: in `row`, or as base64 in the JSON object `content`.
+
+    Binary data is not copied. Raises InvalidRequest when there is no recording, or more than one.
+    """
     names = AUDIO_FIELDS if content is not None else (RAW_FIELD, *AUDIO_FIELDS)
     uploads = {name: _bytes(name, row[name]) for name in names if row.get(name) is not None}
     for name in AUDIO_FIELDS:

@@ -1,4 +1,7 @@
-"""The value of one field, as text or JSON → the type of its option. Raises InvalidRequest with the field's name as the client sent it."""
+"""The value of one field, as text or JSON → the type of its option.
+
+Raises InvalidRequest with the field's name as the client sent it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def parse_value(name: str, hint: Any, label: str, value: Any) -> Any:
 
 
 def read_options(values: Mapping[str, Any]) -> Options:
-    """The options of a call from Python: values as in a JSON request, and also tuples as lists and None for no value."""
+    """The options of a call from Python: values as in a JSON request, tuples for lists, None for no value."""
     hints, parsed = get_type_hints(Options), dict[str, Any]()
     for name, value in values.items():
         if name not in hints:
@@ -59,7 +62,10 @@ def parse_json(label: str, value: str) -> Any:
 
 
 def as_list(label: str, value: Any) -> list[Any]:
-    """The items of a list, of a JSON list in text, or of text with commas. A single value is a list of one item, `none` an empty list."""
+    """The items of a list, of a JSON list in text, or of text with commas.
+
+    A single value is a list of one item, `none` an empty list.
+    """
     if isinstance(value, str) and value.startswith("["):
         value = parse_json(label, value)
     if isinstance(value, str):
@@ -190,7 +196,10 @@ def _hotwords(label: str, value: Any) -> str | None:
 
 
 def _clip_timestamps(label: str, value: Any) -> tuple[float, ...]:
-    """start,end,start,end,… or a list of objects with `start` and `end`, as in faster-whisper. The last end may be left out."""
+    """start,end,start,end,… or a list of objects with `start` and `end`, as in faster-whisper.
+
+    The last end may be left out.
+    """
     items = as_list(label, value)
     if not any(isinstance(item, Mapping) for item in items):
         return tuple(_number(label, item) for item in items)
@@ -203,7 +212,8 @@ def _clip_timestamps(label: str, value: Any) -> tuple[float, ...]:
 def _granularities(label: str, value: Any) -> tuple[str, ...]:
     """A list is taken literally. The text `word` means both granularities.
 
-    TorchServe keeps only one value of a repeated field, so `word` may be the rest of ["segment", "word"]; extra segments do no harm.
+    TorchServe may keep only one value of a repeated field: `word` may be the rest of ["segment", "word"]. Additional
+    segments cost nothing.
     """
     granularities = tuple(_choice(get_args(Granularity), label, item) for item in as_list(label, value))
     is_single = isinstance(value, str) and not value.startswith("[")

@@ -1,4 +1,7 @@
-"""Cues follow each other and have a duration, whatever the times of the words. tests/unit/api/test_text.py has ordinary input."""
+"""Cues follow each other and have a duration, whatever the times of the words.
+
+tests/unit/api/test_text.py has ordinary input.
+"""
 
 from __future__ import annotations
 

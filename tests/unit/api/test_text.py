@@ -1,4 +1,7 @@
-"""Text and subtitles, compared with openai-whisper's own writers. tests/unit/api/test_subtitles.py has the input that these get wrong."""
+"""Text and subtitles, compared with openai-whisper's own writers.
+
+tests/unit/api/test_subtitles.py has the input that these get wrong.
+"""
 
 from __future__ import annotations
 
