@@ -1,7 +1,8 @@
 """Language tags and names, as all kinds of clients send them → Whisper's own code, such as `en`.
 
-Supported: ISO 639-1, 639-2 (both forms) and 639-3 codes, BCP 47 tags and POSIX locales (`en-US`, `zh_Hant_TW`, `pt_BR.UTF-8`), the
-deprecated codes of both, English names, most native names, and Whisper's own token (`<|en|>`). Case, blanks and accents are ignored.
+Supported: ISO 639-1, 639-2 (both forms) and 639-3 codes, BCP 47 tags and POSIX locales (`en-US`, `zh_Hant_TW`,
+`pt_BR.UTF-8`), the deprecated codes of both, English names, most native names, and Whisper's own token (`<|en|>`).
+Case, blanks and accents are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ gl glg | mr mar | pa pan | si sin | km khm | sn sna | yo yor | so som | af afr |
 am amh | yi yid ydd ji | lo lao | uz uzb uzn | fo fao | ht hat | ps pus pbu pbt pst | tk tuk | nn nno | mt mlt | sa san | lb ltz
 my mya bur | bo bod tib | tl tgl fil | mg mlg plt | as asm | tt tat | ln lin | ha hau | ba bak | jw jv jav | su sun
 """
-"""Whisper's code, then the language's other codes: ISO 639's terminology and bibliographic codes, its main variety's, deprecated ones."""
+"""Whisper's code, then the language's other ones: ISO 639-2/T and 639-2/B, its main variety's, deprecated ones."""
 
 _NATIVE_NAMES = """
 en:english zh:中文,汉语,漢語,普通话,普通話,國語,国语,putonghua de:deutsch es:español ru:русский ko:한국어 fr:français ja:日本語,nihongo
@@ -46,7 +47,7 @@ _TAG = re.compile(
     r"(?P<language>[a-z]{2,3})(-(?P<extended>[a-z]{3}))?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?"
     r"(-([a-z\d]{5,8}|\d[a-z\d]{3}))*(-[a-wyz]-.+)?(-x-.+)?"
 )
-"""BCP 47: language, extended language, script, region, variants, extensions, private use; in lower case, with hyphens."""
+"""BCP 47: language, extended language, script, region, variants, extensions, private use; lower case, hyphens."""
 
 
 def whisper_code(tag: str) -> str | None:

@@ -1,9 +1,13 @@
-"""The options of a request: `Options` for the transcription, `Reply` for the form of the answer. Both are validated on creation."""
+"""The options of a request: `Options` for the transcription, `Reply` for the form of the answer.
+
+Both are validated on creation.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidRequest
 from .types import Alignment, Decoding, Task
@@ -49,25 +53,36 @@ class Options:
     condition_on_previous_text: bool = _option(True, "sequential: put the text of the previous windows into the prompt")
     hotwords: str | None = _option(None, "words to expect: names, terms")
     temperature: tuple[float, ...] = _option(
-        FALLBACK_TEMPERATURES, "sampling temperatures; if a window fails the thresholds, it is decoded at the next one", minimum=0.0, maximum=1.0
+        FALLBACK_TEMPERATURES,
+        "sampling temperatures; if a window fails the thresholds, it is decoded at the next one",
+        minimum=0.0,
+        maximum=1.0,
     )
     beam_size: int | None = _option(None, "beams at temperature 0; none: greedy decoding", minimum=1, maximum=16)
     best_of: int | None = _option(None, "candidates sampled at temperatures above 0; the best one is kept", minimum=1, maximum=16)
     patience: float | None = _option(None, "the patience of beam search; only with beam_size", minimum=0.1, maximum=10.0)
-    length_penalty: float | None = _option(None, "the length penalty that ranks candidates; none: divide by the length", minimum=0.0, maximum=1.0)
+    length_penalty: float | None = _option(
+        None, "the length penalty that ranks candidates; none: divide by the length", minimum=0.0, maximum=1.0
+    )
     repetition_penalty: float = _option(1.0, "above 1: makes tokens that occurred before less likely", minimum=0.1, maximum=10.0)
     no_repeat_ngram_size: int = _option(0, "a sequence of this many tokens never occurs twice in a window; 0: off", minimum=0, maximum=100)
     suppress_tokens: tuple[int, ...] = _option(
-        (-1,), "tokens never sampled; -1: symbols that are not speech, such as brackets and notes", minimum=-1, maximum=51_865, max_items=MAX_LONG_ITEMS
+        (-1,),
+        "tokens never sampled; -1: symbols that are not speech, such as brackets and notes",
+        minimum=-1,
+        maximum=51_865,
+        max_items=MAX_LONG_ITEMS,
     )
     suppress_blank: bool = _option(True, "a window's text never starts with a blank and is never empty")
-    max_initial_timestamp: float = _option(
-        1.0, "sequential: the latest first timestamp of a window, in seconds", minimum=0.0, maximum=30.0
-    )
+    max_initial_timestamp: float = _option(1.0, "sequential: the latest first timestamp of a window, in seconds", minimum=0.0, maximum=30.0)
     max_new_tokens: int | None = _option(None, "the most tokens sampled per window; none: 224", minimum=1, maximum=224)
     without_timestamps: bool = _option(False, "decode without timestamps: one segment per window")
-    compression_ratio_threshold: float | None = _option(2.4, "a window above it is a loop and is decoded again at the next temperature", minimum=0.0)
-    logprob_threshold: float | None = _option(-1.0, "a window below it is improbable and is decoded again at the next temperature", maximum=0.0)
+    compression_ratio_threshold: float | None = _option(
+        2.4, "a window above it is a loop and is decoded again at the next temperature", minimum=0.0
+    )
+    logprob_threshold: float | None = _option(
+        -1.0, "a window below it is improbable and is decoded again at the next temperature", maximum=0.0
+    )
     no_speech_threshold: float | None = _option(0.6, "a window above it and below logprob_threshold is silence", minimum=0.0, maximum=1.0)
     word_timestamps: bool = _option(False, "return the times of words, by the decoder's cross-attention")
     token_logprobs: bool = _option(False, "return the log-probability of every token; OpenAI's include[]=logprobs")
@@ -77,14 +92,15 @@ class Options:
         None, "drop improbable words between silences longer than this, in seconds; switches word_timestamps on", minimum=0.0
     )
     clip_timestamps: tuple[float, ...] = _option(
-        (), "transcribe only these clips: start,end,start,end,… in seconds; the last end may be left out", minimum=0.0, max_items=MAX_LONG_ITEMS
+        (),
+        "transcribe only these clips: start,end,start,end,… in seconds; the last end may be left out",
+        minimum=0.0,
+        max_items=MAX_LONG_ITEMS,
     )
     channels: Channels = _option(  # noqa: RUF009
         "mono", "mono: mix the channels; separate: transcribe each channel, and merge the segments by time", choices=("mono", "separate")
     )
-    audio_track: str | None = _option(
-        None, "the audio track to read, by number, from 0, or language; none: the file's main track"
-    )
+    audio_track: str | None = _option(None, "the audio track to read, by number, from 0, or language; none: the file's main track")
     vad_filter: bool | None = _option(None, "leave out audio without speech; none: chunked does, sequential does not")
     vad_threshold: float = _option(0.5, "the speech probability at which speech starts", minimum=0.0, maximum=1.0)
     vad_neg_threshold: float | None = _option(
@@ -105,7 +121,9 @@ class Options:
         if any(late < early for early, late in zip(self.clip_timestamps, self.clip_timestamps[1:], strict=False)):
             raise InvalidRequest("clip_timestamps must rise: start,end,start,end,… in seconds", param="clip_timestamps")
         if self.patience is not None and self.beam_size is not None and self.beam_size * self.patience < 1:
-            raise InvalidRequest("patience times beam_size must be at least 1: beam search ends with this many finished beams", param="patience")
+            raise InvalidRequest(
+                "patience times beam_size must be at least 1: beam search ends with this many finished beams", param="patience"
+            )
         if self.multilingual and self.language is not None:
             raise InvalidRequest("multilingual detects the language of every window: leave language out", param="multilingual")
         if self.language is not None and self.languages and self.language not in self.languages:
@@ -119,7 +137,7 @@ class Options:
         return self.strategy == "chunked" if self.vad_filter is None else self.vad_filter
 
     def decoding(self, *, temperature: float, prompt: tuple[int, ...] = (), language: str | None = None) -> Decoding:
-        """The decoding of a window at `temperature`: beam search or greedy at 0, sampling above it, as in openai-whisper."""
+        """A window's decoding at `temperature`: beam search or greedy at 0, sampling above, as in openai-whisper."""
         greedy = temperature == 0.0
         return Decoding(
             task=self.task,
@@ -153,9 +171,52 @@ class Options:
         return "complete" if self.strategy == "sequential" else "all"
 
 
+class OptionKeywords(TypedDict, total=False):
+    """`Options` as keyword arguments, for type checkers and completion; a list may be a single value."""
+
+    task: Task
+    strategy: Strategy
+    language: str | None
+    languages: str | Sequence[str]
+    multilingual: bool
+    initial_prompt: str | None
+    carry_initial_prompt: bool
+    condition_on_previous_text: bool
+    hotwords: str | None
+    temperature: float | Sequence[float]
+    beam_size: int | None
+    best_of: int | None
+    patience: float | None
+    length_penalty: float | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: int | Sequence[int]
+    suppress_blank: bool
+    max_initial_timestamp: float
+    max_new_tokens: int | None
+    without_timestamps: bool
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    word_timestamps: bool
+    token_logprobs: bool
+    prepend_punctuations: str
+    append_punctuations: str
+    hallucination_silence_threshold: float | None
+    clip_timestamps: float | Sequence[float]
+    channels: Channels
+    audio_track: str | None
+    vad_filter: bool | None
+    vad_threshold: float
+    vad_neg_threshold: float | None
+    vad_min_speech_duration_ms: int
+    vad_min_silence_duration_ms: int
+    vad_speech_pad_ms: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The form of the answer. The subtitle options are named as on openai-whisper's command line. Raises InvalidRequest."""
+    """The form of the answer; subtitle options as on openai-whisper's command line. Raises InvalidRequest."""
 
     response_format: ResponseFormat = _option(  # noqa: RUF009
         "json", "the format of the reply; tsv is an extension of OpenAI's API", choices=get_args(ResponseFormat)
@@ -167,7 +228,9 @@ class Reply:
         (), "logprobs: the log-probability of every token, in json only; switches token_logprobs on", choices=("logprobs",)
     )
     stream: bool = _option(False, "send segments as soon as they are final: server-sent events on OpenAI's paths, else a line of JSON each")
-    max_line_width: int | None = _option(None, "srt, vtt: the most characters in a line; switches word_timestamps on", minimum=1, maximum=1000)
+    max_line_width: int | None = _option(
+        None, "srt, vtt: the most characters in a line; switches word_timestamps on", minimum=1, maximum=1000
+    )
     max_line_count: int | None = _option(None, "srt, vtt: the most lines in a cue; needs max_line_width", minimum=1, maximum=100)
     max_words_per_line: int | None = _option(None, "srt, vtt: the most words in a line; not with max_line_width", minimum=1, maximum=1000)
     highlight_words: bool = _option(False, "srt, vtt: underline each word as it is spoken; switches word_timestamps on")

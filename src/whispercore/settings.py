@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from .catalogue import ENGINES
 from .errors import ConfigurationError
@@ -30,8 +30,8 @@ def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: 
 class Settings:
     """The configuration of a worker, read once at start.
 
-    Sources, the later one wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment variables
-    `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
+    Sources, the later one wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment
+    variables `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
     """
 
     model: str = _setting(
@@ -56,9 +56,7 @@ class Settings:
     max_audio_bytes: int = _setting(150 * 1024 * 1024, "the largest upload, in bytes", minimum=1)
     max_audio_seconds: float = _setting(4 * 3600.0, "the longest recording, in seconds", minimum=1)
     max_open_requests: int = _setting(1000, "the most open requests; further ones are refused with 503", minimum=1)
-    fixed_tokens: int = _setting(
-        0, "decode exactly this many tokens per window, to measure speed on random weights; 0: off", minimum=0
-    )
+    fixed_tokens: int = _setting(0, "decode exactly this many tokens per window, to measure speed on random weights; 0: off", minimum=0)
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -82,6 +80,24 @@ class Settings:
     def converted_path(self) -> Path:
         """`converted_dir` as a path, ~ expanded."""
         return Path(self.converted_dir).expanduser()
+
+
+class SettingKeywords(TypedDict, total=False):
+    """`Settings` as keyword arguments, for type checkers and completion; `model` and `engine` are parameters."""
+
+    models_dir: str | Path
+    converted_dir: str | Path
+    device: str
+    dtype: str
+    compile: bool
+    jax_mesh: str
+    threads: int
+    batch_size: int
+    readers: int
+    max_audio_bytes: int
+    max_audio_seconds: float
+    max_open_requests: int
+    fixed_tokens: int
 
 
 def model_name(path: Path) -> str:

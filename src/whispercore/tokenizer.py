@@ -22,7 +22,7 @@ def _openai_tokenizer(multilingual: bool, num_languages: int, language: str | No
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """The tokenizer of a vocabulary size: 51,864 English only, 51,865 multilingual, 51,866 with Cantonese (large-v3)."""
+    """The tokenizer of a vocabulary: 51,864 English only, 51,865 multilingual, 51,866 with Cantonese (large-v3)."""
 
     vocabulary: int
 
@@ -43,7 +43,7 @@ class Tokenizer:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The ISO codes with a language token, in the order of `openai.all_language_tokens`; ("en",) if English only."""
+        """The ISO codes of the language tokens, in `openai.all_language_tokens`' order; ("en",) if English only."""
         return tuple(self.openai.all_language_codes) if self.multilingual else ("en",)
 
     @property
@@ -57,7 +57,7 @@ class Tokenizer:
         return int(self.openai.timestamp_begin)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of `text`. Text that looks like a special token, such as `<|endoftext|>`, is encoded as ordinary characters."""
+        """The tokens of `text`. Text like `<|endoftext|>` is encoded as ordinary characters."""
         return tuple(self.openai.encoding.encode_ordinary(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -68,8 +68,8 @@ class Tokenizer:
 def complete_segments(tokens: Sequence[int], timestamp_begin: int) -> int:
     """The number of sampled tokens in complete segments, by whisper.transcribe's rule.
 
-    A segment ends at two timestamps in a row, or at a single timestamp at the very end. Text after the last such end is decoded again
-    with the next window. Without two timestamps in a row all tokens are one segment.
+    A segment ends at two timestamps in a row, or at a single timestamp at the very end. Text after the last such end is
+    decoded again with the next window. Without two timestamps in a row all tokens are one segment.
     """
     is_time = [token >= timestamp_begin for token in tokens]
     pairs = [index for index in range(1, len(tokens)) if is_time[index - 1] and is_time[index]]

@@ -32,12 +32,13 @@ Alignment = Literal["none", "all", "complete"]
 class Decoding:
     """How an engine decodes one window. Names and meaning are those of openai-whisper's DecodingOptions.
 
-    `language`: an ISO code; None: detect it from the window, among `languages` if any are given. `prompt`: the tokens of the text
-    before the window, which follow <|startofprev|>. `suppress_tokens`: tokens never sampled; -1 stands for openai-whisper's list of
-    non-speech tokens; special tokens are always suppressed. `max_initial_timestamp`: seconds; None: no limit. `repetition_penalty`
-    and `no_repeat_ngram_size` are CTranslate2's. `max_tokens`: the most tokens to sample; None: half the text context.
-    `alignment`: give times to no tokens, to all text tokens, or to those of complete segments (`tokenizer.complete_segments`), as
-    openai-whisper's transcribe does. `ignore_eot`: decode exactly `max_tokens` tokens; for benchmarks on random weights only.
+    `language`: an ISO code; None: detect it from the window, among `languages` if any are given. `prompt`: the tokens
+    of the text before the window, which follow <|startofprev|>. `suppress_tokens`: tokens never sampled; -1 stands for
+    openai-whisper's list of non-speech tokens; special tokens are always suppressed. `max_initial_timestamp`: seconds;
+    None: no limit. `repetition_penalty` and `no_repeat_ngram_size` are CTranslate2's. `max_tokens`: the most tokens to
+    sample; None: half the text context. `alignment`: give times to no tokens, to all text tokens, or to those of
+    complete segments (`tokenizer.complete_segments`), as openai-whisper's transcribe does. `ignore_eot`: decode exactly
+    `max_tokens` tokens; for benchmarks on random weights only.
     """
 
     task: Task = "transcribe"
@@ -69,9 +70,10 @@ class Decoding:
 class Window:
     """At most 30 s of a recording, and how to decode it.
 
-    `samples`: float32, shape (before + n + after,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]. `margin`: (before, after), the samples
-    around the window that only its first and last spectrogram frames depend on. `start`: seconds from the recording's start.
-    `loudest`: log10 of the strongest mel power of the whole recording, by which whisper.transcribe scales; None: the window's own.
+    `samples`: float32, shape (before + n + after,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]. `margin`: (before,
+    after), the samples around the window that only its first and last spectrogram frames depend on. `start`: seconds
+    from the recording's start. `loudest`: log10 of the strongest mel power of the whole recording, by which
+    whisper.transcribe scales; None: the window's own.
     """
 
     samples: Samples
@@ -87,10 +89,12 @@ class Window:
 
     @property
     def seed(self) -> int:
-        """The seed for sampling this window above temperature 0: 63 bits, computed on every access in 1 ms for 30 s of audio.
+        """The seed for sampling this window above temperature 0: 63 bits, computed on every access in 1 ms for 30 s of
+        audio.
 
-        It is a hash of the samples, the temperature, the task and the prompt. So the same recording and options give the same words in
-        every process. The language is left out, so that a detected language gives the same words as the same language requested.
+        It is a hash of the samples, the temperature, the task and the prompt. So the same recording and options give
+        the same words in every process. The language is left out, so that a detected language gives the same words as
+        the same language requested.
         """
         decoding = self.decoding
         digest = hashlib.blake2b(repr((float(decoding.temperature), decoding.task, *decoding.prompt)).encode(), digest_size=8)
@@ -100,14 +104,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An engine's result for one window. `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>.
-    The text tokens make whole characters: an incomplete character at the end is left out.
+    """An engine's result for one window.
 
-    `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities divided by their number, both including
-    <|endoftext|>. `no_speech_prob`: the probability of <|nospeech|> at <|startoftranscript|>. `language_probability`: of the detected
-    language; None if the request gave the language. With an alignment, `token_probs` has the probabilities of the first n text tokens,
-    shape (n,), and `token_times` their starts and the last one's end in seconds from the window's start, shape (n + 1,). Both are
-    empty if there is no text.
+    `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>. The text tokens make whole
+    characters: an incomplete character at the end is left out.
+
+    `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities divided by their number, both
+    including <|endoftext|>. `no_speech_prob`: the probability of <|nospeech|> at <|startoftranscript|>.
+    `language_probability`: of the detected language; None if the request gave the language. With an alignment,
+    `token_probs` has the probabilities of the first n text tokens, shape (n,), and `token_times` their starts and the
+    last one's end in seconds from the window's start, shape (n + 1,). Both are empty if there is no text.
     """
 
     tokens: tuple[int, ...]
@@ -136,8 +142,9 @@ class Word:
 class Segment:
     """A subtitle-sized piece of the transcript; times in seconds from the recording's start.
 
-    `seek`: the start of its window in mel frames of 10 ms. `logprobs`: of each text token, if requested. `channel`: its channel of the
-    recording, from 0, if channels were transcribed separately. `language`: Whisper's code, if detected for each window.
+    `seek`: the start of its window in mel frames of 10 ms. `logprobs`: of each text token, if requested. `channel`: its
+    channel of the recording, from 0, if channels were transcribed separately. `language`: Whisper's code, if detected
+    for each window.
     """
 
     start: float
@@ -159,7 +166,8 @@ class Segment:
 class Dropped:
     """Text left out because it is probably not speech; times in seconds from the recording's start.
 
-    `reason`: `no_speech`, silence is probable and the text improbable; `hallucination`, improbable words surrounded by silence.
+    `reason`: `no_speech`, silence is probable and the text improbable; `hallucination`, improbable words surrounded by
+    silence.
     """
 
     start: float
@@ -197,7 +205,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The progress of a transcription: the final `segments` in order, the `seconds` done, and the `duration` if it is known."""
+    """Progress of a transcription: the final `segments` in order, the `seconds` done, the `duration` if known."""
 
     segments: tuple[Segment, ...] = ()
     seconds: float = 0.0

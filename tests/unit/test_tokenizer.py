@@ -101,9 +101,9 @@ def test_timestamp_rules_for_a_batch_are_openais_one_by_one(vocabulary: int, see
 
 
 def test_windows_share_a_batch_whatever_is_their_own() -> None:
-    one = Decoding(language="en", prompt=(1, 2, 3))
+    decoding = Decoding(language="en", prompt=(1, 2, 3))
     alike = (Decoding(), Decoding(languages=("en", "de")), Decoding(prompt=(7,) * 300), Decoding(alignment="complete"))
-    assert {batch_key(one)} == set(map(batch_key, alike))
+    assert {batch_key(decoding)} == set(map(batch_key, alike))
     others = (
         Decoding(temperature=0.2),
         Decoding(task="translate"),
@@ -112,7 +112,7 @@ def test_windows_share_a_batch_whatever_is_their_own() -> None:
         Decoding(max_initial_timestamp=None),
         Decoding(repetition_penalty=1.1),
     )
-    assert len({batch_key(one), *map(batch_key, others)}) == 7
+    assert len({batch_key(decoding), *map(batch_key, others)}) == 7
 
 
 def test_prompts_of_one_length_are_decoded_together() -> None:
@@ -185,7 +185,7 @@ def test_scores_that_are_no_numbers_are_an_error() -> None:
 
 def test_values_are_plain_python() -> None:
     tensor = torch.tensor([50_364, 440, 50_400])
-    made = decoded(
+    result = decoded(
         Tokenizer(51_865),
         list(tensor),
         Decoding(temperature=0),
@@ -193,8 +193,8 @@ def test_values_are_plain_python() -> None:
         avg_logprob=torch.tensor(-0.5),
         no_speech_prob=torch.tensor(0.1),  # type: ignore[arg-type]
     )
-    assert {type(token) for token in made.tokens} == {int}
-    assert {type(value) for value in (made.temperature, made.avg_logprob, made.no_speech_prob, made.compression_ratio)} == {float}
+    assert {type(token) for token in result.tokens} == {int}
+    assert {type(value) for value in (result.temperature, result.avg_logprob, result.no_speech_prob, result.compression_ratio)} == {float}
 
 
 @pytest.mark.parametrize(
@@ -216,16 +216,16 @@ def test_values_are_plain_python() -> None:
     ],
 )
 def test_runtimes_errors_are_ours(error: Exception, kind: type[EngineError]) -> None:
-    found = failure(error, "JAX", 3)
-    assert type(found) is kind and "a batch of 3 windows: " in str(found)
-    assert "\n" not in str(found) and not str(found).endswith(": ")
+    translated = failure(error, "JAX", 3)
+    assert type(translated) is kind and "a batch of 3 windows: " in str(translated)
+    assert "\n" not in str(translated) and not str(translated).endswith(": ")
 
 
 JAPANESE = " 東京は夜の七時、🎉 naïve"
 
 
 def of_bytes(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    """One token a byte."""
+    """One token per byte."""
     return [tokenizer.openai.encoding.encode_single_token(bytes([byte])) for byte in data]
 
 
@@ -234,11 +234,11 @@ def test_a_limit_never_cuts_a_letter(vocabulary: int) -> None:
     tokenizer = Tokenizer(vocabulary)
     for tokens in (tokenizer.encode(JAPANESE), of_bytes(tokenizer, JAPANESE.encode())):
         for limit in range(len(tokens) + 1):
-            made = decoded(tokenizer, tokens[:limit], Decoding(), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
-            assert "\ufffd" not in made.text and JAPANESE.strip().startswith(made.text)
-            assert tokenizer.decode(made.tokens).strip() == made.text
-            assert made.tokens == tuple(tokens[: len(made.tokens)])
-            assert limit - len(made.tokens) < 4, "no more than the bytes of one character"
+            result = decoded(tokenizer, tokens[:limit], Decoding(), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+            assert "\ufffd" not in result.text and JAPANESE.strip().startswith(result.text)
+            assert tokenizer.decode(result.tokens).strip() == result.text
+            assert result.tokens == tuple(tokens[: len(result.tokens)])
+            assert limit - len(result.tokens) < 4, "no more than the bytes of one character"
 
 
 def test_a_letter_is_not_cut_before_a_timestamp_nor_amid_the_text() -> None:
@@ -266,5 +266,5 @@ def test_no_tokens_at_all_give_replacement_characters(tokens: list[int]) -> None
 def test_benchmarks_keep_their_count_of_tokens() -> None:
     tokenizer = Tokenizer(51_865)
     tokens = of_bytes(tokenizer, "夜".encode()[:2])
-    made = decoded(tokenizer, tokens, Decoding(ignore_eot=True), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
-    assert made.tokens == tuple(tokens)
+    result = decoded(tokenizer, tokens, Decoding(ignore_eot=True), language="ja", avg_logprob=-0.1, no_speech_prob=0.0)
+    assert result.tokens == tuple(tokens)

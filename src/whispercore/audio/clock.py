@@ -1,7 +1,8 @@
 """A recording's own clock: the time that the container gives each frame of audio.
 
-A container gives every packet a time. Audio missing between two packets (a mute, packets lost on the network, a damaged part) leaves
-a gap in these times, and joined or badly cut recordings overlap. Counting samples alone would place everything after a gap too early.
+A container gives every packet a time. Audio missing between two packets (a mute, packets lost on the network, a damaged
+part) leaves a gap in these times, and joined or badly cut recordings overlap. Counting samples alone would place
+everything after a gap too early.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 TOLERANCE = 0.02
-"""Seconds that a frame may be off without a correction. Containers round times (webm and flv to 1 ms), Vorbis's jitter by 10 ms."""
+"""Seconds that a frame may be off without a correction.
+
+Containers round times (webm and flv to 1 ms), Vorbis's jitter by 10 ms.
+"""
 _FOLLOWERS = 4
-"""The number of following frames that must be off in the same direction, so that a single wrong time changes nothing."""
+"""Following frames that must be off in the same direction, so that a single wrong time changes nothing."""
 _SLOWEST = 0.25
 """Times that fall behind the samples by more than this share are not an overlap: the clock stands still."""
 _LONGEST_OVERLAP = 10.0
@@ -24,7 +28,8 @@ _LONGEST_UNDECLARED_GAP = 3600.0
 _LONGEST_GAP = 12 * 3600.0
 """The longest gap of all, in seconds."""
 
-# Formats whose packets have times, by FFmpeg's names. All others (wav, flac, mp3, adts, amr, avi …) count samples or bytes.
+# Formats whose packets have times, by FFmpeg's names. All others (wav, flac, mp3, adts, amr, avi …) count samples or
+# bytes.
 _WITH_FIXED_ZERO = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "nut", "asf"}
 _WITH_ANY_START = {"ogg", "mpegts", "mpeg"}  # when cut from a broadcast, times start anywhere
 _LONGEST_PRIMING = 0.2
@@ -33,17 +38,19 @@ _OGG_PAGE = 2.0
 
 
 class Clock:
-    """Compares the times of a stream's frames with the number of samples so far, and decides where to add silence or to cut.
+    """Compares the times of a stream's frames with the number of samples so far, and decides where to add silence or to
+    cut.
 
-    `aligned` yields the frames. Before a frame that needs a correction it increments `breaks`, and `take_shift` then returns the
-    correction: the samples of silence to add before that frame, or, if negative, the samples to cut from its start. Errors up to
-    `TOLERANCE` are not corrected, so jitter makes no gaps; they are not forgotten either, so rounding errors do not add up.
+    `aligned` yields the frames. Before a frame that needs a correction it increments `breaks`, and `take_shift` then
+    returns the correction: the samples of silence to add before that frame, or, if negative, the samples to cut from
+    its start. Errors up to `TOLERANCE` are not corrected, so jitter makes no gaps; they are not forgotten either, so
+    rounding errors do not add up.
     """
 
     def __init__(self, container: Any, stream: Any, declared_duration: float | None, check_length: Callable[[float], None]) -> None:
-        """`check_length` is called with the length in seconds that a gap would give the recording, and raises if it is too long."""
+        """`check_length` gets the recording's length in seconds with a gap in it, and raises if that is too long."""
         name: str = container.format.name
-        self.ticks = name in _WITH_FIXED_ZERO | _WITH_ANY_START
+        self._has_times = name in _WITH_FIXED_ZERO | _WITH_ANY_START
         self.start = start_of(container, stream, declared_duration)
         self.jumps = 0
         self.breaks = 0
@@ -73,7 +80,7 @@ class Clock:
 
     def aligned(self, frames: Iterable[Any], rate: int) -> Iterator[Any]:
         """The frames in order, all at `rate` Hz, without those that lie entirely in an overlap."""
-        if not self.ticks:
+        if not self._has_times:
             yield from frames
             return
         pending: list[Any] = []
@@ -104,7 +111,7 @@ class Clock:
             yield from self._release(pending.pop(0), rate)
 
     def _lead(self, pending: list[Any], rate: int) -> float:
-        """The seconds by which all pending frames are late (positive) or early (negative), at least; 0 if they disagree."""
+        """Seconds by which all pending frames are late (positive) or early (negative); 0 if they disagree."""
         leads: list[float] = []
         expected = self._expected
         for frame in pending:
@@ -174,16 +181,17 @@ class Clock:
 
 
 def is_fragmented(container: Any, stream: Any) -> bool:
-    """Whether an mp4 has a fragmented index, as live recordings and streams have; its header then declares no duration."""
+    """Whether an mp4 is fragmented, as live recordings and streams are; its header then declares no duration."""
     return container.format.name.startswith("mov,") and not stream.frames
 
 
 def start_of(container: Any, stream: Any, declared_duration: float | None) -> float:
     """The container's time, in seconds, at which the recording starts.
 
-    If the format's clock has a fixed zero and the header declares the duration, a late start is part of the recording. A live
-    recording, as from a browser's MediaRecorder, declares no duration, and its times may count from anything: it starts with its
-    earliest stream, as in players. Times slightly below zero are the encoder's delay, which is no audio.
+    If the format's clock has a fixed zero and the header declares the duration, a late start is part of the recording.
+    A live recording, as from a browser's MediaRecorder, declares no duration, and its times may count from anything: it
+    starts with its earliest stream, as in players. Times slightly below zero are the encoder's delay, which is no
+    audio.
     """
     name: str = container.format.name
     if name not in _WITH_FIXED_ZERO | _WITH_ANY_START or container.start_time is None:

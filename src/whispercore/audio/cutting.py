@@ -45,8 +45,9 @@ Mask = npt.NDArray[np.bool_]
 class SpeechChunk:
     """A contiguous part of the recording, at most 30 s.
 
-    `samples`: float32, shape (n,), 16 kHz. `start`: seconds. `clip`: the start of its clip, seconds. `voiced`: whether the voice
-    detector found speech, for each frame of 512 samples, shape (ceil(n / 512),); None when the detector did not run.
+    `samples`: float32, shape (n,), 16 kHz. `start`: seconds. `clip`: the start of its clip, seconds. `voiced`: whether
+    the voice detector found speech, for each frame of 512 samples, shape (ceil(n / 512),); None when the detector did
+    not run.
     """
 
     samples: Samples
@@ -63,17 +64,18 @@ class SpeechChunk:
 def cut(blocks: Iterable[Samples], options: Options, threads: AudioThreads | None = None) -> Iterator[SpeechChunk]:
     """The chunks in order, without overlap, each as soon as its end is certain.
 
-    With `options.vad` silences longer than vad_min_silence_duration_ms (and than twice the padding) are left out and everything else is
-    kept. A recording of at most 30 s is one chunk, or none if it has no speech. Without `options.vad` every sample is kept. Speech of
-    more than 30 s is cut in the last third, at a pause if there is one, else at the quietest frame; the next chunk starts with the very
-    next sample. Each clip of `clip_timestamps` is treated as a recording of its own and keeps its time in the whole one.
-    `threads`: detect voices on these, beside the caller's thread; None: on the caller's thread.
+    With `options.vad` silences longer than vad_min_silence_duration_ms (and than twice the padding) are left out and
+    everything else is kept. A recording of at most 30 s is one chunk, or none if it has no speech. Without
+    `options.vad` every sample is kept. Speech of more than 30 s is cut in the last third, at a pause if there is one,
+    else at the quietest frame; the next chunk starts with the very next sample. Each clip of `clip_timestamps` is
+    treated as a recording of its own and keeps its time in the whole one. `threads`: detect voices on these, beside the
+    caller's thread; None: on the caller's thread.
     """
     return filter(None, cut_incrementally(blocks, options, threads))
 
 
 def cut_incrementally(blocks: Iterable[Samples], options: Options, threads: AudioThreads | None = None) -> Iterator[SpeechChunk | None]:
-    """The chunks of `cut`, and None after every half a minute read, so that long silence does not keep other recordings waiting."""
+    """The chunks of `cut`, and None after every 30 s read, so that long silence delays no other recording."""
     for start, clip in _clips(blocks, options.clip_timestamps):
         if start is None:
             yield from (None for _ in clip)
@@ -91,8 +93,8 @@ def cut_incrementally(blocks: Iterable[Samples], options: Options, threads: Audi
 def speech(blocks: Iterable[Samples], options: Options, threads: AudioThreads | None = None) -> Iterator[tuple[float, float] | None]:
     """Start and end, in seconds, of each span to transcribe, in order; None after every few seconds read.
 
-    With `options.vad` a span is padded speech, including the silences that `cut` keeps. Without it the spans are the clips of
-    `clip_timestamps`, or the whole recording. A clip's spans come when the clip has been read to its end.
+    With `options.vad` a span is padded speech, including the silences that `cut` keeps. Without it the spans are the
+    clips of `clip_timestamps`, or the whole recording. A clip's spans come when the clip has been read to its end.
     """
     for start, clip in _clips(blocks, options.clip_timestamps):
         if start is None:
@@ -111,8 +113,9 @@ def speech(blocks: Iterable[Samples], options: Options, threads: AudioThreads | 
 class _Limits:
     """The durations of the voice filter, in frames.
 
-    `padding`: kept around speech; `short_padding`: the same in a recording of one window. `longest_pause`: the longest pause that is
-    kept; pauses that padding fills are always kept. `longest_click`: speech of at most this length is left out.
+    `padding`: kept around speech; `short_padding`: the same in a recording of one window. `longest_pause`: the longest
+    pause that is kept; pauses that padding fills are always kept. `longest_click`: speech of at most this length is
+    left out.
     """
 
     padding: int = 0
@@ -157,8 +160,9 @@ class _VoiceFilter:
 def _with_masks(pieces: Iterable[Samples], voice_filter: _VoiceFilter, threads: AudioThreads | None) -> Iterator[tuple[Samples, Mask]]:
     """Each piece with its voice mask.
 
-    With `threads` three pieces are in work at once: one is classified while the next is extracted and the one after that is decoded. On
-    one thread detecting the voices of one hour would take as long as a GPU takes to decode two hours (bench/profile.md).
+    With `threads` three pieces are in work at once: one is classified while the next is extracted and the one after
+    that is decoded. On one thread detecting the voices of one hour would take as long as a GPU takes to decode two
+    hours (bench/profile.md).
     """
     detector = voice_filter.detector
     if detector is None:
@@ -236,7 +240,7 @@ class _Cutter:
         self._samples, self._energy, self._voiced = self._samples[frames * FRAME :], self._energy[frames:], self._voiced[frames:]
 
     def _silence(self, final: bool) -> int | None:
-        """The frame at which the chunk ends because a long silence follows; None if none follows or it is not certain yet."""
+        """The frame at which the chunk ends because a long silence follows; None if that is not certain."""
         available = len(self._voiced)
         limit = available if len(self._samples) <= WINDOW_SAMPLES else WINDOW_LIMIT  # 30 s is not a whole number of frames
         short = self._is_short
@@ -269,14 +273,17 @@ def _speech_spans(voiced: Mask, limits: _Limits) -> list[tuple[int, int]]:
 
 
 def _clips(blocks: Iterable[Samples], timestamps: tuple[float, ...]) -> Iterator[tuple[int | None, Iterator[Samples]]]:
-    """Each clip's first sample and its blocks, in order; None and the blocks for audio outside of clips, which may be left unread."""
+    """Each clip's first sample and blocks, in order; None and the blocks for audio outside of clips, to be skipped."""
     borders = [round(seconds * SAMPLE_RATE) for seconds in timestamps] or [0]
     for border, parts in groupby(_split_at(borders, blocks), key=lambda part: part[0]):
         yield (borders[border - 1] if border % 2 else None), (samples for _, samples in parts)
 
 
 def _split_at(borders: list[int], blocks: Iterable[Samples]) -> Iterator[tuple[int, Samples]]:
-    """The blocks, split at the ascending borders. Each part has the number of borders before it, which is odd within a clip."""
+    """The blocks, split at the ascending borders.
+
+    Each part has the number of borders before it, which is odd within a clip.
+    """
     position = 0
     for block in blocks:
         begin, position = position, position + len(block)
@@ -294,7 +301,7 @@ def _pauses(silent: Mask) -> list[tuple[int, int]]:
 
 
 def _quietest(energy: npt.NDArray[np.float32], first: int, last: int) -> int:
-    """The quietest border before a frame in first … last, counted from `first`: the weighted energy of 192 ms, the inner 64 ms most."""
+    """The quietest frame border in first … last, from `first`, by the energy of 192 ms, mainly the inner 64 ms."""
     around = np.convolve(np.pad(energy, 3, mode="edge"), _QUIETNESS_WEIGHTS, mode="valid")[first : last + 1]
     return len(around) - 1 - int(around[::-1].argmin())  # the last of equals, for longer chunks
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 _DTYPES = {"pcm_f32le": "<f4", "pcm_f32be": ">f4", "pcm_f64le": "<f8", "pcm_f64be": ">f8"}
-_STRIDE = 11  # every eleventh sample is enough; no common number of channels divides 11
+_STRIDE = 11  # every eleventh sample is enough; 11 is coprime to all usual numbers of channels
 _FULL_SCALES = (2.0**7, 2.0**15, 2.0**23, 2.0**31)
 _LOUDEST_FLOAT = 16.0
 """+24 dB. Mixes without a limiter exceed 1.0, but never by so much."""

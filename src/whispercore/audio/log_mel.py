@@ -33,7 +33,7 @@ def log_mels(windows: Sequence[Window], n_mels: int, device: str = "cpu") -> tor
 
 
 def log_mels_batched(windows: Sequence[Window], n_mels: int, device: str) -> torch.Tensor:
-    """The same as `log_mels` in one batched transform, up to rounding. One asynchronous copy brings the samples to the device."""
+    """The same as `log_mels` up to rounding, in one batched transform after one asynchronous copy to the device."""
     audio = torch.zeros(len(windows), max(len(window.samples) for window in windows) + N_FFT)
     for row, window in zip(audio, windows, strict=True):
         row[: len(window.samples)] = torch.from_numpy(window.samples)
@@ -47,8 +47,9 @@ def log_mels_batched(windows: Sequence[Window], n_mels: int, device: str) -> tor
 def log_mels_of(audio: torch.Tensor, ranges: torch.Tensor, loudest: torch.Tensor, n_mels: int) -> torch.Tensor:
     """Samples (windows, n) → float32 (windows, n_mels, 3000).
 
-    At least N_FFT zeros follow each window's samples. `ranges`: each window's `frame_range`, shape (windows, 3); `loudest`: its
-    `loudest_or_nan`, shape (windows,). Nothing here synchronizes with the device, and all shapes follow from the shape of `audio`.
+    At least N_FFT zeros follow each window's samples. `ranges`: each window's `frame_range`, shape (windows, 3);
+    `loudest`: its `loudest_or_nan`, shape (windows,). Nothing here synchronizes with the device, and all shapes follow
+    from the shape of `audio`.
     """
     power = _mel_power(_transform(audio), n_mels)
     first, counted, kept = (column[:, None, None] for column in ranges.unbind(1))
@@ -61,7 +62,7 @@ def log_mels_of(audio: torch.Tensor, ranges: torch.Tensor, loudest: torch.Tensor
 
 
 def frame_range(window: Window) -> tuple[int, int, int]:
-    """The window's frames among those of its samples: the first one, the number searched for the maximum, the number kept."""
+    """Of the frames of the window's samples: the first one, the number searched for the maximum, the number kept."""
     frames = _frames(len(window.samples), window.margin)
     last = (len(window.samples) + N_FFT) // HOP_LENGTH + 1
     counted = min(frames.stop, last) - frames.start
@@ -74,14 +75,19 @@ def loudest_or_nan(window: Window) -> float:
 
 
 def loudest(samples: Samples, margin: tuple[int, int], n_mels: int) -> float:
-    """log10 of the strongest mel power in a piece of a recording. The maximum over all pieces is the recording's `loudest`."""
+    """log10 of the strongest mel power in a piece of a recording.
+
+    The maximum over all pieces is the recording's `loudest`.
+    """
     return float(_log_power(samples, margin, n_mels, "cpu").max())
 
 
 def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int, device: str) -> torch.Tensor:
-    """log10 of the mel power, float32 (n_mels, frames), of the samples between the margins and of the silence that their end reaches into.
+    """log10 of the mel power, float32 (n_mels, frames), of the samples between the margins and of the silence that
+    their end reaches into.
 
-    whisper.transcribe appends 30 s of silence. N_FFT samples of it give the same frames and the same maximum at half the cost.
+    whisper.transcribe appends 30 s of silence. N_FFT samples of it give the same frames and the same maximum at half
+    the cost.
     """
     transform = _transform(pad(torch.from_numpy(samples).to(device), (0, N_FFT)))
     return _mel_power(transform[:, _frames(len(samples), margin)], n_mels)
@@ -93,7 +99,7 @@ def _transform(audio: torch.Tensor) -> torch.Tensor:
 
 
 def _frames(length: int, margin: tuple[int, int]) -> slice:
-    """The frames of the samples between the margins, including those that reach from the recording's last sample into silence."""
+    """The frames of the samples between the margins, including those that reach beyond the recording's end."""
     before, after = margin
     first = before // HOP_LENGTH
     inside = (length - before - after) // HOP_LENGTH

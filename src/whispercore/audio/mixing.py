@@ -1,7 +1,7 @@
 """Decoded frames of any sample format and number of channels → mono: the mean of the channels, or one channel.
 
-Channels that are out of phase cancel in the mean: a recording with one side wired with reversed polarity is loud on both channels
-and silent in the mix. There the loudest channel replaces the mean.
+Channels that are out of phase cancel in the mean: a recording with one side wired with reversed polarity is loud on
+both channels and silent in the mix. There the loudest channel replaces the mean.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ _SCALES = {"u8": (128.0, 128.0), "s16": (32768.0, 0.0), "s32": (2147483648.0, 0.
 _PART_SECONDS = 0.5
 _COMPARISONS_PER_SECOND = 480  # comparing all samples would take a tenth of the decoding time
 _LAG_SECONDS = 0.00037
-"""The lag of the differences that are compared. Differences remove DC offset and mains hum, which say nothing about speech."""
+"""The lag of the differences that are compared.
+
+Differences remove DC offset and mains hum, which say nothing about speech.
+"""
 _CANCELS, _ADDS_UP = 0.15, 0.4
-"""Power of the mix relative to uncorrelated channels: below the first value channels cancel, above the second they no longer do."""
+"""Power of the mix relative to uncorrelated channels: below the first channels cancel, above the second no longer."""
 _LOUDER_RATIO = 2.0
 _SILENCE = 1e-12  # mean power, full scale 1.0
 
@@ -76,7 +79,7 @@ class Mixer:
                 mix[start:end] *= len(planes)
 
     def _loudest(self, power: npt.NDArray[np.float64]) -> int:
-        """The loudest channel so far in the parts that cancel. It changes only to a channel with more than twice its power."""
+        """The loudest channel so far in the parts that cancel; another one must have more than twice its power."""
         if len(self._power) != len(power):
             self._power, self._chosen = np.zeros(len(power)), int(power.argmax())
         self._power = self._power + power
@@ -88,7 +91,7 @@ class Mixer:
 
 
 def _powers(samples: npt.NDArray[Any], lag: int, stride: int, starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """The power of every `stride`th difference over `lag` samples, summed from each start to the next; starts count differences."""
+    """The power of every `stride`th difference over `lag` samples, summed between starts, which count differences."""
     differences = np.subtract(samples[lag::stride], samples[:-lag:stride], dtype=np.float32)
     return np.add.reduceat(np.square(differences, out=differences), starts).astype(np.float64)
 

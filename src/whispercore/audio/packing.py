@@ -1,7 +1,8 @@
 """Chunks of speech packed into one window, and the conversion of window times to recording times.
 
-An engine takes as long for a window with one sentence as for a full one, and sparse speech is cut into single sentences. Batched
-pipelines (WhisperX, Bain et al. 2023; faster-whisper) merge the chunks of their voice detector in the same way.
+An engine takes as long for a window with one sentence as for a full one, and sparse speech is cut into single
+sentences. Batched pipelines (WhisperX, Bain et al. 2023; faster-whisper) merge the chunks of their voice detector in
+the same way.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ class PackedWindow:
     def in_recording(self, begin: float, end: float) -> tuple[float, float]:
         """A span in seconds of `samples` as one in seconds of the recording.
 
-        The result covers the chunks that contain more than `REACH` of the span, else the chunk that contains most of it. So speech after
-        a silence that was left out does not start before that silence.
+        The result covers the chunks that contain more than `REACH` of the span, else the chunk that contains most of
+        it. So speech after a silence that was left out does not start before that silence.
         """
         parts = [(max(begin, offset), min(end, offset + chunk.duration), chunk.start - offset) for offset, chunk in self.offsets]
         largest = max(parts, key=lambda part: part[1] - part[0])
@@ -59,7 +60,7 @@ class PackedWindow:
 
 
 def pack_chunks(chunks: Iterable[SpeechChunk | None], *, alone: bool = False) -> Iterator[PackedWindow | None]:
-    """Packs each clip's chunks, in order, into as few windows as they fit. `alone`: one chunk per window. Each None is passed on."""
+    """Pack each clip's chunks, in order, into full windows, or with `alone` one per window. Each None is passed on."""
     packed: list[SpeechChunk] = []
     room = WINDOW_SAMPLES
     for chunk in chunks:

@@ -50,11 +50,11 @@ def open_recording(
 ) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
-    `channel`, from 0: read only this channel. `track`: the number, from 0, or the language of the audio track to read; None: FFmpeg's
-    best. `threads`: decode ahead on these; None: on the caller's thread. Bytes and paths may be opened several times at once.
-    Raises UnsupportedAudio when the source is empty, in no known container or without an audio stream, UnreadableAudio when its
-    container is broken from the start, TooLarge when its header declares more than `max_seconds`, InvalidRequest when it has no such
-    channel or track.
+    `channel`, from 0: read only this channel. `track`: the number, from 0, or the language of the audio track to read;
+    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. Bytes and paths may be opened
+    several times at once. Raises UnsupportedAudio when the source is empty, in no known container or without an audio
+    stream, UnreadableAudio when its container is broken from the start, TooLarge when its header declares more than
+    `max_seconds`, InvalidRequest when it has no such channel or track.
     """
     file = Reader(source)
     try:
@@ -73,8 +73,9 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None if it declares none. `tracks`: all audio tracks of the file. `track`: the index of
-    the track being read. `warnings` grows while blocks are read: truncated file, corrupt packets, non-finite samples.
+    `declared_duration`: seconds by the header, None if it declares none. `tracks`: all audio tracks of the file.
+    `track`: the index of the track being read. `warnings` grows while blocks are read: truncated file, corrupt packets,
+    non-finite samples.
     """
 
     def __init__(
@@ -148,7 +149,7 @@ class Recording:
         self._check_complete()
 
     def _find_full_scale(self) -> None:
-        """Read the whole stream once, without decoding, to find the full scale of its samples. So every pass scales alike."""
+        """Read the whole stream once, without decoding, for its full scale, so that every pass scales alike."""
         scale = full_scale(self._packets(), self.codec)
         self._container.close()
         self._file.seek(0)
@@ -173,7 +174,10 @@ class Recording:
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
     def _decoded_ahead(self, batches: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
-        """The same batches. With threads each is decoded while the one before is mixed and resampled, which takes as long for music."""
+        """The same batches.
+
+        With threads each is decoded while the one before is mixed and resampled, which takes as long for music.
+        """
         if self._threads is None:
             yield from batches
             return
@@ -285,14 +289,15 @@ def _without_start(seconds: float | None, container: Any, stream: Any) -> float 
 
 
 class _Piece(NamedTuple):
-    """A decoded frame. `shift`: samples of silence before it; if negative, the number of samples to cut from its start."""
+    """A decoded frame. `shift`: samples of silence before it, or, if negative, samples to cut from its start."""
 
     frame: Any
     shift: int
 
 
 def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_Piece]:
-    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of the decoding time.
+    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of the decoding
+    time.
 
     Other layouts are passed on unchanged: PyAV's FIFO frees a custom channel layout twice (PyAV pull request 2284).
     """

@@ -1,8 +1,9 @@
-"""Silero's voice activity network (v6, from the faster-whisper package), rebuilt in two parts that need a fifth of the CPU time.
+"""Silero's voice activity network (v6, from the faster-whisper package), rebuilt in two parts that need a fifth of the
+CPU time.
 
-The original encodes frames and updates its recurrent state in one step, so a frame that is needed with two states is encoded twice.
-Here the Fourier transform is an FFT instead of a convolution, the four convolutions over a frame's four spectra are dense layers, and
-the recurrent layer runs several states as a batch. The results are the same.
+The original encodes frames and updates its recurrent state in one step, so a frame that is needed with two states is
+encoded twice. Here the Fourier transform is an FFT instead of a convolution, the four convolutions over a frame's four
+spectra are dense layers, and the recurrent layer runs several states as a batch. The results are the same.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Network:
     recurrent: Any
 
     def features(self, frames: Samples) -> Samples:
-        """Frames, each with the 64 samples before it, shape (n, 576) → the recurrent layer's input, shape (n, 128)."""
+        """Frames, each after the 64 samples before it, shape (n, 576) → the LSTM's input, shape (n, 128)."""
         padded = np.pad(frames, ((0, 0), (0, CONTEXT)), mode="reflect")
         windows = np.lib.stride_tricks.sliding_window_view(padded, len(self.window), axis=1)[:, ::_HOP]
         # SciPy transforms several rows at a time. NumPy takes ten times as long, and PyTorch's idle threads busy-wait.
@@ -54,7 +55,7 @@ class Network:
         return features
 
     def probabilities(self, features: Samples, state: State) -> tuple[Samples, State]:
-        """Consecutive features, shape (n, 128), and b states → speech probabilities, shape (n, b), and the states afterwards."""
+        """Features in order, shape (n, 128), and b states → speech probabilities, shape (n, b), and the new states."""
         h, c = state
         repeated = np.repeat(features[:, None], h.shape[1], axis=1)
         probabilities, h, c = self.recurrent.run(None, {"x": repeated, "h": h, "c": c})
@@ -77,7 +78,10 @@ def network() -> Network:
 
 
 def _weights(model: bytes) -> dict[str, Samples]:
-    """The model's weights by name. Appending a second protobuf message merges it into the model and makes the weights its outputs."""
+    """The model's weights by name.
+
+    Appending a second protobuf message merges it into the model and makes the weights its outputs.
+    """
     names = [_STFT, *_CONVOLUTIONS, *_LSTM, _OUT, _OUT_BIAS]
     session = _session(model + _field(7, b"".join(_field(12, _field(1, name)) for name in names)))
     h, c = initial_state()
@@ -101,7 +105,7 @@ def _encoder(weights: dict[str, Samples]) -> bytes:
 
 
 def _dense(kernel: Samples, positions: int, stride: int) -> Samples:
-    """A convolution over `positions`, padded by one, kernel (out, in, 3), as a matrix (positions * in, positions / stride * out)."""
+    """A convolution, padded by one, kernel (out, in, 3), as a matrix (positions * in, positions / stride * out)."""
     out, channels, taps = kernel.shape
     outputs = -(-positions // stride)
     matrix = np.zeros((positions, channels, outputs, out), np.float32)
@@ -126,7 +130,7 @@ def _recurrent(weights: dict[str, Samples]) -> bytes:
 
 
 def _model(nodes: Iterable[bytes], tensors: dict[str, Samples], inputs: Iterable[str], outputs: Iterable[str]) -> bytes:
-    """A serialized ONNX model of float tensors, with the field numbers of onnx.proto. This avoids the onnx package (31 MB)."""
+    """A serialized ONNX model of float tensors, written by hand to avoid the onnx package (31 MB)."""
     graph = [_field(1, node) for node in nodes] + [_field(2, "silero")]
     for name, tensor in tensors.items():
         sizes = b"".join(_field(1, size) for size in tensor.shape)

@@ -16,7 +16,7 @@ _STREAMED_SIZES = ((0x7FFF_0000, 0x8001_0000), (0xF000_0000, 0x1_0000_0000))
 
 
 class Reader:
-    """A source as a file for FFmpeg. It has no name, so that only its content decides the format. Bytes are not copied."""
+    """A source as a file for FFmpeg. It has no name: only its content decides the format. Bytes are not copied."""
 
     def __init__(self, source: Source) -> None:
         """Raises InvalidRequest when the source has an unsupported type or cannot be opened."""
@@ -43,7 +43,7 @@ class Reader:
 
     @property
     def declared_share(self) -> float:
-        """The size that a RIFF or W64 header declares, relative to the file's size, at least 1.0. FFmpeg ignores this difference."""
+        """A RIFF or W64 header's size relative to the file's, at least 1.0. FFmpeg ignores the difference."""
         if self.head[:4] == b"RIFF":
             size = int.from_bytes(self.head[4:8], "little") + 8
             streamed = any(low <= size - 8 < high for low, high in _STREAMED_SIZES)

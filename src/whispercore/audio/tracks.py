@@ -21,7 +21,8 @@ def audio_tracks(container: Any) -> tuple[AudioTrack, ...]:
 def choose(container: Any, requested: str | None) -> tuple[int, Any]:
     """The index and the stream of the track to read; FFmpeg's best one when none is `requested`.
 
-    Raises UnsupportedAudio when the file has no audio or the codec is unknown, and InvalidRequest when there is no such track.
+    Raises UnsupportedAudio when the file has no audio or the codec is unknown, and InvalidRequest when there is no such
+    track.
     """
     streams = list(container.streams.audio)
     best = container.streams.best("audio")  # FFmpeg's default audio stream

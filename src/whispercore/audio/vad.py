@@ -24,8 +24,8 @@ _WARM_UP = 16  # frames, half a second; without it, 5% of the digits at the very
 class PieceFeatures:
     """A piece after the layers without state.
 
-    `features`: shape (frames, 128); None for digital silence. `warm_up`: the features of the half second before it. `first`: no audio
-    precedes the piece, or only digital silence.
+    `features`: shape (frames, 128); None for digital silence. `warm_up`: the features of the half second before it.
+    `first`: no audio precedes the piece, or only digital silence.
     """
 
     frames: int
@@ -37,8 +37,8 @@ class PieceFeatures:
 class VoiceDetector:
     """Speech probabilities of one recording, called with its samples piece by piece, about five seconds each.
 
-    `extract` and `classify` are its two halves. Each must be called once per piece, in order. One thread may extract a piece while
-    another one classifies the piece before it.
+    `extract` and `classify` are its two halves. Each must be called once per piece, in order. One thread may extract a
+    piece while another one classifies the piece before it.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class VoiceDetector:
         self._state = initial_state()
 
     def __call__(self, samples: Samples) -> Samples:
-        """Probabilities, shape (n,), of the n frames of 512 samples in `samples`, shape (512 n,); the last frame is zero-padded."""
+        """Samples, shape (512 n,), the last frame zero-padded → probabilities of the n frames, shape (n,)."""
         return self.classify(self.extract(samples))
 
     def extract(self, samples: Samples) -> PieceFeatures:
@@ -68,7 +68,7 @@ class VoiceDetector:
         return PieceFeatures(len(frames), features, warm_up, first)
 
     def classify(self, piece: PieceFeatures) -> Samples:
-        """The second half: the recurrent layer, once from the state so far and once from half a second; the higher probability wins."""
+        """The second half: the LSTM, from the state so far and from a fresh one; the higher probability wins."""
         if piece.features is None or piece.warm_up is None:
             return np.zeros(piece.frames, np.float32)
         fresh = self._network.probabilities(piece.warm_up, initial_state())[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..api.values import read_options
 from ..audio.source import Source
@@ -18,11 +18,14 @@ from ..checkpoints import choose_model, is_demonstration, prepare
 from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
 from ..errors import ConfigurationError, InvalidRequest, Overloaded
-from ..options import Options
-from ..settings import ENVIRONMENT_PREFIX, Settings
+from ..options import OptionKeywords, Options
+from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
 from ..types import Transcript
 from .job import Job, Runtime
 from .scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
 
 
 class Transcriber:
@@ -32,14 +35,16 @@ class Transcriber:
     Thread-safe: the windows of all recordings under way share the engines' batches.
     """
 
-    def __init__(self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Any) -> None:
+    def __init__(
+        self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Unpack[SettingKeywords]
+    ) -> None:
         """`model`: a checkpoint's name or path. `engine`: an engine's name. `settings`: other settings by name.
 
         Settings that are not given come from `Settings.load`. `model` may also be `Settings` whose checkpoint has been
         prepared for its engine, and `engine` an engine that is loaded. Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
-        asked = _settings(model, engine if isinstance(engine, str) else None, settings)
+        asked = _settings(model, engine if isinstance(engine, str) else None, dict(settings))
         self.settings = choose_model(asked, look=loaded is None)
         if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
@@ -66,7 +71,7 @@ class Transcriber:
         self._jobs: set[Job] = set()
         self._lock = threading.Lock()
 
-    def __call__(self, source: Source, *, timestamps: bool = True, **options: Any) -> Transcript:
+    def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it.
 
         `options`: those of a request; `timestamps` False is their `without_timestamps`.

@@ -36,8 +36,8 @@ def chunked(
 ) -> PartTasks:
     """One task per packed window. The tasks are independent and may run concurrently.
 
-    `aligns`: the engine can give word times. `single_pass`: no window is decoded again to fill its gaps; for benchmarks on random
-    weights, whose alignment means nothing.
+    `aligns`: the engine can give word times. `single_pass`: no window is decoded again to fill its gaps; for benchmarks
+    on random weights, whose alignment means nothing.
     """
     aligned = aligns and not options.without_timestamps
     chunker = Chunker(options, detected, tokenizer, prompt_tokens(options, tokenizer), aligned=aligned, single_pass=single_pass)
@@ -49,8 +49,9 @@ def chunked(
 class Chunker:
     """Makes the task of each packed window.
 
-    `aligned`: decode without timestamp tokens, and place the words by their alignment with the audio. With timestamp tokens Whisper
-    often ends a window early and loses the speech after its last timestamp: nearly half of base's errors on LibriSpeech.
+    `aligned`: decode without timestamp tokens, and place the words by their alignment with the audio. With timestamp
+    tokens Whisper often ends a window early and loses the speech after its last timestamp: nearly half of base's errors
+    on LibriSpeech.
     """
 
     options: Options
@@ -113,7 +114,8 @@ class Chunker:
     ) -> Generator[Window, Decoded, tuple[list[PlacedWord], list[Dropped]]]:
         """Decode voice without words again, on its own. Returns all words, and the voice that stays without words.
 
-        A translation is left alone: its word order differs from the audio's, so its alignment does not show what is missing.
+        A translation is left alone: its word order differs from the audio's, so its alignment does not show what is
+        missing.
         """
         dropped: list[Dropped] = []
         if self.options.task != "transcribe" or self.single_pass:
@@ -131,7 +133,7 @@ class Chunker:
         return words, dropped
 
     def _by_timestamps(self, packed: PackedWindow, decoded: Decoded) -> Generator[Window, Decoded, tuple[list[Segment], list[Dropped]]]:
-        """Segments between timestamp tokens, plus those of voice outside of them; one segment without timestamp tokens."""
+        """Segments between timestamp tokens (without any: one segment), plus those of voice outside of them."""
         timed = decoded_segments(decoded, len(packed.samples) / SAMPLE_RATE, self.tokenizer)
         segments, dropped = self._in_recording(timed, decoded, packed), list[Dropped]()
         for gap in self._gaps_between(timed, decoded, packed):
@@ -151,7 +153,9 @@ class Chunker:
         return [in_recording(segment, packed) for segment in timed]
 
     def _gaps_between(self, timed: Sequence[Segment], decoded: Decoded, packed: PackedWindow) -> list[coverage.Gap]:
-        """Voice outside of the segments. Their times are those of the timestamp tokens: a collapsed alignment makes segments too short.
+        """Voice outside of the segments.
+
+        Their times are those of the timestamp tokens: a collapsed alignment makes segments too short.
 
         A window without timestamp tokens is one segment and has no gaps.
         """

@@ -12,7 +12,7 @@ from ..types import SAMPLE_RATE, Segment
 from .placement import PlacedWord, Span, voiced_spans
 
 LONGEST_WORD = 1.5
-"""Seconds of voice. The longest of 4,600 words of read and dictated English has 1.2; a longer one hides missing words."""
+"""Seconds of voice. The longest of 4,600 words of read and dictated English has 1.2; longer ones hide missing words."""
 SHORTEST_WORD, MAX_SHORT_SHARE = 0.05, 0.1
 """Seconds of a spoken word, and the share of shorter words that real speech may have."""
 COLLAPSED_SHARE = 0.3
@@ -29,7 +29,10 @@ GAP_MARGIN = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Voice without words. `packed`: a window of it alone. `words`: implausibly long words in it; decoding again may replace them."""
+    """Voice without words. `packed`: a window of it alone.
+
+    `words`: implausibly long words in it; decoding again may replace them.
+    """
 
     packed: PackedWindow
     words: tuple[PlacedWord, ...]
@@ -48,7 +51,7 @@ def has_spoken_durations(words: Sequence[PlacedWord]) -> bool:
 
 
 def is_collapsed(words: Sequence[PlacedWord]) -> bool:
-    """Whether many words have no length: the model's attention does not follow the audio, and the alignment is useless."""
+    """Whether many words have no length: the model's attention does not follow the audio, so they have no times."""
     return _count_short(words) > 1 + COLLAPSED_SHARE * len(words)
 
 

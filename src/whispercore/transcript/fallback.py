@@ -1,4 +1,4 @@
-"""Temperature fallback and the no-speech rule: the thresholds that decide about a decoded window (whisper/transcribe.py)."""
+"""Temperature fallback and the no-speech rule, with the thresholds of whisper/transcribe.py."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ def with_fallback(
 ) -> Generator[Window, Decoded, Decoded]:
     """Decode a window at rising temperatures until it passes the thresholds (openai-whisper's `decode_with_fallback`).
 
-    `is_true_repetition` decides whether repetitive text matches the audio and may be kept. When every attempt fails, openai-whisper
-    keeps the last one. This function, like faster-whisper, keeps the most probable attempt that is not a loop.
+    `is_true_repetition` decides whether repetitive text matches the audio and may be kept. When every attempt fails,
+    openai-whisper keeps the last one. This function, like faster-whisper, keeps the most probable attempt that is not a
+    loop.
     """
     attempts: list[Decoded] = []
     for temperature in options.temperature:
@@ -31,7 +32,7 @@ def with_fallback(
 
 
 def needs_fallback(decoded: Decoded, options: Options) -> bool:
-    """Whether to decode again at the next temperature: the text loops or is improbable, and the window is not silence."""
+    """Whether to decode again at the next temperature: the text loops or is improbable, but not silence."""
     improbable = is_improbable(decoded, options)
     return (_loops(decoded, options) or improbable) and not (is_probably_no_speech(decoded, options) and improbable)
 
@@ -51,7 +52,7 @@ def _loops(decoded: Decoded, options: Options) -> bool:
 
 
 def is_silence(decoded: Decoded, options: Options) -> bool:
-    """Whether a window has no speech: <|nospeech|> is probable, and the text is not probable enough to contradict it."""
+    """Whether a window has no speech: <|nospeech|> is probable, and the text too improbable to contradict it."""
     if not is_probably_no_speech(decoded, options):
         return False
     return options.logprob_threshold is None or decoded.avg_logprob <= options.logprob_threshold

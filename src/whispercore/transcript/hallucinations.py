@@ -1,6 +1,4 @@
-"""Hallucinated segments: improbable, very short or very long words with silence on both sides (openai-whisper's rules in
-whisper/transcribe.py).
-"""
+"""Hallucinations: improbable, very short or very long words between silences (rules of whisper/transcribe.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ def anomaly(word: Word) -> float:
 
 
 def is_anomalous(segment: Segment | None) -> bool:
-    """Whether the scores of the first eight words add up to an anomaly; False for None and for a segment without words."""
+    """Whether the scores of the first eight words add up to an anomaly; False for None or without words."""
     if segment is None or not segment.words:
         return False
     words = [word for word in segment.words if word.word not in _PUNCTUATION][:8]
@@ -38,7 +36,8 @@ def find_hallucination(
 ) -> int | None:
     """The index of the first anomalous segment with silence or another anomaly on both sides; None if there is none.
 
-    `start`, `end`: the window's audio in seconds; `window_end`: 30 s after its start; `last_speech`: the end of the previous word.
+    `start`, `end`: the window's audio in seconds; `window_end`: 30 s after its start; `last_speech`: the end of the
+    previous word.
     """
     last_end = last_speech
     for index, segment in enumerate(segments):
@@ -58,7 +57,10 @@ def find_hallucination(
 def without_hallucinations(
     segments: list[Segment], start: float, end: float, threshold: float | None
 ) -> tuple[list[Segment], list[Dropped]]:
-    """Split an independent window's segments into kept and hallucinated ones. They need words; a threshold of None keeps all."""
+    """Split an independent window's segments into kept and hallucinated ones.
+
+    They need words; a threshold of None keeps all.
+    """
     kept, dropped = list(segments), list[Dropped]()
     while threshold is not None:
         index = find_hallucination(kept, start=start, end=end, window_end=end, last_speech=start, threshold=threshold)

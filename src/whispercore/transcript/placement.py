@@ -1,8 +1,8 @@
 """Word times in the recording, trimmed to detected voice.
 
-An alignment assigns every moment of a window to some word, silences included: the first word after a pause starts where the word
-before it ended. The voice detector finds the pauses, so each word is trimmed to the voice in its span. WhisperX also combines
-alignment with a voice detector (Bain et al. 2023, https://arxiv.org/abs/2303.00747).
+An alignment assigns every moment of a window to some word, silences included: the first word after a pause starts where
+the word before it ended. The voice detector finds the pauses, so each word is trimmed to the voice in its span.
+WhisperX also combines alignment with a voice detector (Bain et al. 2023, https://arxiv.org/abs/2303.00747).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_PAUSE_IN_WORD = 0.25
 SHORTEST_VOICE = 0.064
 """Seconds: shorter voice is a click, not part of a word. The default of vad_min_speech_duration_ms."""
 MIN_LATER_SHARE = 0.4
-"""The last of several pieces of voice in a word's span is the word, unless it is shorter than this share of the longest."""
+"""Of several voices in a word's span the last is the word, unless shorter than this share of the longest."""
 ONSET = 0.05
 """Seconds that a word may start before, or end after, its detected voice: two of the detector's frames."""
 
@@ -38,8 +38,8 @@ Span = tuple[float, float]
 class PlacedWord:
     """A word with its times and tokens; in languages without spaces, a character.
 
-    `start`, `end`: seconds of the recording, rounded to 0.01. `voice`: seconds of voice between them; None when the detector did not
-    run. `logprobs`: of its tokens. `source`: the decoded window that it comes from.
+    `start`, `end`: seconds of the recording, rounded to 0.01. `voice`: seconds of voice between them; None when the
+    detector did not run. `logprobs`: of its tokens. `source`: the decoded window that it comes from.
     """
 
     text: str
@@ -91,8 +91,8 @@ def place_words(decoded: Decoded, packed: PackedWindow, tokenizer: Tokenizer, op
 def _placed(span: Span, chunks: Sequence[tuple[float, SpeechChunk, list[Span]]]) -> tuple[Span, float]:
     """A span of the window's time as one of the recording's, and the seconds of voice in it.
 
-    The span lies in the one chunk that holds most of its voice. `chunks`: the shift from the window's time to the recording's, the
-    chunk, its voice.
+    The span lies in the one chunk that holds most of its voice. `chunks`: the shift from the window's time to the
+    recording's, the chunk, its voice.
     """
     candidates: list[tuple[float, float, Span]] = []
     for shift, chunk, voices in chunks:
@@ -127,8 +127,9 @@ def voiced_spans(chunk: SpeechChunk) -> list[Span]:
 def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
     """A word's span without the silence around its voice: start, end, seconds of voice.
 
-    When two pieces of voice with a silence between them reach into the span, one belongs to a neighbouring word. Usually that is the
-    earlier one: an alignment gives a pause, and the end of the word before it, to the word after it.
+    When two pieces of voice with a silence between them reach into the span, one belongs to a neighbouring word.
+    Usually that is the earlier one: an alignment gives a pause, and the end of the word before it, to the word after
+    it.
     """
     groups = list(_groups(span, voices))
     if not groups:
@@ -139,7 +140,7 @@ def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
 
 
 def _groups(span: Span, voices: Sequence[Span]) -> Iterator[tuple[float, float, float]]:
-    """Seconds of voice, start and end of each group of voices in the span, split at silences longer than `MAX_PAUSE_IN_WORD`."""
+    """The span's voices, grouped at silences longer than `MAX_PAUSE_IN_WORD`: seconds of voice, start, end."""
     inside = [(max(begin, span[0]), min(end, span[1])) for begin, end in voices if begin < span[1] and end > span[0]]
     group: list[Span] = []
     for piece in inside:

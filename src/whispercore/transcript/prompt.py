@@ -8,7 +8,7 @@ from ..types import MAX_PROMPT
 
 
 def prompt_tokens(options: Options, tokenizer: Tokenizer, previous: tuple[int, ...] | None = None) -> tuple[int, ...]:
-    """A window's prompt: hotwords, in at most half of `MAX_PROMPT`, then the last `previous` tokens (default: `initial_prompt`)."""
+    """Hotwords, in at most half of `MAX_PROMPT`, then the last `previous` tokens; by default `initial_prompt`."""
     hotwords = tokenizer.encode(" " + options.hotwords.strip())[: MAX_PROMPT // 2] if options.hotwords else ()
     if previous is None:
         previous = initial_tokens(options, tokenizer)

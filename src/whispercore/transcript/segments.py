@@ -15,7 +15,7 @@ from . import words
 
 @dataclass(frozen=True, slots=True)
 class TimedText:
-    """Text tokens between two timestamps, in seconds from the window's start; `end` is None when no timestamp follows the text."""
+    """Text tokens between two timestamps, in seconds from the window's start; `end` is None without the second one."""
 
     start: float
     end: float | None
@@ -55,7 +55,10 @@ def decoded_segments(decoded: Decoded, duration: float, tokenizer: Tokenizer) ->
 def text_segment(
     decoded: Decoded, tokens: Sequence[int], start: float, end: float, seek: int, tokenizer: Tokenizer, probs: Iterator[float]
 ) -> Segment:
-    """A segment of some of a window's tokens, with or without timestamps. Its text tokens take their probabilities from `probs`, if any."""
+    """A segment of some of a window's tokens, with or without timestamps.
+
+    Its text tokens take their probabilities from `probs`, if any.
+    """
     count = sum(token < tokenizer.eot for token in tokens)
     return Segment(
         start=round(start, 3),

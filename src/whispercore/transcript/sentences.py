@@ -18,7 +18,7 @@ SHORT = 1.0
 SHORT_CLAUSE = 2.0
 """Seconds: a shorter clause is not a segment of its own, unless a long pause follows."""
 LEAD_IN = 0.25
-"""A segment starts this many seconds before its first word, but at most half of the pause: the detector finds a voice this late."""
+"""Seconds that a segment starts before its first word, at most half of the pause: voice is detected this late."""
 LONGEST = 10.0
 """Seconds of a segment; a longer sentence is split at its clauses and pauses."""
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "۔", "؟", "։", "።", "။")

@@ -1,8 +1,10 @@
-"""Strategy `sequential`: openai-whisper's own loop (`whisper.transcribe`) as tasks. Each window starts where the last one's text ended.
+"""Strategy `sequential`: openai-whisper's own loop (`whisper.transcribe`) as tasks.
 
-The windows of one recording depend on each other, but share batches with the windows of other requests. The audio is read twice. The
-first pass finds its length, its loudest frame, by which openai-whisper scales the whole spectrogram, and its speech. The second pass
-reads window by window. A recording is never in memory as a whole.
+Each window starts where the last one's text ended.
+
+The windows of one recording depend on each other, but share batches with the windows of other requests. The audio is
+read twice. The first pass finds its length, its loudest frame, by which openai-whisper scales the whole spectrogram,
+and its speech. The second pass reads window by window. A recording is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from .tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
 _FRAMES_PER_TIMESTAMP = round(SECONDS_PER_TIMESTAMP * FRAMES_PER_SECOND)
 _MARGIN_BEFORE = 2 * HOP
 _MARGIN_AFTER = 200
-"""Samples around a window that its first and last spectrogram frames depend on: two hops before, half a transform after."""
+"""Samples around a window that its first and last frames depend on: two hops before, half a transform after."""
 _RESET_TEMPERATURE = 0.5
 """Text decoded at a higher temperature is not part of the next window's prompt."""
 
@@ -56,7 +58,7 @@ def sequential(
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """The result of the first pass: length in `frames` of 10 ms, `loudest` log10 mel power, `clips` to transcribe as frame ranges."""
+    """The result of the first pass: `frames` of 10 ms, `loudest` log10 mel power, `clips` to transcribe, in frames."""
 
     frames: int
     loudest: float
@@ -127,7 +129,7 @@ class _SampleBuffer:
             yield block
 
     def window(self, seek: int, frames: int) -> tuple[Samples, tuple[int, int]]:
-        """Samples of `frames` frames from frame `seek` on, or up to the recording's end, with their margins; and the margins' sizes."""
+        """The samples of `frames` frames from frame `seek` on, at most to the end, with margins; the margins' sizes."""
         begin, end = seek * HOP, (seek + frames) * HOP
         blocks = self.blocks()
         while self.end < end + _MARGIN_AFTER and next(blocks, None) is not None:
@@ -209,7 +211,7 @@ class _TranscriptionLoop:
         return prompt_tokens(self._options, self._tokenizer, (*self._initial, *(previous[-room:] if room > 0 else ())))
 
     def _with_words(self, segments: list[Segment], decoded: Decoded, seek: int, frames: int) -> list[Segment]:
-        """Add the words. The next window starts after the last word, unless a lone timestamp says that silence follows."""
+        """Add words. The next window starts after the last one, unless a lone timestamp says that silence follows."""
         options, start = self._options, seek / FRAMES_PER_SECOND
         segments = words.add_words(
             segments,
@@ -241,7 +243,7 @@ class _TranscriptionLoop:
     def _without_hallucinations(
         self, segments: list[Segment], seek: int, frames: int, threshold: float
     ) -> tuple[list[Segment], list[Dropped]]:
-        """Drop the segments from the first hallucination on; the next window starts there, at least one second later."""
+        """Drop segments from the first hallucination on; the next window starts there, at least 1 s later."""
         start = seek / FRAMES_PER_SECOND
         index = find_hallucination(
             segments,
@@ -261,10 +263,11 @@ class _TranscriptionLoop:
 
 
 def split(decoded: Decoded, seek: int, frames: int, tokenizer: Tokenizer) -> tuple[list[Segment], int]:
-    """The segments of a window of `frames` frames at frame `seek`, and the number of frames from there to the next window.
+    """The segments of a window of `frames` frames at frame `seek`, and the number of frames from there to the next
+    window.
 
-    Two timestamps in a row end one segment and start the next. Text after the last such pair is incomplete, and the next window starts
-    there. A window without such a pair is one segment.
+    Two timestamps in a row end one segment and start the next. Text after the last such pair is incomplete, and the
+    next window starts there. A window without such a pair is one segment.
     """
     start, begin, tokens = seek / FRAMES_PER_SECOND, tokenizer.timestamp_begin, decoded.tokens
     complete = complete_segments(tokens, begin)

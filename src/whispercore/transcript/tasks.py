@@ -1,8 +1,9 @@
 """The tasks that a decoding strategy makes of a recording.
 
-A task is a generator. It yields each `Window` that it needs decoded, receives the `Decoded`, and returns a `PartialTranscript`.
-A retry at a higher temperature is therefore another window in the common queue and delays no other window of its batch.
-A strategy is an iterator of tasks. It yields None when it has read some audio but has no task yet; the caller then asks again.
+A task is a generator. It yields each `Window` that it needs decoded, receives the `Decoded`, and returns a
+`PartialTranscript`. A retry at a higher temperature is therefore another window in the common queue and delays no other
+window of its batch. A strategy is an iterator of tasks. It yields None when it has read some audio but has no task yet;
+the caller then asks again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Word times from the token times of a decoded window, by openai-whisper's rules (`whisper.timing.add_word_timestamps`)."""
+"""Word times from a window's token times, by openai-whisper's rules (`whisper.timing.add_word_timestamps`)."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ def add_words(
 ) -> list[Segment]:
     """The segments of one window with their words; the words set the segments' times.
 
-    `segments` hold exactly the text tokens of `decoded.token_times`, in order. `start`: the window's start, `last_speech`: the end of
-    speech before it, both in seconds of the recording. The result equals openai-whisper's, whose rules let words overlap by a few
-    hundredths of a second: see `clamp`. Raises ValueError when the number of times does not fit the segments' tokens.
+    `segments` hold exactly the text tokens of `decoded.token_times`, in order. `start`: the window's start,
+    `last_speech`: the end of speech before it, both in seconds of the recording. The result equals openai-whisper's,
+    whose rules let words overlap by a few hundredths of a second: see `clamp`. Raises ValueError when the number of
+    times does not fit the segments' tokens.
     """
     counts = [sum(token < tokenizer.eot for token in segment.tokens) for segment in segments]
     if sum(counts) != len(decoded.token_probs):
@@ -72,7 +73,8 @@ def logprob(probability: float) -> float:
 def timed_words(decoded: Decoded, tokenizer: Tokenizer, *, prepend: str, append: str, shorten: bool) -> list[TimedWord]:
     """The words of an aligned window in order, punctuation merged into them.
 
-    `shorten`: shorten long words at the ends of sentences, as openai-whisper does. A voice detector makes this unnecessary.
+    `shorten`: shorten long words at the ends of sentences, as openai-whisper does. A voice detector makes this
+    unnecessary.
     """
     timed = _split_words([token for token in decoded.tokens if token < tokenizer.eot], decoded, tokenizer)
     if shorten:
@@ -82,7 +84,7 @@ def timed_words(decoded: Decoded, tokenizer: Tokenizer, *, prepend: str, append:
 
 
 def clamp(segments: Sequence[Segment], start: float, end: float) -> list[Segment]:
-    """The same words without overlaps: each starts at or after the end of the previous one, within `start` … `end` and its segment.
+    """The same words without overlaps, within `start` … `end` and their segment.
 
     A segment with words starts and ends with them. A segment whose words went to another one gets a duration of 0.
     """
@@ -124,7 +126,7 @@ def _median_duration(words: Sequence[TimedWord]) -> float:
 
 
 def _shorten_at_sentence_ends(words: Sequence[TimedWord], longest: float) -> None:
-    """The alignment adds the pause between two sentences to the full stop or to the word after it: shorten both to `longest`."""
+    """Alignment adds the pause between sentences to the full stop or the next word: shorten both to `longest`."""
     for before, word in pairwise(words):
         if longest and word.end - word.start > longest:
             if word.word in SENTENCE_ENDS:
@@ -134,7 +136,7 @@ def _shorten_at_sentence_ends(words: Sequence[TimedWord], longest: float) -> Non
 
 
 def _merge_punctuation(words: Sequence[TimedWord], prepend: str, append: str) -> None:
-    """Merge opening marks into the next word and closing marks into the previous one. Merged marks stay as empty words."""
+    """Merge opening marks into the next word, closing marks into the previous one. Merged marks stay as empty words."""
     if not words:
         return
     following = words[-1]
@@ -169,7 +171,10 @@ def _in_recording(word: TimedWord, start: float) -> TimedWord:
 
 
 def _with_words(segment: Segment, words: Sequence[TimedWord], median: float, last_speech: float) -> Segment:
-    """The segment with its words. Long words at its edges are shortened, and the words set its times unless they are far off."""
+    """The segment with its words.
+
+    Long words at its edges are shortened, and the words set its times unless they are far off.
+    """
     if not words:
         return replace(segment, words=())
     _shorten_after_pause(words, median, last_speech)

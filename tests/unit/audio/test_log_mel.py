@@ -123,8 +123,8 @@ def test_a_batch_is_its_windows() -> None:
 
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_windows_together_have_the_same_frames(n_mels: int) -> None:
-    """What a GPU computes at once: windows of other lengths beside it, their silences and maxima, change nothing in a window."""
+    """A batch, as a GPU computes it: the lengths and maxima of the other windows do not change a window."""
     recording = noise(40 * 16_000 + 77)
     cuts = [cut(recording, seek, frames) for seek, frames in ((0, 3000), (0, 700), (1234, 3000), (3999, 3000))]
-    each = [*cuts, cut(recording, 1000, 500, 1.5), *(Window(recording[:length], 0.0, Decoding()) for length in (1, 159, 160, 16_001))]
-    assert torch.allclose(log_mels_batched(each, n_mels, "cpu"), log_mels(each, n_mels), atol=1e-5)
+    windows = [*cuts, cut(recording, 1000, 500, 1.5), *(Window(recording[:length], 0.0, Decoding()) for length in (1, 159, 160, 16_001))]
+    assert torch.allclose(log_mels_batched(windows, n_mels, "cpu"), log_mels(windows, n_mels), atol=1e-5)

@@ -1,4 +1,4 @@
-"""The detector: the original network's numbers, a stream as one recording, no word missed, nobody heard in noise."""
+"""The detector: the original network's numbers, a stream as one recording, no word missed, no speech in noise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parents[3] / "samples"
 PIECE = 160 * FRAME
 
 
-def hear(recording: Samples) -> Samples:
+def detect(recording: Samples) -> Samples:
     detector = VoiceDetector()
     return np.concatenate([detector(recording[begin : begin + PIECE]) for begin in range(0, len(recording), PIECE)])
 
@@ -72,8 +72,10 @@ def test_a_recording_in_pieces_is_one_stream() -> None:
 
 def test_digital_silence_is_no_speech_and_makes_not_deaf() -> None:
     digits = read_samples(SAMPLES / "digits.flac")
-    heard = hear(np.concatenate([np.zeros(20 * PIECE, np.float32), digits, np.zeros(20 * PIECE, np.float32), digits * np.float32(0.01)]))
-    speech = heard >= 0.5
+    probabilities = detect(
+        np.concatenate([np.zeros(20 * PIECE, np.float32), digits, np.zeros(20 * PIECE, np.float32), digits * np.float32(0.01)])
+    )
+    speech = probabilities >= 0.5
     first, last = 20 * 160, 20 * 160 + len(digits) // FRAME
     again = last + 20 * 160
     assert not speech[: first - 1].any()
@@ -95,8 +97,8 @@ def test_isolated_words_are_not_missed_whatever_the_pause_and_the_level(level: f
         begin = sum(map(len, recording)) + len(pause)
         recording += [pause, digits[max(0, word[0] - 800) : word[-1] + 800]]
         spans.append((begin, begin + len(recording[-1])))
-    heard = hear(np.concatenate(recording))
-    missed = [span for span in spans if heard[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
+    probabilities = detect(np.concatenate(recording))
+    missed = [span for span in spans if probabilities[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
     assert not missed
 
 

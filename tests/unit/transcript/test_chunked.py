@@ -24,7 +24,7 @@ def decoded(*, ratio: float = 1.0, logprob: float = -0.3, no_speech: float = 0.0
 
 
 def voiced(seconds: float) -> PackedWindow:
-    """A window in which somebody speaks all the time."""
+    """A window of uninterrupted speech."""
     samples = np.zeros(round(seconds * 16_000), np.float32)
     return PackedWindow((SpeechChunk(samples, 100.0, 0.0, np.ones(-(-len(samples) // 512), bool)),))
 
@@ -36,23 +36,23 @@ def said(text: str, begin: float, end: float, **rest: float) -> Decoded:
     return replace(decoded(tokens=tokens, **rest), token_times=times, token_probs=(0.9,) * len(tokens))
 
 
-def transcribed(pack: PackedWindow, *answers: Decoded, options: Options | None = None) -> tuple[PartialTranscript, list[Window]]:
-    """What strategy chunked makes of a window when the engine answers so, and what it asked for."""
+def transcribed(packed: PackedWindow, *answers: Decoded, options: Options | None = None) -> tuple[PartialTranscript, list[Window]]:
+    """The transcript of a packed window when the engine gives these answers, and the windows it was asked to decode."""
     options = options or Options()
-    (task,) = chunked([pack], options, DetectedLanguage(), TOKENIZER, aligns=True)
+    (task,) = chunked([packed], options, DetectedLanguage(), TOKENIZER, aligns=True)
     assert task is not None
-    asked = [next(task)]
+    windows = [next(task)]
     for answer in answers[:-1]:
-        asked.append(task.send(answer))
+        windows.append(task.send(answer))
     with pytest.raises(StopIteration) as end:
         task.send(answers[-1])
-    return end.value.value, asked
+    return end.value.value, windows
 
 
 def test_words_are_decoded_without_timestamp_tokens_and_aligned() -> None:
     part, (window,) = transcribed(voiced(4.0), said(" one two three four five six", 0.0, 4.0))
     assert not window.decoding.timestamps and window.decoding.alignment == "all"
-    assert "".join(one.text for one in part.segments) == " one two three four five six"
+    assert "".join(segment.text for segment in part.segments) == " one two three four five six"
     assert not part.dropped
 
 
@@ -60,29 +60,29 @@ def test_voice_after_the_last_word_is_decoded_again_on_its_own() -> None:
     first, rest = said(" one two three four five six", 0.0, 4.0), said(" seven eight nine ten", 0.1, 3.9)
     part, (_, again) = transcribed(voiced(8.0), first, rest)
     assert again.start == pytest.approx(104.0, abs=0.3) and again.duration == pytest.approx(4.0, abs=0.3)
-    assert "".join(one.text for one in part.segments) == " one two three four five six seven eight nine ten"
+    assert "".join(segment.text for segment in part.segments) == " one two three four five six seven eight nine ten"
     assert part.segments[-1].end == pytest.approx(108.0, abs=0.3)
 
 
 @pytest.mark.parametrize("guess", [said(" hm", 0.0, 1.0, logprob=-0.9), said(" hm", 0.0, 1.0, no_speech=0.8), decoded()])
 def test_a_guess_at_the_second_hearing_is_told_and_not_added(guess: Decoded) -> None:
     part, _ = transcribed(voiced(8.0), said(" one two three four five six", 0.0, 4.0), guess)
-    assert "".join(one.text for one in part.segments) == " one two three four five six"
+    assert "".join(segment.text for segment in part.segments) == " one two three four five six"
     (dropped,) = part.dropped
     assert dropped.reason == "no_speech" and dropped.start == pytest.approx(104.0, abs=0.3)
 
 
 def test_a_sentence_that_is_said_three_times_is_no_loop() -> None:
     answer = said(" ask what you can do" * 3, 0.0, 6.0, ratio=3.0)
-    part, asked = transcribed(voiced(6.0), answer)
-    assert len(asked) == 1 and part.segments[0].temperature == 0.0
+    part, windows = transcribed(voiced(6.0), answer)
+    assert len(windows) == 1 and part.segments[0].temperature == 0.0
 
 
 def test_a_loop_without_sound_is_decoded_again_at_the_next_temperature() -> None:
     crammed = said(" you know" * 40, 0.0, 1.0, ratio=9.0)
-    part, asked = transcribed(voiced(4.0), crammed, said(" one two three four five six", 0.0, 4.0))
-    assert [window.decoding.temperature for window in asked] == [0.0, 0.2]
-    assert "you know" not in "".join(one.text for one in part.segments)
+    part, windows = transcribed(voiced(4.0), crammed, said(" one two three four five six", 0.0, 4.0))
+    assert [window.decoding.temperature for window in windows] == [0.0, 0.2]
+    assert "you know" not in "".join(segment.text for segment in part.segments)
 
 
 def test_where_the_alignment_collapses_the_window_is_decoded_by_timestamps() -> None:
@@ -90,7 +90,7 @@ def test_where_the_alignment_collapses_the_window_is_decoded_by_timestamps() -> 
     timed = decoded(tokens=(BEGIN + 10, *TOKENIZER.encode(" one two three"), BEGIN + 190))
     part, (_, again) = transcribed(voiced(4.0), collapsed, timed)
     assert again.decoding.timestamps and again.duration == pytest.approx(4.0)
-    assert [(one.start, one.end, one.text) for one in part.segments] == [(100.2, 103.8, " one two three")]
+    assert [(segment.start, segment.end, segment.text) for segment in part.segments] == [(100.2, 103.8, " one two three")]
 
 
 def test_voice_after_the_last_timestamp_is_decoded_again_too() -> None:
@@ -98,7 +98,7 @@ def test_voice_after_the_last_timestamp_is_decoded_again_too() -> None:
     timed = decoded(tokens=(BEGIN, *TOKENIZER.encode(" one two three"), BEGIN + 150))
     rest = decoded(tokens=(BEGIN, *TOKENIZER.encode(" four five"), BEGIN + 200))
     part, _ = transcribed(voiced(7.0), collapsed, timed, rest)
-    assert [one.text for one in part.segments] == [" one two three", " four five"]
+    assert [segment.text for segment in part.segments] == [" one two three", " four five"]
     assert part.segments[1].start == pytest.approx(103.0, abs=0.3)
 
 
@@ -114,8 +114,8 @@ def test_a_guess_at_a_moment_of_voice_is_noise() -> None:
 
 def test_the_language_of_each_window_is_told_when_each_has_its_own() -> None:
     answer = replace(said(" eins zwei drei vier", 0.0, 3.0), language="de")
-    assert {one.language for one in transcribed(voiced(3.0), answer, options=Options(multilingual=True))[0].segments} == {"de"}
-    assert {one.language for one in transcribed(voiced(3.0), answer)[0].segments} == {None}
+    assert {segment.language for segment in transcribed(voiced(3.0), answer, options=Options(multilingual=True))[0].segments} == {"de"}
+    assert {segment.language for segment in transcribed(voiced(3.0), answer)[0].segments} == {None}
 
 
 def test_words_of_a_collapsed_alignment_are_not_heard_twice() -> None:
@@ -123,12 +123,12 @@ def test_words_of_a_collapsed_alignment_are_not_heard_twice() -> None:
     words = " one two three four five six seven eight"
     collapsed, tokens = said(words, 2.0, 2.0), TOKENIZER.encode(words)
     timed = replace(collapsed, tokens=(BEGIN, *tokens, BEGIN + 200))
-    part, asked = transcribed(voiced(4.0), collapsed, timed, options=options)
-    assert len(asked) == 2, "its words lie at one moment, but what they say covers the window"
-    assert "".join(one.text for one in part.segments) == words
+    part, windows = transcribed(voiced(4.0), collapsed, timed, options=options)
+    assert len(windows) == 2, "its words lie at one moment, but what they say covers the window"
+    assert "".join(segment.text for segment in part.segments) == words
 
 
 def test_a_translation_is_not_completed_its_words_lie_in_another_order() -> None:
     options = Options(task="translate")
-    part, asked = transcribed(voiced(8.0), said(" one two three four five six", 0.0, 4.0), options=options)
-    assert len(asked) == 1 and not part.dropped
+    part, windows = transcribed(voiced(8.0), said(" one two three four five six", 0.0, 4.0), options=options)
+    assert len(windows) == 1 and not part.dropped

@@ -40,6 +40,6 @@ def test_segments_stand_on_the_recordings_time_line_and_stay_in_their_window() -
     hello, there = TOKENIZER.encode(" Hello."), TOKENIZER.encode(" There.")
     result = decoded((BEGIN, *hello, BEGIN + 100, BEGIN + 110, *there, BEGIN + 1500))
     packed = PackedWindow((SpeechChunk(np.zeros(72_000, np.float32), 60.0),))
-    found = [in_recording(segment, packed) for segment in decoded_segments(result, duration=4.5, tokenizer=TOKENIZER)]
-    assert [(segment.start, segment.end, segment.text) for segment in found] == [(60.0, 62.0, " Hello."), (62.2, 64.5, " There.")]
-    assert all((segment.avg_logprob, segment.seek) == (-0.3, 6000) for segment in found)
+    placed = [in_recording(segment, packed) for segment in decoded_segments(result, duration=4.5, tokenizer=TOKENIZER)]
+    assert [(segment.start, segment.end, segment.text) for segment in placed] == [(60.0, 62.0, " Hello."), (62.2, 64.5, " There.")]
+    assert all((segment.avg_logprob, segment.seek) == (-0.3, 6000) for segment in placed)
