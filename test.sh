@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up what is missing and runs the tests: ./test.sh [pytest's arguments], all of them without. The environment is serve.sh's:
-# the same variables move it (./serve.sh --help).
+# Installs what is missing and runs the tests: ./test.sh [pytest's arguments]; without arguments all of them. It uses the same environment
+# and the same variables as serve.sh (./serve.sh --help).
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,1 +1,1 @@
-"""Measurements of the whole server, with their provenance: `python -m bench`. See bench/README.md."""
+"""Measurements of the whole server, kept with commit, machine and versions: `python -m bench`. See bench/README.md."""

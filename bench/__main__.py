@@ -1,4 +1,5 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, keep, write tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save,
+write tables."""
 
 from __future__ import annotations
 
@@ -13,9 +14,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, accuracy_table, engines, engines_table, loss, memory, overhead, results, serve, soak, startup, table
+from . import accuracy, engines, loss, memory, overhead, results, serve, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
+from .report import accuracy as accuracy_report
+from .report import engines as engines_report
+from .report import serve as serve_report
+from .report import startup as startup_report
 from .work import SCRATCH
 
 MEASURE: dict[str, Callable[[Plan, Callable[[str], None]], tuple[dict[str, Any], dict[str, Any]]]] = {
@@ -31,15 +36,15 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "engines": engines.main,
     "loss": loss.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have options of their own: serve --help"
+WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have their own options: see serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, or 1 when a server failed or did other work than it was told to."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0] in OTHERS:
-        return OTHERS[given[0]](given[1:])
-    arguments = _parser().parse_args(given)
+    """Exit status: 0, or 1 when a server failed or decoded another number of tokens than requested."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in OTHERS:
+        return OTHERS[words[0]](words[1:])
+    arguments = _parser().parse_args(words)
     folder = arguments.results or (SCRATCH / "quick" if arguments.quick else results.RESULTS)
     console = Console(stderr=True, highlight=False)
     try:
@@ -49,18 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[red]{name}:[/red] {error}", markup=True)
         return 1
     if folder == results.RESULTS:
-        table.update()
-        table.update_serve()
-        engines_table.update()
-        accuracy_table.update()
-        if not accuracy_table.update_readme():
-            console.print(f"README.md has no lines {accuracy_table.BEGIN.strip()} and {accuracy_table.END}: its table is not written")
-    print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else table.table(folder))
+        _update_pages(console)
+    print(json.dumps({name: results.load(folder, name) for name in MEASURE}, indent=1) if arguments.json else startup_report.table(folder))
     return 0
 
 
+def _update_pages(console: Console) -> None:
+    """Write all tables into docs/measured.md and README.md."""
+    for table in (startup_report, serve_report, engines_report, accuracy_report):
+        table.update()
+    if not accuracy_report.update_readme():
+        block = accuracy_report.BLOCK
+        console.print(f"README.md has no lines {block.begin.strip()} and {block.end}: its table is not written")
+
+
 def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:
-    """One measurement, its steps shown as they are done."""
+    """Run one measurement, print its steps, and save the result."""
     origin, began = results.provenance(), time.monotonic()
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True) as progress:
         progress.add_task(name)
@@ -70,11 +79,11 @@ def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, keep the result, write the tables.")
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure, save the results, write the tables.")
     parser.add_argument("what", nargs="?", default="all", choices=("all", *MEASURE, *OTHERS, "table"), help=WHAT)
-    parser.add_argument("--quick", action="store_true", help="a little of everything, to try the harness; kept out of the results")
+    parser.add_argument("--quick", action="store_true", help="a short run of everything to try the harness; not saved among the results")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where results are kept (default: bench/results; --quick: build/bench/quick)"
+        "--results", type=Path, metavar="DIR", help="where results are saved (default: bench/results; --quick: build/bench/quick)"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
     return parser

@@ -1,4 +1,5 @@
-"""Recordings and what is said in them: a folder, a manifest, LibriSpeech's layout, the sets of real speech, the bundled model's own."""
+"""Recordings with references: folders, manifests, LibriSpeech's layout, sets of real speech, the bundled model's own
+sets."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +31,12 @@ QUIET_SEED = 2025
 SOUNDS = frozenset({".flac", ".wav", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".aiff", ".wma", ".amr"})
 _AUDIO = ("audio", "file", "path", "audio_filepath", "audio_path")
 _TEXT = ("text", "sentence", "transcript", "transcription")
-"""What manifests call the two: ours, Common Voice's, NeMo's."""
+"""The names of the two columns in manifests of this project, Common Voice and NeMo."""
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """A stretch of a recording in which somebody speaks; times in seconds from the recording's beginning."""
+    """A stretch of speech in a recording; times in seconds from the recording's beginning."""
 
     start: float
     end: float
@@ -44,9 +45,9 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """An audio file and the words said in it, empty where nobody speaks.
+    """An audio file and its reference text, which is empty for a recording without speech.
 
-    `words` and `utterances` where their times are known. `fields`: what else its manifest tells.
+    `words` and `utterances` have entries when their times are known. `fields`: further columns of the manifest.
     """
 
     path: Path
@@ -58,36 +59,45 @@ class Recording:
 
     @property
     def seconds(self) -> float:
-        """How long it lasts. Raises WhisperError when it cannot be read."""
+        """The duration. Raises WhisperError when the file cannot be read."""
         try:
             return float(soundfile.info(self.path).duration)
-        except soundfile.LibsndfileError:  # it knows fewer containers than ours
+        except soundfile.LibsndfileError:  # our reader supports more containers
             return len(read_samples(self.path)) / SAMPLE_RATE
 
 
 def folder(root: Path) -> list[Recording]:
-    """Every audio file below `root` with a .txt of the same name beside it. Raises ConfigurationError when there is none."""
+    """Every audio file below `root` that has a .txt file of the same name.
+
+    Raises ConfigurationError when there is none.
+    """
     files = (path for path in sorted(_directory(root).rglob("*")) if path.suffix.lower() in SOUNDS)
-    found = [Recording(path, _read(path.with_suffix(".txt"))) for path in files if path.with_suffix(".txt").is_file()]
-    return _some(found, f"{root} holds no audio file with its words in a .txt of the same name")
+    recordings = [Recording(path, _read(path.with_suffix(".txt"))) for path in files if path.with_suffix(".txt").is_file()]
+    return _not_empty(recordings, f"{root} holds no audio file with its words in a .txt of the same name")
 
 
 def manifest(path: Path) -> list[Recording]:
-    """The recordings listed in .json (a list), .jsonl, .csv or .tsv, paths relative to it. Raises ConfigurationError."""
+    """The recordings listed in .json (a list), .jsonl, .csv or .tsv, paths relative to it.
+
+    Raises ConfigurationError.
+    """
     try:
         entries = list(_entries(path))
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}", param="manifest") from None
     except (ValueError, csv.Error) as error:
         raise ConfigurationError(f"{path} is not a manifest: {error}", param="manifest") from None
-    return _some([_recording(path, number, entry) for number, entry in enumerate(entries, 1)], f"{path} lists no recording")
+    return _not_empty([_recording(path, number, entry) for number, entry in enumerate(entries, 1)], f"{path} lists no recording")
 
 
 def librispeech(root: Path) -> list[Recording]:
-    """LibriSpeech: every *.trans.txt below `root`, whose lines are ID TEXT, and ID.flac beside it. Raises ConfigurationError."""
+    """LibriSpeech: every *.trans.txt below `root` has lines `ID TEXT`, and ID.flac lies beside it.
+
+    Raises ConfigurationError.
+    """
     lines = ((path, line) for path in sorted(_directory(root).rglob("*.trans.txt")) for line in _read(path).splitlines() if line.strip())
-    found = [Recording(path.parent / f"{name}.flac", text) for path, line in lines for name, _, text in [line.strip().partition(" ")]]
-    return _some(found, f"{root} holds no *.trans.txt; give the folder of a LibriSpeech set, such as LibriSpeech/test-clean")
+    recordings = [Recording(path.parent / f"{name}.flac", text) for path, line in lines for name, _, text in [line.strip().partition(" ")]]
+    return _not_empty(recordings, f"{root} holds no *.trans.txt; give the folder of a LibriSpeech set, such as LibriSpeech/test-clean")
 
 
 def of(path: Path) -> list[Recording]:
@@ -100,22 +110,26 @@ def of(path: Path) -> list[Recording]:
 
 
 def speech_folder() -> Path:
-    """Where the recordings of real speech are: WHISPER_SPEECH_DATA, else ../shared/data/speech beside this checkout."""
+    """The folder of the recordings of real speech: WHISPER_SPEECH_DATA, else ../shared/data/speech beside this
+    checkout."""
     return Path(os.environ.get("WHISPER_SPEECH_DATA") or ROOT.parent / "shared" / "data" / "speech")
 
 
 def quiet() -> list[Recording]:
-    """The sounds without speech of the model card's evaluation: silence, noise, hum, tones, 2 to 40 s long. Made once."""
-    made = SCRATCH / f"quiet-{QUIET_SEED}"
-    made.mkdir(parents=True, exist_ok=True)
-    found = []
+    """The recordings without speech of the model card's evaluation: silence, noise, hum, tones, 2 to 40 s long.
+
+    Written once.
+    """
+    folder = SCRATCH / f"quiet-{QUIET_SEED}"
+    folder.mkdir(parents=True, exist_ok=True)
+    recordings = []
     for number, sound in enumerate(nano("heldout").quiet(QUIET_SEED)):
-        path = made / f"{sound.voice}-{number:02d}.wav"
+        path = folder / f"{sound.voice}-{number:02d}.wav"
         if not path.exists():
             soundfile.write(path.with_suffix(".part"), sound.samples, SAMPLE_RATE, format="WAV", subtype="FLOAT")
             path.with_suffix(".part").rename(path)
-        found.append(Recording(path, ""))
-    return found
+        recordings.append(Recording(path, ""))
+    return recordings
 
 
 class _Tabs(csv.excel_tab):
@@ -125,7 +139,7 @@ class _Tabs(csv.excel_tab):
 def _entries(path: Path) -> Iterator[dict[str, Any]]:
     kind, text = path.suffix.lower(), path.read_text(encoding="utf-8-sig")
     if kind in (".csv", ".tsv"):
-        # Common Voice's .tsv quotes nothing, and its sentences have quotation marks.
+        # Common Voice's .tsv does not quote its cells, and its sentences contain quotation marks.
         dialect = {".csv": csv.excel, ".tsv": _Tabs}[kind]
         yield from csv.DictReader(io.StringIO(text, newline=""), dialect=dialect, strict=True)
     elif kind == ".jsonl":
@@ -147,18 +161,18 @@ def _recording(path: Path, number: int, entry: Any) -> Recording:
         text.strip(),
         tuple(_word(word) for word in _list(fields, "words")),
         fields.get("language") or "en",
-        tuple(Utterance(one["start"], one["end"], one["text"]) for one in _list(fields, "segments")),
+        tuple(Utterance(entry["start"], entry["end"], entry["text"]) for entry in _list(fields, "segments")),
         {name: fields[name] for name in ("set", "snr_db", "noise") if name in fields},
     )
 
 
 def _list(fields: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    found = fields.get(name)
-    return found if isinstance(found, list) else []
+    value = fields.get(name)
+    return value if isinstance(value, list) else []
 
 
-def _word(told: dict[str, Any]) -> TrueWord:
-    return TrueWord(told.get("word") or told["text"], told["start"], told["end"])
+def _word(entry: dict[str, Any]) -> TrueWord:
+    return TrueWord(entry.get("word") or entry["text"], entry["start"], entry["end"])
 
 
 def _directory(root: Path) -> Path:
@@ -171,19 +185,22 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig").strip()
 
 
-def _some(found: Iterable[Recording], otherwise: str) -> list[Recording]:
-    if not (recordings := list(found)):
-        raise ConfigurationError(otherwise, param="root")
+def _not_empty(recordings: list[Recording], message: str) -> list[Recording]:
+    if not recordings:
+        raise ConfigurationError(message, param="root")
     return recordings
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Recordings that are measured together. `told`: each reader is told the language. `timed`: it is asked for word times."""
+    """Recordings that are measured together.
+
+    `language_given`: runners get the language. `timed`: runners return word times.
+    """
 
     name: str
     recordings: list[Recording]
-    told: bool = False
+    language_given: bool = False
     timed: bool = False
 
 
@@ -191,12 +208,12 @@ Select = Callable[[Recording], bool]
 
 
 def _named(*names: str) -> Select:
-    return lambda one: one.fields.get("set") in names
+    return lambda recording: recording.fields.get("set") in names
 
 
 def _noisy(snr_db: int) -> Select:
-    """The manifest leaves `snr_db` out where it is 0."""
-    return lambda one: one.fields.get("set") == "derived-noisy" and one.fields.get("snr_db", 0) == snr_db
+    """The manifest has no `snr_db` where it is 0."""
+    return lambda recording: recording.fields.get("set") == "derived-noisy" and recording.fields.get("snr_db", 0) == snr_db
 
 
 SPEECH: dict[str, Select] = {
@@ -215,33 +232,36 @@ SPEECH: dict[str, Select] = {
     "word-times": _named("nathalie", "mfa"),
     "mix": _named("librispeechmix"),
 }
-"""Real speech, by what its manifest calls it."""
+"""Real speech: each set's name here and its recordings in the manifest."""
+CORE = ("test-clean", "chapters", "dictation", "silence", "noisy-10dB")
+"""The sets that every row of `bench accuracy` transcribes. Time, processor time and memory are compared on these."""
 QUIET = ("sounds", "sounds-10min")
-"""Three hours without speech, and ten minutes of the same kinds for readers that decode noise at length."""
+"""Three hours without speech, and ten minutes of the same kinds for runners that decode noise slowly."""
 BUNDLED = ("heldout", "quiet", "espeak")
-"""The bundled model's own: sentences of its grammar, its sounds without speech, its synthetic speech with exact word times."""
+"""The bundled model's own sets: sentences of its grammar, recordings without speech, synthetic speech with exact word
+times."""
 SETS = (*SPEECH, *QUIET, *BUNDLED)
-_TOLD = ("languages-told", "word-times", *BUNDLED)
+_LANGUAGE_GIVEN = ("languages-told", "word-times", *BUNDLED)
 _TIMED = ("word-times", "espeak")
 
 
 def named(name: str, hours: float = sounds.HOURS) -> Set:
-    """The set of this name; `hours`: how long `sounds` is.
+    """The set of this name. `hours`: the length of the set `sounds`.
 
-    Raises ConfigurationError for an unknown name, and when the speech is not on this machine.
+    Raises ConfigurationError for an unknown name, and when the recordings are not on this machine.
     """
-    return Set(name, _recordings(name, hours), told=name in _TOLD, timed=name in _TIMED)
+    return Set(name, _recordings(name, hours), language_given=name in _LANGUAGE_GIVEN, timed=name in _TIMED)
 
 
 def _recordings(name: str, hours: float) -> list[Recording]:
     if name in QUIET:
-        return [Recording(path, "") for path in sounds.made(hours if name == "sounds" else min(hours, 1 / 6))]
+        return [Recording(path, "") for path in sounds.recordings(hours if name == "sounds" else min(hours, 1 / 6))]
     if name in BUNDLED:
         return quiet() if name == "quiet" else manifest({"heldout": HELDOUT, "espeak": WORDS}[name])
     if name not in SPEECH:
         raise ConfigurationError(f"unknown set '{name}'; known: {', '.join(SETS)}", param="sets")
-    listed = speech_folder() / "manifest.jsonl"
-    if not listed.is_file():
-        needed = "set WHISPER_SPEECH_DATA to the folder of recordings with references, or give --root"
-        raise ConfigurationError(f"there is no {listed}; {needed}", param="sets")
-    return _some(filter(SPEECH[name], manifest(listed)), f"{listed} lists no recording of the set {name}")
+    path = speech_folder() / "manifest.jsonl"
+    if not path.is_file():
+        hint = "set WHISPER_SPEECH_DATA to the folder of recordings with references, or give --root"
+        raise ConfigurationError(f"there is no {path}; {hint}", param="sets")
+    return _not_empty(list(filter(SPEECH[name], manifest(path))), f"{path} lists no recording of the set {name}")

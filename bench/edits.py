@@ -1,4 +1,4 @@
-"""From what was said to what was heard: insertions, deletions and substitutions, after Whisper's normalizer."""
+"""Insertions, deletions and substitutions between a reference and a hypothesis, after Whisper's normalizer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import jiwer
 from whisper.normalizers import BasicTextNormalizer, EnglishTextNormalizer
 
 SPACELESS = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km"})
-"""Languages whose words have no spaces between them: their error rate counts characters, as Whisper's paper does."""
+"""Languages without spaces between words: their error rate counts characters, as in Whisper's paper."""
 
 
 def words_of(text: str, language: str) -> list[str]:
-    """The units that a language's error rate counts, after Whisper's normalizer: words, or characters where words have no spaces."""
+    """The text in the units that the language's error rate counts: normalized words, or characters for `SPACELESS`."""
     if language in SPACELESS:
         return list(_SPLIT(text).split())
     return list(normalizer(language)(text).split())
@@ -27,16 +27,16 @@ _SPLIT = BasicTextNormalizer(split_letters=True)
 
 @cache
 def normalizer(language: str | None) -> Callable[[str], str]:
-    """Whisper's own for the language: English has one of its own, all others share the basic one."""
+    """Whisper's normalizer: the English one, or the basic one for all other languages."""
     normalize: Callable[[str], str] = EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
     return normalize
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """How many units were said, and what it takes to get from them to what was heard."""
+    """The number of units in the reference, and the edits that turn it into the hypothesis. Instances add up."""
 
-    said: int = 0
+    words: int = 0
     insertions: int = 0
     deletions: int = 0
     substitutions: int = 0
@@ -51,34 +51,35 @@ class Edits:
 
     @property
     def rate(self) -> float | None:
-        """Errors for every unit said; None where nothing was said."""
-        return round(self.errors / self.said, 6) if self.said else None
+        """Errors per unit of the reference; None for an empty reference."""
+        return round(self.errors / self.words, 6) if self.words else None
 
     @property
     def figures(self) -> dict[str, Any]:
-        """As results keep them; `words`: the units that were said."""
+        """The counts and the rate by their names in the results."""
         counts = {"insertions": self.insertions, "deletions": self.deletions, "substitutions": self.substitutions}
-        return {"words": self.said, "wer": self.rate} | counts
+        return {"words": self.words, "wer": self.rate} | counts
 
 
-def edits(said: str, heard: str, language: str) -> Edits:
+def edits(reference: str, hypothesis: str, language: str) -> Edits:
     """The edits of one recording, in the units of its language."""
-    reference, hypothesis = words_of(said, language), words_of(heard, language)
-    if not reference:
-        return Edits(insertions=len(hypothesis))
-    found = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
-    return Edits(len(reference), found.insertions, found.deletions, found.substitutions)
+    expected, actual = words_of(reference, language), words_of(hypothesis, language)
+    if not expected:
+        return Edits(insertions=len(actual))
+    output = jiwer.process_words(" ".join(expected), " ".join(actual))
+    return Edits(len(expected), output.insertions, output.deletions, output.substitutions)
 
 
-def difference(said: str, heard: str, language: str, around: int = 4) -> str:
-    """What was heard otherwise, with `around` equal words on each side: [-lost-], {+inserted+}, [-said-]{+heard+}."""
-    reference, hypothesis = words_of(said, language), words_of(heard, language)
+def difference(reference: str, hypothesis: str, language: str, context: int = 4) -> str:
+    """The differences with `context` equal words on each side: [-deleted-], {+inserted+},
+    [-reference-]{+hypothesis+}."""
+    expected, actual = words_of(reference, language), words_of(hypothesis, language)
     parts: list[str] = []
-    for kind, first, last, start, stop in SequenceMatcher(None, reference, hypothesis, autojunk=False).get_opcodes():
-        lost, found = " ".join(reference[first:last]), " ".join(hypothesis[start:stop])
+    for kind, first, last, start, stop in SequenceMatcher(None, expected, actual, autojunk=False).get_opcodes():
+        deleted, inserted = " ".join(expected[first:last]), " ".join(actual[start:stop])
         if kind == "equal":
-            equal = reference[first:last]
-            parts.append(lost if len(equal) <= 2 * around else " ".join([*equal[:around], "…", *equal[-around:]]))
+            equal = expected[first:last]
+            parts.append(deleted if len(equal) <= 2 * context else " ".join([*equal[:context], "…", *equal[-context:]]))
         else:
-            parts.append(f"[-{lost}-]" * bool(lost) + f"{{+{found}+}}" * bool(found))
+            parts.append(f"[-{deleted}-]" * bool(deleted) + f"{{+{inserted}+}}" * bool(inserted))
     return " ".join(parts)

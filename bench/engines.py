@@ -1,10 +1,10 @@
-"""Engines: every runtime and precision on the same recordings and in full-size shapes of random weights, each in a process of its own.
+"""Every engine and precision on the same recordings and on random weights of full-size shapes, each in its own process.
 
 python -m bench engines         the bundled model on its held-out set, base-sized random weights; every engine in each of its precisions
 python bench/engines.py --model large-v3-turbo --data LibriSpeech/test-clean --precisions float32 float16 int8 --batch 1 16
 python bench/engines.py --no-words --sizes large-v3 --engines torch ct2 --device cuda --threads 16
 
-What has been measured already is kept, row by row; started again it goes on with what is missing or failed. --again measures all anew.
+Rows are saved one by one. The same command run again measures the rows that are missing or failed; --again measures all rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if not __package__:  # started as a file: its folder is on the path, and the package is not
+if not __package__:  # run as a file: the path has this folder instead of the package's
     sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
 
 import argparse
@@ -35,10 +35,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench import datasets, engines_table, results, scores
+from bench import datasets, results, scores
 from bench.datasets import Recording, Set
-from bench.listening import listen, reason
-from bench.peers import Heard
+from bench.passes import reason, run_pass
+from bench.peers import Hypothesis
+from bench.report import engines as report
+from bench.report import plot
 from bench.work import ROOT, SCRATCH, TOKENS, checkpoint, long_recording
 from whispercore import checkpoints
 from whispercore.audio.recording import read_samples
@@ -52,31 +54,25 @@ from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings, model_name
 from whispercore.types import SAMPLE_RATE, WINDOW_SAMPLES, WINDOW_SECONDS, Decoding, Samples, Window
 
-PACKAGES = {
-    "openai": "openai-whisper",
-    "torch": "torch",
-    "ct2": "ctranslate2",
-    "hf": "transformers",
-    "jax": "jax",
-    "onnx": "onnxruntime",
-    "sherpa": "sherpa-onnx",
-}
-"""What each engine's figures are of."""
-MEASURED = tuple(PACKAGES)
+MEASURED = tuple(name for name, entry in ENGINES.items() if entry.package)
+"""The engines that are measured by default."""
 BATCHES = (1, 8)
 SIZES = ("base",)
 WINDOWS = 8
-"""Of random weights, decoded after a first batch that nobody counts."""
+"""Windows decoded with random weights, after a first batch that is not measured."""
 SAMPLE_EVERY_SECONDS = 0.02
-"""How often the GPU is asked how much of its memory is taken."""
+"""The interval at which the GPU's used memory is sampled."""
 
 GREEDY = Options(language="en", vad_filter=False, compression_ratio_threshold=None, logprob_threshold=None, no_speech_threshold=None)
-"""Each window once, greedily: no threshold asks for another temperature. Engines are compared, not what is done about bad answers."""
+"""Every window is decoded once, greedily, without fallback: the comparison is of engines, not of fallback rules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One configuration. `data`: the recordings' folder or manifest, heldout, or random for a fixed number of tokens of random weights."""
+    """One configuration.
+
+    `data`: a folder or manifest of recordings, `heldout`, or `random` for random weights and a fixed token count.
+    """
 
     model: str
     data: str
@@ -88,11 +84,11 @@ class Row:
     limit: int | None = None
     windows: int = WINDOWS
     compiled: bool = False
-    """By torch.compile, which engine torch alone can be."""
+    """With torch.compile, which only the engine torch supports."""
 
     @property
     def settings(self) -> Settings:
-        """The core's own."""
+        """The core's settings."""
         return Settings(
             model=str(checkpoint(self.model)) if self.data == "random" else self.model,
             models_dir=str(ROOT / "whisper-models"),
@@ -107,18 +103,21 @@ class Row:
         )
 
     @property
-    def named(self) -> dict[str, Any]:
-        """What it is, without this machine's folders: two rows with equal names are the same measurement."""
+    def key(self) -> dict[str, Any]:
+        """The fields without this machine's folders. Rows with equal keys are the same measurement."""
         names = {"model": model_name(Path(self.model)), "data": Path(self.data).stem}
         return asdict(self) | names | {"device": choose_device(self.settings)}
 
 
 def measure(row: Row) -> dict[str, Any]:
-    """A row's figures, measured in this process, which is to be a fresh one. Raises ConfigurationError for what cannot be."""
+    """A row's figures, measured in this process, which must be a fresh one.
+
+    Raises ConfigurationError for an unsupported row.
+    """
     settings = row.settings
     with gpu_memory(choose_device(settings)) as peak_gpu:
         engine = load_engine(settings)
-        described = engine.describe()
+        description = engine.describe()
         load_seconds = time.time() - psutil.Process().create_time()
         figures = _speed(engine, row) if row.data == "random" else _words(engine, settings, row)
         figures["rtfx"] = round(figures["audio_seconds"] / figures["seconds"], 2)
@@ -128,79 +127,89 @@ def measure(row: Row) -> dict[str, Any]:
         "load_seconds": round(load_seconds, 2),
         "peak_rss_mb": peak_rss_mb(),
         "peak_gpu_mb": peak_gpu(),
-        "disk_mb": disk_mb(settings, described),
-        "described": {name: value for name, value in described.items() if name != "model"},
-        "package": f"{PACKAGES[row.engine]} {metadata.version(PACKAGES[row.engine])}" if row.engine in PACKAGES else None,
+        "disk_mb": disk_mb(settings, description),
+        "described": {name: value for name, value in description.items() if name != "model"},
+        "package": f"{package} {metadata.version(package)}" if (package := ENGINES[row.engine].package) else None,
     }
 
 
 def _words(engine: Engine, settings: Settings, row: Row) -> dict[str, Any]:
-    """Word error rate and time of the whole set; twice as many recordings are open as windows fit a batch."""
+    """Word error rate and time of all recordings. `2 × batch` recordings are open at a time."""
     recordings = recordings_of(row.data)[: row.limit]
     with Transcriber(settings, engine=engine) as transcriber:
 
-        def hear(path: Path, words: bool, language: str | None) -> Heard:
-            return Heard(transcriber.submit(path, GREEDY).result().text)
+        def transcribe(path: Path, words: bool, language: str | None) -> Hypothesis:
+            return Hypothesis(transcriber.submit(path, GREEDY).result().text)
 
         _warm_up(engine, row.batch, Decoding(language=GREEDY.language), read_samples(recordings[0].path))
-        listen(hear, Set(row.data, recordings[: 2 * row.batch]), together=2 * row.batch, tick=lambda: None)
-        heard = listen(hear, Set(row.data, recordings), together=2 * row.batch, tick=lambda: None)
-    errors = scores.errors([one.text for one in recordings], [one.text for one in heard.heard], GREEDY.language)
+        run_pass(transcribe, Set(row.data, recordings[: 2 * row.batch]), together=2 * row.batch, tick=lambda: None)
+        done = run_pass(transcribe, Set(row.data, recordings), together=2 * row.batch, tick=lambda: None)
+    references, hypotheses = [recording.text for recording in recordings], [hypothesis.text for hypothesis in done.hypotheses]
+    errors = scores.errors(references, hypotheses, GREEDY.language)
     return {
         "recordings": errors["recordings"],
         "words": errors["words"],
         "wer": errors["wer"],
         "wer_normalized": errors["whisper_normalizer"]["wer"],
-        "failed": len(heard.failures),
-        "failures": heard.failures[:3],
-        "audio_seconds": round(sum(one.seconds for one in recordings), 2),
-        "seconds": round(heard.seconds, 3),
-        "cpu_seconds": round(heard.cpu_seconds, 3),
+        "failed": len(done.failures),
+        "failures": done.failures[:3],
+        "audio_seconds": round(sum(recording.seconds for recording in recordings), 2),
+        "seconds": round(done.seconds, 3),
+        "cpu_seconds": round(done.cpu_seconds, 3),
     }
 
 
 def _warm_up(engine: Engine, batch: int, decoding: Decoding, samples: Samples) -> None:
-    """Batches of 1, 2, 4, … windows, and the largest: what is compiled, allocated or tried out for each size is done then."""
+    """Decode batches of 1, 2, 4, … windows and the largest batch, so that compiling and allocating for each size is
+    not measured."""
     window = Window(samples[:WINDOW_SAMPLES], 0.0, decoding)
     for size in sorted({*(1 << power for power in range(batch.bit_length())), batch}):
         engine.decode([window] * size)
 
 
 def _speed(engine: Engine, row: Row) -> dict[str, Any]:
-    """Time of whole windows, `TOKENS` decoded from each. Raises RuntimeError when an engine decodes another number."""
+    """The time of full windows with `TOKENS` tokens decoded from each.
+
+    Raises RuntimeError when the engine decodes another number.
+    """
     decoding = Decoding(language="en", ignore_eot=True, max_tokens=TOKENS)
     speech = read_samples(long_recording(120))
     step = SAMPLE_RATE * 10
-    each = [Window(speech[i % 9 * step :][:WINDOW_SAMPLES], 0.0, decoding) for i in range(row.batch + max(row.windows, row.batch))]
-    engine.decode(each[: row.batch])
+    windows = [Window(speech[i % 9 * step :][:WINDOW_SAMPLES], 0.0, decoding) for i in range(row.batch + max(row.windows, row.batch))]
+    engine.decode(windows[: row.batch])
     began, cpu = time.perf_counter(), time.process_time()
-    found = [one for i in range(row.batch, len(each), row.batch) for one in engine.decode(each[i : i + row.batch])]
+    decoded = [result for i in range(row.batch, len(windows), row.batch) for result in engine.decode(windows[i : i + row.batch])]
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu
-    if {len(one.tokens) for one in found} != {TOKENS}:
-        raise RuntimeError(f"{TOKENS} tokens were to be decoded from every window; it was {sorted({len(one.tokens) for one in found})}")
-    audio = {"windows": len(found), "tokens": TOKENS, "audio_seconds": len(found) * WINDOW_SECONDS}
+    counts = {len(result.tokens) for result in decoded}
+    if counts != {TOKENS}:
+        raise RuntimeError(f"{TOKENS} tokens were to be decoded from every window; it was {sorted(counts)}")
+    audio = {"windows": len(decoded), "tokens": TOKENS, "audio_seconds": len(decoded) * WINDOW_SECONDS}
     return audio | {"seconds": round(seconds, 3), "cpu_seconds": round(cpu_seconds, 3)}
 
 
 def recordings_of(data: str) -> list[Recording]:
-    """heldout, a manifest, LibriSpeech's layout, or a folder with a .txt beside each sound. Raises ConfigurationError."""
+    """The recordings of `heldout`, a manifest, LibriSpeech's layout, or a folder of audio and .txt files.
+
+    Raises ConfigurationError.
+    """
     return datasets.manifest(datasets.HELDOUT) if data == "heldout" else datasets.of(Path(data))
 
 
-def disk_mb(settings: Settings, described: dict[str, Any]) -> float:
-    """The size of what the engine reads, MB: the checkpoint too where PyTorch encodes for CTranslate2."""
-    read = {artifact(settings)} | ({locate(settings)} if str(described.get("encoder")).startswith("torch") else set())
-    return round(sum(file.stat().st_size for path in read for file in _files(path)) / 1e6, 1)
+def disk_mb(settings: Settings, description: dict[str, Any]) -> float:
+    """The size of the files that the engine reads, in MB; includes the checkpoint where PyTorch encodes for
+    CTranslate2."""
+    paths = {artifact(settings)} | ({locate(settings)} if str(description.get("encoder")).startswith("torch") else set())
+    return round(sum(file.stat().st_size for path in paths for file in _files(path)) / 1e6, 1)
 
 
 def artifact(settings: Settings) -> Path:
-    """The checkpoint, or the folder made from it for the engine."""
-    device = choose_device(settings)
-    if settings.engine == "ct2":
+    """The checkpoint, or the folder converted from it for the engine."""
+    device, form = choose_device(settings), ENGINES[settings.engine].reads
+    if form == "ct2":
         from whispercore.checkpoints.conversion import precision
 
         return ct2_folder(settings, locate(settings), precision(settings, device))
-    if settings.engine in ("onnx", "sherpa"):
+    if form in ("onnx", "sherpa"):
         from whispercore.checkpoints.onnx_export import precision as exported
 
         return exported_folder(settings, settings.engine, exported(settings, device if settings.engine == "onnx" else "cpu"))
@@ -212,46 +221,46 @@ def _files(path: Path) -> list[Path]:
 
 
 def peak_rss_mb() -> float:
-    """The most that this process ever held resident, MB of 1,000,000 bytes (Linux: VmHWM)."""
+    """The peak resident memory of this process, in MB of 1,000,000 bytes (Linux: VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6, 1)
 
 
 @contextmanager
 def gpu_memory(device: str) -> Iterator[Callable[[], float | None]]:
-    """The most of the GPU's memory that was taken meanwhile, beyond what was before, MB; None without a GPU.
+    """The peak of the GPU memory used since entering, in MB; None without a GPU.
 
-    Asked of the device, whatever the runtime: an allocator's own counters exist in PyTorch only. Nothing else may use the GPU.
+    It is read from the device, because only PyTorch has counters of its own allocator. No other process may use the GPU.
     """
     if device != "cuda":
         yield lambda: None
         return
-    before, ended = _gpu_taken(), threading.Event()
-    most = before
+    before, ended = _gpu_used(), threading.Event()
+    peak = before
 
     def watch() -> None:
-        nonlocal most
+        nonlocal peak
         while not ended.wait(SAMPLE_EVERY_SECONDS):
-            most = max(most, _gpu_taken())
+            peak = max(peak, _gpu_used())
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        yield lambda: round((most - before) / 1e6, 1)
+        yield lambda: round((peak - before) / 1e6, 1)
     finally:
         ended.set()
         watcher.join()
 
 
-def _gpu_taken() -> int:
+def _gpu_used() -> int:
     free, total = torch.cuda.mem_get_info()
     return int(total - free)
 
 
 def apart(row: Row, timeout: float) -> dict[str, Any]:
-    """The figures of a row from a process of its own, or {"failure": why there are none}."""
+    """The figures of a row, measured in its own process, or {"failure": the reason}."""
     try:
-        checkpoints.prepare(row.settings)  # not there: it would count as the engine's memory
+        checkpoints.prepare(row.settings)  # in the row's process it would count as the engine's memory
     except Exception as error:
         return {"failure": reason(error)}
     with tempfile.TemporaryDirectory() as folder:
@@ -267,55 +276,57 @@ def apart(row: Row, timeout: float) -> dict[str, Any]:
             figures: dict[str, Any] = json.loads(out.read_text())
             return figures
     last = (done.stderr.strip() or "no message").splitlines()[-1].replace(f"{ROOT}/", "")
-    ended = f"killed by signal {-done.returncode}, 9 where memory ran out" if done.returncode < 0 else f"status {done.returncode}"
-    return {"failure": f"its process ended with {ended}: {last[:200]}"}
+    end = f"killed by signal {-done.returncode}, 9 where memory ran out" if done.returncode < 0 else f"status {done.returncode}"
+    return {"failure": f"its process ended with {end}: {last[:200]}"}
 
 
 def _environment(row: Row) -> dict[str, str]:
-    """JAX would take most of a GPU's memory at once, whatever it needs."""
+    """Without the server's settings. JAX must not preallocate most of the GPU's memory."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    mine = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(row.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")} | mine
+    own = {"PYTHONPATH": path, "OMP_NUM_THREADS": str(row.threads), "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")} | own
 
 
 def run(rows: Sequence[Row], folder: Path, *, again: bool, timeout: float, console: Console) -> list[dict[str, Any]]:
-    """Measure what is not in engines.json yet, keeping each row as soon as it is there; all rows there are."""
+    """Measure the rows that engines.json does not have, saving each one. Returns all rows of engines.json."""
     origin = results.provenance()
-    known: list[dict[str, Any]] = (results.load(folder, "engines") or {"result": {"rows": []}})["result"]["rows"]
+    measured: list[dict[str, Any]] = (results.load(folder, "engines") or {"result": {"rows": []}})["result"]["rows"]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("engines", total=len(rows))
         try:
             for row in rows:
-                progress.update(task, description=f"{row.model} {row.engine} {engines_table.precision(row.named)} batch {row.batch}")
-                if again or not any(_is(one, row) and "failure" not in one for one in known):
-                    figures = row.named | {"measured": _when(), **apart(row, timeout)}
-                    known = [one for one in known if not _is(one, row)] + [figures]
-                    _keep(folder, origin, known)
-                    progress.console.print(engines_table.line(figures), soft_wrap=True)
+                progress.update(task, description=f"{row.model} {row.engine} {report.precision(row.key)} batch {row.batch}")
+                if again or not any(_is(entry, row) and "failure" not in entry for entry in measured):
+                    figures = row.key | {"measured": _now(), **apart(row, timeout)}
+                    measured = [entry for entry in measured if not _is(entry, row)] + [figures]
+                    _save(folder, origin, measured)
+                    progress.console.print(report.line(figures), soft_wrap=True)
                 progress.advance(task)
         except KeyboardInterrupt:
-            progress.console.print("engines: stopped; the rows that are done are kept")
-    return known
+            progress.console.print("engines: stopped; finished rows are saved")
+    return measured
 
 
-def _is(known: dict[str, Any], row: Row) -> bool:
-    return all(known.get(name, False) == value for name, value in row.named.items())
+def _is(entry: dict[str, Any], row: Row) -> bool:
+    """Whether an entry of engines.json is this row."""
+    return all(entry.get(name, False) == value for name, value in row.key.items())
 
 
-def _when() -> dict[str, Any]:
-    now = results.provenance()
-    return {name: now[name] for name in ("date", "commit", "dirty", "load_average", "machine")}
+def _now() -> dict[str, Any]:
+    origin = results.provenance()
+    return {name: origin[name] for name in ("date", "commit", "dirty", "load_average", "machine")}
 
 
-def _keep(folder: Path, origin: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """In a stable order, whatever order they were measured in."""
+def _save(folder: Path, origin: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Save the rows in an order that does not depend on the order of measuring."""
     order = sorted(rows, key=lambda row: (row["data"] == "random", row["data"], row["model"], row["batch"]))
-    results.save(folder, "engines", origin, {"baseline": " ".join(engines_table.BASELINE), "tokens": TOKENS}, {"rows": order})
+    results.save(folder, "engines", origin, {"baseline": " ".join(report.BASELINE), "tokens": TOKENS}, {"rows": order})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0; 1 when a row failed or was not reached, 2 when what was asked for is not there."""
+    """Exit status: 0; 1 when a row failed or was not measured; 2 when an engine, a model or a data set does not
+    exist."""
     arguments = _parser().parse_args(argv)
     if arguments.row:
         return _child(Row(**json.loads(arguments.row)), arguments.out)
@@ -326,17 +337,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"[red]engines:[/red] {error}")
         return 2
     folder = (arguments.results or (results.RESULTS if _standard(arguments) else SCRATCH / "engines")).resolve()
-    found = run(rows, folder, again=arguments.again, timeout=arguments.timeout, console=console)
-    console.print(f"engines: {folder / 'engines.json'}; {engines_table.plot(folder, found)}")
+    measured = run(rows, folder, again=arguments.again, timeout=arguments.timeout, console=console)
+    console.print(f"engines: {folder / 'engines.json'}; {plot.engines(folder, measured)}")
     if folder == results.RESULTS:
-        engines_table.update()
-    print(json.dumps(results.load(folder, "engines"), indent=1) if arguments.json else engines_table.table(folder))
-    mine = [one for one in found if any(_is(one, row) for row in rows)]
-    return 0 if len(mine) == len(rows) and not any("failure" in one for one in mine) else 1
+        report.update()
+    print(json.dumps(results.load(folder, "engines"), indent=1) if arguments.json else report.tables(folder))
+    requested = [entry for entry in measured if any(_is(entry, row) for row in rows)]
+    return 0 if len(requested) == len(rows) and not any("failure" in entry for entry in requested) else 1
 
 
 def chosen(arguments: argparse.Namespace) -> list[Row]:
-    """Every configuration asked for, the words first. Raises ConfigurationError."""
+    """Every configuration that the command names, recordings first. Raises ConfigurationError."""
     if unknown := [name for name in arguments.engines if name not in ENGINES]:
         raise ConfigurationError(f"unknown engine '{unknown[0]}'; known: {', '.join(ENGINES)}", param="engines")
     if arguments.words:
@@ -344,9 +355,9 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     for size in arguments.sizes:
         checkpoints.dimensions(size)
     models = [(model, arguments.data) for model in arguments.model * arguments.words] + [(size, "random") for size in arguments.sizes]
-    given = partial(Row, device=arguments.device, threads=arguments.threads)
+    make_row = partial(Row, device=arguments.device, threads=arguments.threads)
     for model, data in models:
-        locate(given(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
+        locate(make_row(model=model, data=data, engine="openai", precision="auto", batch=1).settings)
     device = choose_device(Settings(device=arguments.device))
     kinds = [
         {"engine": engine, "precision": precision, "compiled": compiled}
@@ -356,13 +367,13 @@ def chosen(arguments: argparse.Namespace) -> list[Row]:
     ]
     amounts = {True: {"windows": arguments.windows}, False: {"limit": arguments.limit}}
     return [
-        given(model=model, data=data, batch=batch, **kind, **amounts[data == "random"])
+        make_row(model=model, data=data, batch=batch, **kind, **amounts[data == "random"])
         for (model, data), batch, kind in itertools.product(models, arguments.batch, kinds)
     ]
 
 
 def _precisions(engine: str, device: str) -> tuple[str, ...]:
-    """All that the engine computes in; auto for one that is not installed, whose row will say so."""
+    """All precisions of the engine; `auto` for one that is not installed, so that its row reports the failure."""
     try:
         return precisions(engine, device)
     except ConfigurationError:
@@ -370,7 +381,7 @@ def _precisions(engine: str, device: str) -> tuple[str, ...]:
 
 
 def _child(row: Row, out: Path) -> int:
-    """Measure, or say why not."""
+    """Measure one row in this process and write its figures, or the failure, to a file."""
     try:
         figures = measure(row)
     except Exception as error:
@@ -381,9 +392,9 @@ def _child(row: Row, out: Path) -> int:
 
 
 def _standard(arguments: argparse.Namespace) -> bool:
-    """Whether these are rows that the README shows: on recordings that everybody has."""
-    usual = vars(_parser().parse_args([]))
-    return all(getattr(arguments, name) == usual[name] for name in ("model", "data", "limit"))
+    """Whether the results belong into bench/results: the data is in the repository."""
+    defaults = vars(_parser().parse_args([]))
+    return all(getattr(arguments, name) == defaults[name] for name in ("model", "data", "limit"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -396,25 +407,34 @@ def _parser() -> argparse.ArgumentParser:
         "--precisions",
         nargs="+",
         metavar="DTYPE",
-        help="dtypes of the settings; default: all that each engine computes in on the device",
+        help="dtypes of the settings; default: all precisions of each engine on the device",
     )
     which.add_argument(
         "--batch", nargs="+", type=int, default=list(BATCHES), metavar="N", help="windows decoded together at most; default: 1 8"
     )
-    which.add_argument("--compile", action="store_true", help="engine torch by torch.compile, too")
+    which.add_argument("--compile", action="store_true", help="measure engine torch with torch.compile, too")
     which.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     which.add_argument("--threads", type=int, default=1, help="CPU threads of the engine; default: 1")
     work = parser.add_argument_group("work")
     work.add_argument("--model", nargs="+", default=["nano"], help="checkpoints, by name or path; default: the bundled one")
     work.add_argument("--data", default="heldout", help="LibriSpeech/test-clean, a folder, a manifest; default: the held-out set")
     work.add_argument("--limit", type=int, metavar="N", help="the first N recordings only")
-    work.add_argument("--words", action=argparse.BooleanOptionalAction, default=True, help="recordings; --no-words: random weights only")
-    work.add_argument("--sizes", nargs="*", default=list(SIZES), help="shapes of random weights, for speed; default: base; nothing: none")
-    work.add_argument("--windows", type=int, default=WINDOWS, metavar="N", help="of random weights; default: 8, at least one batch")
-    parser.add_argument("--again", action="store_true", help="measure what has been measured already, too")
-    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a row is given up; default: an hour")
+    work.add_argument(
+        "--words", action=argparse.BooleanOptionalAction, default=True, help="measure on recordings; --no-words: on random weights only"
+    )
+    work.add_argument(
+        "--sizes",
+        nargs="*",
+        default=list(SIZES),
+        help="shapes of random weights to measure speed; default: base; none when no size is named",
+    )
+    work.add_argument(
+        "--windows", type=int, default=WINDOWS, metavar="N", help="windows decoded with random weights; default: 8, at least one batch"
+    )
+    parser.add_argument("--again", action="store_true", help="measure rows again that are measured already")
+    parser.add_argument("--timeout", type=float, default=3600.0, help="seconds after which a row fails; default: an hour")
     parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="where engines.json is kept (default: bench/results, of other data build/)"
+        "--results", type=Path, metavar="DIR", help="where engines.json is (default: bench/results; build/bench/engines for other data)"
     )
     parser.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")
     parser.add_argument("--row", help=argparse.SUPPRESS)

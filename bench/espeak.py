@@ -1,4 +1,4 @@
-"""espeak-ng's own library, which tells when each word it speaks begins and ends: the truth that word times are measured against.
+"""Speech synthesized by espeak-ng's library, which reports the exact times of words: the reference for word times.
 
 python -m bench.espeak [--seed N] FOLDER     recordings of held-out sentences by held-out voices, and manifest.json with their words
 """
@@ -38,16 +38,17 @@ _WORD, _PHONEME = 1, 7
 _CHUNK_MS = 200
 
 PAUSES = ((0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.5, 0.6), (0.4, 1.0, 2.0, 0.6), (0.6, 4.0, 6.0, 5.0, 3.0, 0.8))
-"""Seconds of silence before, between and after the sentences of each recording: six of one sentence, one of three, one of five."""
+"""Seconds of silence before, between and after the sentences of each recording: six of one sentence, one of three, one
+of five."""
 NOISE = 3e-5
-"""Standard deviation of the noise under it all: no digital silence, and still small as FLAC."""
+"""Standard deviation of the noise in every recording: there is no digital silence, and FLAC files stay small."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrueWord:
-    """A word as it was spoken, in seconds. A time is None where espeak-ng speaks two words as one ("in the") and tells one event.
+    """A spoken word and its times in seconds. A time is None where espeak-ng joins two words ("in the") and reports one event.
 
-    A word that begins with a stop begins with its silence: it is heard up to 0.06 s later.
+    A word that begins with a stop consonant starts with the silence of its closure, up to 0.06 s before it is audible.
     """
 
     word: str
@@ -87,7 +88,7 @@ _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 
 
 def nano(module: str) -> Any:
-    """A module of the bundled model's recipe, which is no package."""
+    """Import a module of the bundled model's training recipe, a folder that is not a package."""
     if str(NANO) not in sys.path:
         sys.path.append(str(NANO))
     return importlib.import_module(module)
@@ -95,7 +96,7 @@ def nano(module: str) -> Any:
 
 @cache
 def _library() -> tuple[Any, int]:
-    """The library and its sample rate. Raises ConfigurationError when it is not there."""
+    """The library and its sample rate. Raises ConfigurationError when it is not installed."""
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
@@ -107,19 +108,22 @@ def _library() -> tuple[Any, int]:
 
 
 def speak(text: str, voice: str, *, words_per_minute: int = 160, pitch: int = 50) -> tuple[Samples, tuple[TrueWord, ...]]:
-    """One sentence → float32 samples at 16 kHz, and the times of its words. Raises ConfigurationError for an unknown voice."""
+    """Synthesize one sentence → float32 samples at 16 kHz, and its words.
+
+    Raises ConfigurationError for an unknown voice.
+    """
     library, rate = _library()
     _set_voice(library, voice)
     library.espeak_SetParameter(_RATE, words_per_minute, 0)
     library.espeak_SetParameter(_PITCH, pitch, 0)
     pieces: list[Any] = []
-    begins: dict[int, int] = {}  # the word's first character, from 0: the sample it begins at
+    begins: dict[int, int] = {}  # index of a word's first character → its first sample
     pauses: list[int] = []
 
     def take(samples: Any, count: int, events: Any) -> int:
         if samples and count:
             pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        for event in itertools.takewhile(lambda one: one.type, (events[index] for index in itertools.count())):
+        for event in itertools.takewhile(lambda event: event.type, (events[index] for index in itertools.count())):
             if event.type == _WORD:
                 begins[event.text_position - 1] = event.sample
             elif event.type == _PHONEME and event.id.string.startswith(b"_"):
@@ -135,7 +139,7 @@ def speak(text: str, voice: str, *, words_per_minute: int = 160, pitch: int = 50
 
 
 def _set_voice(library: Any, voice: str) -> None:
-    """By name, else by language, as the program espeak-ng does."""
+    """Choose a voice by its name, else by its language, like the program espeak-ng."""
     if library.espeak_SetVoiceByName(voice.encode()) == 0:
         return
     if library.espeak_SetVoiceByProperties(ctypes.byref(_Voice(languages=voice.encode()))) != 0:
@@ -143,8 +147,8 @@ def _set_voice(library: Any, voice: str) -> None:
 
 
 def _words(text: str, begins: dict[int, int], pauses: list[int], rate: int) -> tuple[TrueWord, ...]:
-    """Each word ends where the next begins, or the pause before that."""
-    spans = [(found.group(), begins.get(found.start())) for found in re.finditer(r"\S+", text)]
+    """The words of the text. A word ends where the next one begins, or at the pause before it."""
+    spans = [(match.group(), begins.get(match.start())) for match in re.finditer(r"\S+", text)]
     words = []
     for index, (word, begin) in enumerate(spans):
         following = spans[index + 1][1] if index + 1 < len(spans) else pauses[-1]
@@ -158,14 +162,15 @@ def _seconds(sample: int | None, rate: int) -> float | None:
 
 
 def recording(rng: random.Random, pauses: tuple[float, ...]) -> tuple[Samples, dict[str, Any]]:
-    """Held-out sentences of the nano model's grammar by one held-out voice, with silences around them, and their manifest entry."""
+    """Held-out sentences of the nano model's grammar by one held-out voice, with silence around them, and their
+    manifest entry."""
     heldout = nano("heldout")
     voice = rng.choice(nano("grammar").HELD_OUT_ESPEAK)
     pieces, texts, words = [_silence(pauses[0])], [], []
     for pause in pauses[1:]:
         text, at = heldout.new_sentence(rng), sum(map(len, pieces)) / SAMPLE_RATE
         samples, spoken = speak(text, voice, words_per_minute=rng.randint(135, 185), pitch=rng.randint(25, 75))
-        words += [TrueWord(one.word, _shifted(one.start, at), _shifted(one.end, at)) for one in spoken]
+        words += [TrueWord(word.word, _shifted(word.start, at), _shifted(word.end, at)) for word in spoken]
         pieces += [samples, _silence(pause)]
         texts.append(text)
     sound = np.concatenate(pieces)
@@ -182,7 +187,7 @@ def _shifted(seconds: float | None, by: float) -> float | None:
 
 
 def write(folder: Path, seed: int) -> None:
-    """The recordings of `PAUSES` and their manifest."""
+    """Write a recording for each entry of `PAUSES`, and their manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     rng, entries = random.Random(seed), []
     for number, pauses in enumerate(PAUSES):

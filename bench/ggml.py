@@ -1,6 +1,6 @@
-"""A checkpoint in whisper.cpp's own format (ggml), with weights in q8_0: what its `convert-pt-to-ggml.py` and `quantize` make of it.
+"""Checkpoints in whisper.cpp's ggml format with q8_0 weights, as its `convert-pt-to-ggml.py` and `quantize` write them.
 
-The layout is that of whisper.cpp's loader (src/whisper.cpp, whisper_model_load): magic and numbers, mel filters, vocabulary, tensors.
+The layout follows whisper.cpp's loader (src/whisper.cpp, whisper_model_load): magic, dimensions, mel filters, vocabulary, tensors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAGIC = 0x67676D6C
 F32, F16, Q8_0 = 0, 1, 8
 MOSTLY_Q8_0, QUANTIZATION_VERSION = 7, 2
 BLOCK = 32
-"""Weights that share a scale in q8_0."""
+"""The number of weights that share a scale in q8_0."""
 EOT = "decoder.token_embedding.weight"
 
 
 def converted(checkpoint: Path) -> Path:
-    """The converted file beside the checkpoint, made once."""
+    """The converted file, beside the checkpoint. Written once."""
     path = checkpoint.with_suffix(".ggml")
     if not path.exists():
         unfinished = path.with_suffix(".part")
@@ -38,7 +38,7 @@ def converted(checkpoint: Path) -> Path:
 
 
 def write(checkpoint: Path, file: BinaryIO) -> None:
-    """Write the checkpoint. Its end token can never be the likeliest: the only way to fix the number of tokens there."""
+    """Write the checkpoint. Its end token gets zero weights, so that whisper.cpp decodes up to its token limit."""
     loaded = load_checkpoint(checkpoint)
     dims = loaded.dims
     audio = (dims.n_vocab, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
@@ -52,7 +52,7 @@ def write(checkpoint: Path, file: BinaryIO) -> None:
 
 
 def _vocabulary(file: BinaryIO, *, multilingual: bool) -> None:
-    """The text tokens' bytes; whisper.cpp makes up the names of the special ones."""
+    """The bytes of the text tokens; whisper.cpp adds the special tokens itself."""
     name = "multilingual" if multilingual else "gpt2"
     lines = (Path(whisper.__file__).parent / "assets" / f"{name}.tiktoken").read_text().splitlines()
     file.write(struct.pack("i", len(lines)))
@@ -73,7 +73,7 @@ def _tensor(file: BinaryIO, name: str, tensor: torch.Tensor) -> None:
 
 
 def _encoded(name: str, values: npt.NDArray[np.float32]) -> tuple[int, bytes]:
-    """Matrices in q8_0, convolutions in fp16, the rest as it is."""
+    """The tensor's type and bytes: matrices in q8_0, convolutions in fp16, all others in float32."""
     if values.ndim == 3:
         return F16, values.astype(np.float16).tobytes()
     if values.ndim < 2 or "positional" in name or "bias" in name:
@@ -82,10 +82,10 @@ def _encoded(name: str, values: npt.NDArray[np.float32]) -> tuple[int, bytes]:
 
 
 def q8_0(values: npt.NDArray[np.float32]) -> bytes:
-    """Blocks of 32 weights, each an fp16 scale and 32 bytes (ggml's block_q8_0)."""
+    """Quantize in blocks of 32 weights: an fp16 scale and 32 signed bytes each (ggml's block_q8_0)."""
     blocks = values.reshape(-1, BLOCK)
     scales = np.abs(blocks).max(axis=1, keepdims=True) / 127
     rounded = np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0).round().astype(np.int8)
-    made = np.zeros(len(blocks), dtype=[("scale", "<f2"), ("weights", "i1", BLOCK)])
-    made["scale"], made["weights"] = scales[:, 0].astype(np.float16), rounded
-    return made.tobytes()
+    packed = np.zeros(len(blocks), dtype=[("scale", "<f2"), ("weights", "i1", BLOCK)])
+    packed["scale"], packed["weights"] = scales[:, 0].astype(np.float16), rounded
+    return packed.tobytes()

@@ -1,4 +1,4 @@
-"""A checkpoint as transformers' speech recognition pipeline, made in memory: OpenAI's tensors under Hugging Face's names."""
+"""A checkpoint as transformers' speech recognition pipeline, converted in memory to Hugging Face's tensor names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from whispercore.tokenizer import Tokenizer
 
 
 def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, tokens: int) -> tuple[Any, list[int]]:
-    """The pipeline, and the list to which it adds the number of tokens of every window it decodes.
+    """The pipeline, and a list to which it appends the token count of every decoded window.
 
-    `tokenizer`: a folder with tokenizer.json. Exactly `tokens` of every window, greedily, without timestamps.
+    It decodes exactly `tokens` tokens of every window, greedily, without timestamps. `tokenizer`: a folder with tokenizer.json.
     """
     torch.set_num_threads(threads)
     transformers().logging.set_verbosity_error()
@@ -31,10 +31,10 @@ def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, token
     model.generate = counted
     words = transformers().WhisperTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), pad_token="<|endoftext|>")
     extractor = transformers().WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
-    made = transformers().AutomaticSpeechRecognitionPipeline(
+    recognizer = transformers().AutomaticSpeechRecognitionPipeline(
         model=model, feature_extractor=extractor, tokenizer=words, device=device, chunk_length_s=30, stride_length_s=0
     )
-    return made, counts
+    return recognizer, counts
 
 
 _PROMPT = 4
@@ -47,14 +47,14 @@ def _model(checkpoint: Path, device: str, tokens: int) -> Any:
     loaded = load_checkpoint(checkpoint)
     begin = Tokenizer(loaded.dims.n_vocab).timestamp_begin
     model: Any = transformers_model(loaded, device, torch.float32 if device == "cpu" else torch.float16)
-    told = generation_config(loaded.dims, loaded.alignment_heads) | {"suppress_tokens": list(range(begin, loaded.dims.n_vocab))}
+    config = generation_config(loaded.dims, loaded.alignment_heads) | {"suppress_tokens": list(range(begin, loaded.dims.n_vocab))}
     fixed = {"min_new_tokens": tokens, "max_new_tokens": tokens, "language": "en", "task": "transcribe"}
-    model.generation_config = transformers().GenerationConfig(**told | fixed)
+    model.generation_config = transformers().GenerationConfig(**config | fixed)
     return model
 
 
 def transformers() -> Any:
-    """The package, which need not be there. Raises RuntimeError with what to do."""
+    """The package. Raises RuntimeError with the install command when it is missing."""
     try:
         return import_module("transformers")
     except ImportError as error:

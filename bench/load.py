@@ -1,4 +1,4 @@
-"""A load generator: a closed loop of so many requests open at once, or an open one whose requests come when they come."""
+"""A load generator: a closed loop with a fixed number of open requests, and an open loop with random arrival times."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TIMEOUT_SECONDS = 900.0
 
 
 class LoadError(Exception):
-    """The server refused a request: a measurement with failures in it is none."""
+    """The server refused a request or did not start. A measurement with a failed request is discarded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One request's answer and the seconds it took, from the first byte sent to the last one read."""
+    """The answer to a request, and the seconds from the first byte sent to the last byte read."""
 
     seconds: float
     body: bytes
@@ -29,7 +29,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a contender did: the seconds it took in all and for each recording, how many windows it decoded, and its processor seconds."""
+    """The result of a load: wall seconds, seconds of each recording, number of decoded windows, processor seconds."""
 
     wall: float
     seconds: tuple[float, ...]
@@ -39,7 +39,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A closed loop's requests: from the first one's start to the last one's end `wall` seconds passed."""
+    """The replies of a load. `wall`: seconds from the start of the first request to the end of the last."""
 
     concurrency: int
     wall: float
@@ -47,19 +47,22 @@ class Load:
 
     @property
     def requests_per_second(self) -> float:
-        """Requests answered a second."""
+        """Throughput."""
         return len(self.replies) / self.wall
 
 
 class Connection:
-    """One client's connection to a model of a TorchServe on this machine."""
+    """A client's connection to a model of a TorchServe on this machine."""
 
     def __init__(self, port: int, model: str) -> None:
         self._path = f"/predictions/{model}"
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
 
     def post(self, recording: bytes, headers: Mapping[str, str]) -> Reply:
-        """Send a recording and read the answer. Raises LoadError unless it is a 200, OSError when there is no server."""
+        """Send a recording and read the answer.
+
+        Raises LoadError unless the status is 200, OSError when there is no server.
+        """
         began = time.perf_counter()
         self._connection.request("POST", self._path, recording, dict(headers))
         response = self._connection.getresponse()
@@ -77,7 +80,7 @@ class Connection:
 
 
 def closed_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, concurrency: int) -> Load:
-    """Send each recording once, in their order, `concurrency` of them open at any time. Raises LoadError."""
+    """Send each recording once, in order, with `concurrency` requests open at any time. Raises LoadError."""
     waiting, lock, start = iter(recordings), threading.Lock(), threading.Barrier(concurrency + 1)
 
     def client() -> list[Reply]:
@@ -100,19 +103,19 @@ def closed_loop(port: int, model: str, recordings: Sequence[bytes], headers: Map
 
 
 def open_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, rate: float, seed: int = 0) -> Load:
-    """Send each recording once, `rate` a second on average, as a Poisson process: whoever comes waits for nobody.
+    """Send each recording once, at the times of a Poisson process with `rate` requests a second. Raises LoadError.
 
-    A reply's seconds count from when its request was due, so that a generator that falls behind hides nothing. Raises LoadError.
+    A reply's seconds count from the time its request was due, so that a late generator does not hide latency.
     """
-    chance = random.Random(seed)
-    due = list(accumulate(chance.expovariate(rate) for _ in recordings))
+    random_times = random.Random(seed)
+    due = list(accumulate(random_times.expovariate(rate) for _ in recordings))
     began = time.perf_counter()
 
-    def client(recording: bytes, at: float) -> Reply:
-        time.sleep(max(0.0, began + at - time.perf_counter()))
+    def client(recording: bytes, due_seconds: float) -> Reply:
+        time.sleep(max(0.0, began + due_seconds - time.perf_counter()))
         with Connection(port, model) as connection:
             reply = connection.post(recording, headers)
-        return Reply(time.perf_counter() - began - at, reply.body)
+        return Reply(time.perf_counter() - began - due_seconds, reply.body)
 
     with ThreadPoolExecutor(len(recordings)) as clients:
         replies = tuple(clients.map(client, recordings, due))

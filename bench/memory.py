@@ -1,4 +1,4 @@
-"""Peak memory: a fresh server for each length of recording, the most that worker and Java ever held resident."""
+"""Peak resident memory of the worker and of Java, with a fresh server for each length of recording."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from .work import checkpoint, environment, long_recording
 HEADERS = {"Content-Type": "audio/mpeg"}
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and result, by server and seconds of audio. The servers as they are, on the nano model."""
+def measure(plan: Plan, log: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and results by server and seconds of audio.
+
+    The servers run the nano model with their default settings.
+    """
     result: dict[str, dict[str, Any]] = {"whisper": {}, "plain": {}}
     for seconds in plan.memory_seconds:
         result["whisper"][str(seconds)] = measure_one(ours(environment("nano", tokens=0)), seconds)
         if seconds in plan.plain_memory_seconds:
             result["plain"][str(seconds)] = measure_one(plain(checkpoint("nano"), tokens=0), seconds)
-        peaks = (f"{name} {seen[str(seconds)]['worker_mb']} MB" for name, seen in result.items() if str(seconds) in seen)
-        tell(f"{seconds} s of audio: {', '.join(peaks)}")
+        lines = (f"{name} {peaks[str(seconds)]['worker_mb']} MB" for name, peaks in result.items() if str(seconds) in peaks)
+        log(f"{seconds} s of audio: {', '.join(lines)}")
     return {"model": "nano", "container": "mp3, 16 kHz mono", "unit": "MB of 1,000,000 bytes"}, result
 
 
 def measure_one(server: Server, seconds: int) -> dict[str, Any]:
-    """The peaks of a fresh server, warmed up with one second, after one recording."""
+    """The peaks of a fresh server after one recording; one second of audio warms it up."""
     recording = long_recording(seconds).read_bytes()
     with server:
         server.wait_until_ready(long_recording(1).read_bytes(), HEADERS)

@@ -1,4 +1,4 @@
-"""The serving road's overhead: a 10 s clip over HTTP against the same call in this process, alone on the machine, in turn."""
+"""The overhead of serving: a 10 s clip over HTTP, compared with the same call in this process, in turn."""
 
 from __future__ import annotations
 
@@ -27,38 +27,41 @@ class Round:
     call: float
 
 
-def measure(plan: Plan, tell: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and result, by model."""
+def measure(plan: Plan, log: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings and results by model."""
     result = {}
     for size in plan.overhead_sizes:
         result[size] = measure_model(size, plan)
-        tell(f"{size}: {result[size]['overhead_ms'].median:.1f} ms over {result[size]['call_ms'].median:.0f} ms")
+        log(f"{size}: {result[size]['overhead_ms'].median:.1f} ms over {result[size]['call_ms'].median:.0f} ms")
     settings = {"clip_seconds": CLIP_SECONDS, "tokens": TOKENS, "rounds": plan.overhead_rounds, "calls": plan.overhead_calls}
     return settings, result
 
 
 def measure_model(size: str, plan: Plan) -> dict[str, Any]:
-    """One model's overhead: each round's difference of medians, their spread, and what the call itself takes."""
+    """One model's overhead, the spread of every round's difference of medians, and the duration of the call itself."""
     variables = environment(size)
     transcriber, engine = in_process(variables)
     with transcriber, ours(variables) as server:
         server.wait_until_ready(clips()[0], HEADERS)
         with Connection(server.port, server.model) as connection:
             rounds = list(compare(connection, transcriber, plan))
-        described = engine.describe()
+        description = engine.describe()
     if set(engine.tokens) != {TOKENS}:
         raise RuntimeError(f"{TOKENS} tokens were to be decoded from every window; it was {sorted(set(engine.tokens))}")
     return {
-        "engine": described,
-        "overhead_ms": spread(1000 * (one.http - one.call) for one in rounds),
-        "http_ms": spread(1000 * one.http for one in rounds),
-        "call_ms": spread(1000 * one.call for one in rounds),
+        "engine": description,
+        "overhead_ms": spread(1000 * (timing.http - timing.call) for timing in rounds),
+        "http_ms": spread(1000 * timing.http for timing in rounds),
+        "call_ms": spread(1000 * timing.call for timing in rounds),
     }
 
 
 def compare(connection: Connection, transcriber: Transcriber, plan: Plan) -> Iterator[Round]:
-    """Rounds of calls on both roads. In the first of each road caches warm up and the other road's threads come to rest: not counted."""
-    recordings, asked = itertools.cycle(clips()), options()
+    """Rounds of calls both ways.
+
+    The first call of each way is not measured: it warms caches up after the other way's calls.
+    """
+    recordings, clip_options = itertools.cycle(clips()), options()
 
     def http(recording: bytes) -> tuple[float, str]:
         reply = connection.post(recording, HEADERS)
@@ -66,12 +69,12 @@ def compare(connection: Connection, transcriber: Transcriber, plan: Plan) -> Ite
 
     def call(recording: bytes) -> tuple[float, str]:
         began = time.perf_counter()
-        text = transcriber.submit(recording, asked).result().text
+        text = transcriber.submit(recording, clip_options).result().text
         return time.perf_counter() - began, text
 
     for _ in range(plan.overhead_rounds):
         batch = [next(recordings) for _ in range(plan.overhead_calls + 1)]
-        served, called = [http(one) for one in batch], [call(one) for one in batch]
+        served, called = [http(recording) for recording in batch], [call(recording) for recording in batch]
         if [text for _, text in served] != [text for _, text in called]:
             raise RuntimeError("the server's words differ from those of the call in process: not the same work")
-        yield Round(*(statistics.median(seconds for seconds, _ in road[1:]) for road in (served, called)))
+        yield Round(*(statistics.median(seconds for seconds, _ in calls[1:]) for calls in (served, called)))

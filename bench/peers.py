@@ -1,4 +1,4 @@
-"""One runner for each way to transcribe: our engines, openai-whisper, faster-whisper; the same weights, threads and decoding for all."""
+"""Runners: our engines, openai-whisper and faster-whisper, all with the same weights, threads and decoding options."""
 
 from __future__ import annotations
 
@@ -16,22 +16,26 @@ from whispercore.audio.recording import read_samples
 from whispercore.catalogue import ENGINES
 from whispercore.checkpoints.conversion import precision
 from whispercore.devices import choose_device
+from whispercore.engines.openai import OpenAIEngine
 from whispercore.errors import ConfigurationError
 from whispercore.options import FALLBACK_TEMPERATURES, Options
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings, model_name
-from whispercore.types import Word
+from whispercore.types import Transcript, Word
 
 from .datasets import Utterance
 from .work import ROOT
 
 SEED = 0
-"""Of what is sampled above temperature 0."""
+"""Of sampling above temperature 0."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What a runner made of a recording: `words` when it was asked for their times, `language` as told or detected."""
+class Hypothesis:
+    """A runner's transcript of a recording.
+
+    `words` has entries when word times were requested; `language` was given or detected.
+    """
 
     text: str
     words: tuple[Word, ...] = ()
@@ -39,13 +43,13 @@ class Heard:
     segments: tuple[Utterance, ...] = ()
 
 
-Hear = Callable[[Path, bool, str | None], Heard]
-"""Transcribe a file, with the times of its words or without, in a language or, None, in the one that is detected."""
+Transcribe = Callable[[Path, bool, str | None], Hypothesis]
+"""Transcribe a file. Arguments: the path, whether to return word times, the language; None detects it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A runner, how it walks through a recording, its precision, and how many recordings are open at once."""
+    """A runner, its mode, its precision, and how many recordings are open at once."""
 
     runner: str
     mode: str = ""
@@ -54,7 +58,7 @@ class Row:
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """RUNNER[:MODE[:COMPUTE_TYPE]][@TOGETHER]. Raises ConfigurationError with what is known."""
+        """RUNNER[:MODE[:COMPUTE_TYPE]][@TOGETHER]. Raises ConfigurationError that names the known runners and modes."""
         name, _, together = text.partition("@")
         runner, mode, compute_type, *rest = [*name.split(":"), "", ""]
         if runner not in RUNNERS:
@@ -72,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What is the same for every row: the checkpoint, where it runs, and how it decodes."""
+    """What all rows have in common: checkpoint, device, threads and decoding options."""
 
     model: str = "nano"
     device: str = "auto"
@@ -87,54 +91,59 @@ class Setup:
 
     @property
     def english_only(self) -> bool:
-        """Whether the checkpoint knows no other language, by its name: OpenAI's end in .en."""
+        """Whether the checkpoint is English-only, which OpenAI's names show by the ending .en."""
         return self.name.endswith(".en")
 
     @property
     def located(self) -> Settings:
-        """Our own settings of it, enough to find the checkpoint."""
+        """Core settings that locate the checkpoint."""
         models, converted = str(ROOT / "whisper-models"), str(ROOT / "build" / "models")
         return Settings(model=self.model, models_dir=models, converted_dir=converted, device=self.device, threads=self.threads)
 
     def settings(self, engine: str, compute_type: str = "auto") -> Settings:
-        """The same for an engine, the checkpoint made ready for it. Raises ConfigurationError."""
+        """Core settings for an engine; converts the checkpoint if the engine needs it. Raises ConfigurationError."""
         settings = replace(self.located, engine=engine, dtype=compute_type)
         checkpoints.prepare(settings)
         return settings
 
 
 @contextmanager
-def ours(row: Row, setup: Setup) -> Iterator[Hear]:
-    """This project's core in process, as the server calls it."""
+def ours(row: Row, setup: Setup) -> Iterator[Transcribe]:
+    """This project's core in this process, called as the server calls it."""
     settings = setup.settings(row.runner, row.compute_type)
-    asked = Options(
+    options = Options(
         strategy="sequential" if row.mode == "sequential" else "chunked",
         beam_size=setup.beam_size,
         condition_on_previous_text=setup.condition_on_previous_text,
     )
     with Transcriber(settings) as transcriber:
 
-        def hear(path: Path, words: bool, language: str | None) -> Heard:
-            found = transcriber.submit(path, replace(asked, word_timestamps=words, language=language)).result()
-            timed = tuple(word for segment in found.segments for word in segment.words)
-            spans = tuple(Utterance(segment.start, segment.end, segment.text) for segment in found.segments)
-            return Heard(found.text, timed, found.language, spans)
+        def transcribe(path: Path, words: bool, language: str | None) -> Hypothesis:
+            transcript = transcriber.submit(path, replace(options, word_timestamps=words, language=language)).result()
+            return as_hypothesis(transcript)
 
-        yield hear
+        yield transcribe
+
+
+def as_hypothesis(transcript: Transcript) -> Hypothesis:
+    """The core's transcript as a hypothesis."""
+    words = tuple(word for segment in transcript.segments for word in segment.words)
+    segments = tuple(Utterance(segment.start, segment.end, segment.text) for segment in transcript.segments)
+    return Hypothesis(transcript.text, words, transcript.language, segments)
 
 
 @contextmanager
-def openai_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
-    """whisper.transcribe. It gets samples from our reader: its own starts ffmpeg."""
+def openai_whisper(row: Row, setup: Setup) -> Iterator[Transcribe]:
+    """whisper.transcribe on samples from our reader; its own reader starts ffmpeg."""
     import whisper
 
     settings = setup.settings("openai")
     device = choose_device(settings)
-    _only_one_of(row, {"cpu": ("float32",), "cuda": ("float16", "float32")}[device])
+    _check_precision(row, {"cpu": ("float32",), "cuda": ("float16", "float32")}[device])
     torch.set_num_threads(setup.threads)
-    model = openai_model(checkpoints.load_checkpoint(checkpoints.locate(settings))).to(device)
+    model = OpenAIEngine(checkpoints.load_checkpoint(checkpoints.locate(settings)), device=device).model
 
-    def hear(path: Path, words: bool, language: str | None) -> Heard:
+    def transcribe(path: Path, words: bool, language: str | None) -> Hypothesis:
         result = whisper.transcribe(
             model,
             read_samples(path),
@@ -145,16 +154,17 @@ def openai_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
             condition_on_previous_text=setup.condition_on_previous_text,
             word_timestamps=words,
         )
-        found = [word for segment in result["segments"] for word in segment.get("words", ())]
-        spans = tuple(Utterance(float(one["start"]), float(one["end"]), one["text"]) for one in result["segments"])
-        return Heard(result["text"].strip(), tuple(_word(**word) for word in found), result["language"], spans)
+        timed = tuple(_word(**word) for segment in result["segments"] for word in segment.get("words", ()))
+        segments = tuple(Utterance(float(segment["start"]), float(segment["end"]), segment["text"]) for segment in result["segments"])
+        return Hypothesis(result["text"].strip(), timed, result["language"], segments)
 
-    yield hear
+    yield transcribe
 
 
 @contextmanager
-def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
-    """faster-whisper on the folder our ct2 engine reads: one window after the other, or its batched pipeline, which has VAD on."""
+def faster_whisper(row: Row, setup: Setup) -> Iterator[Transcribe]:
+    """faster-whisper on the folder that our ct2 engine reads, sequentially or by its batched pipeline, which uses
+    VAD."""
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     settings = setup.settings("ct2", row.compute_type)
@@ -162,47 +172,35 @@ def faster_whisper(row: Row, setup: Setup) -> Iterator[Hear]:
     compute_type = precision(settings, device)
     folder = checkpoints.ct2_folder(settings, checkpoints.locate(settings), compute_type)
     model = WhisperModel(str(folder), device=device, compute_type=compute_type, cpu_threads=setup.threads)
-    transcribe = BatchedInferencePipeline(model).transcribe if row.mode == "batched" else model.transcribe
-    asked: dict[str, Any] = {
+    run = BatchedInferencePipeline(model).transcribe if row.mode == "batched" else model.transcribe
+    options: dict[str, Any] = {
         "beam_size": setup.beam_size or 1,
-        "best_of": 1,  # the others' default; its own is 5
+        "best_of": 1,  # the default of openai-whisper and ours; faster-whisper's is 5
         "temperature": list(FALLBACK_TEMPERATURES),
         "condition_on_previous_text": setup.condition_on_previous_text,
     }
 
-    def hear(path: Path, words: bool, language: str | None) -> Heard:
-        found, info = transcribe(str(path), word_timestamps=words, language=language, **asked)
-        segments = list(found)
-        timed = tuple(_word(word.word, word.start, word.end, word.probability) for segment in segments for word in segment.words or ())
-        spans = tuple(Utterance(float(segment.start), float(segment.end), segment.text) for segment in segments)
-        return Heard("".join(segment.text for segment in segments).strip(), timed, info.language, spans)
+    def transcribe(path: Path, words: bool, language: str | None) -> Hypothesis:
+        generator, info = run(str(path), word_timestamps=words, language=language, **options)
+        decoded = list(generator)
+        timed = tuple(_word(word.word, word.start, word.end, word.probability) for segment in decoded for word in segment.words or ())
+        segments = tuple(Utterance(float(segment.start), float(segment.end), segment.text) for segment in decoded)
+        return Hypothesis("".join(segment.text for segment in decoded).strip(), timed, info.language, segments)
 
-    yield hear
-
-
-def openai_model(checkpoint: checkpoints.Checkpoint) -> Any:
-    """As whisper.load_model makes it, which reads no folders of Hugging Face and knows alignment heads by OpenAI's names only."""
-    from whisper.model import Whisper
-
-    model = Whisper(checkpoint.dims)
-    model.load_state_dict(checkpoint.state)
-    heads = torch.zeros(checkpoint.dims.n_text_layer, checkpoint.dims.n_text_head, dtype=torch.bool)
-    heads[tuple(zip(*checkpoint.alignment_heads, strict=True))] = True
-    model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
-    return model.eval()
+    yield transcribe
 
 
 def _word(word: str, start: float, end: float, probability: float) -> Word:
-    """Of numpy's numbers, which both give."""
+    """A word of NumPy numbers, which both peers return."""
     return Word(word, float(start), float(end), float(probability))
 
 
-def _only_one_of(row: Row, known: tuple[str, ...]) -> None:
-    if row.compute_type not in ("auto", *known):
-        raise ConfigurationError(f"{row.runner} computes in {', '.join(known)} here; not in {row.compute_type}", param="rows")
+def _check_precision(row: Row, precisions: tuple[str, ...]) -> None:
+    if row.compute_type not in ("auto", *precisions):
+        raise ConfigurationError(f"{row.runner} computes in {', '.join(precisions)} here; not in {row.compute_type}", param="rows")
 
 
-RUNNERS: dict[str, Callable[[Row, Setup], AbstractContextManager[Hear]]] = {
+RUNNERS: dict[str, Callable[[Row, Setup], AbstractContextManager[Transcribe]]] = {
     **dict.fromkeys(ENGINES, ours),
     "openai-whisper": openai_whisper,
     "faster-whisper": faster_whisper,
@@ -212,11 +210,14 @@ MODES: dict[str, tuple[str, ...]] = {
     "openai-whisper": ("sequential",),
     "faster-whisper": ("sequential", "batched"),
 }
-"""How each runner can walk through a recording, its default first."""
+"""Each runner's modes, its default first."""
 
 
-def open_runner(row: Row, setup: Setup) -> AbstractContextManager[Hear]:
-    """The row's runner, loaded, its random numbers begun afresh. Raises ConfigurationError for what it cannot do."""
+def open_runner(row: Row, setup: Setup) -> AbstractContextManager[Transcribe]:
+    """Load the row's runner and seed its random numbers.
+
+    Raises ConfigurationError for a row that the runner does not support.
+    """
     if row.together > 1 and RUNNERS[row.runner] is not ours:
         raise ConfigurationError(f"{row.runner} transcribes one recording at a time; not {row.together}", param="rows")
     torch.manual_seed(SEED)

@@ -1,4 +1,4 @@
-"""How much is measured: everything in under 20 minutes on two cores, or a little of it to try the harness."""
+"""The amount of measuring: `FULL` takes under 20 minutes on two cores, `QUICK` only tries the harness."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Rounds and requests."""
+    """Numbers of starts, rounds and calls, and lengths of recordings."""
 
     starts: int = 3
     overhead_sizes: tuple[str, ...] = ("nano", "base")

@@ -1,6 +1,6 @@
-"""Where the time of a window goes, beside what arithmetic and memory allow: `python -m bench.profile`, which writes profile.md's table.
+"""Processor time of each stage of a window, and the limits by arithmetic and memory: `python -m bench.profile` writes profile.md's table.
 
-Processor seconds on one thread, the least of several repetitions: what neighbours on the machine take away shows least there.
+Figures are processor seconds on one thread, the minimum of several repetitions, which other load on the machine changes least.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-if not __package__:  # started as a file: its folder is on the path, and the package is not
+if not __package__:  # run as a file: the path has this folder instead of the package's
     sys.path[0:1] = [str(Path(__file__).resolve().parent.parent / part) for part in ("", "src")]
 if "torch" not in sys.modules:
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -27,12 +27,13 @@ from whisper.model import ModelDimensions
 
 from bench import results, speech
 from bench.contenders import Setup
+from bench.report.page import Block
 from bench.results import RESULTS, cpu_model
-from bench.table import put
 from bench.work import CLIP_SECONDS, HEADERS, TOKENS, options
 from whispercore import checkpoints
+from whispercore.api.fields import RAW_FIELD
 from whispercore.api.reply import render
-from whispercore.api.request import RAW_FIELD, parse
+from whispercore.api.request import parse
 from whispercore.audio.cutting import cut
 from whispercore.audio.log_mel import log_mels
 from whispercore.audio.recording import open_recording
@@ -44,15 +45,15 @@ from whispercore.settings import Settings
 from whispercore.types import Decoded, Decoding, Segment, Transcript, Window
 
 PAGE = Path(__file__).resolve().parent / "profile.md"
-BEGIN, END = "<!-- profile -->\n", "<!-- /profile -->"
+BLOCK = Block("profile")
 REPEAT, TOGETHER = 2, 4
-"""Repetitions, and the windows a core decodes together: half a batch of 8 on two cores."""
+"""Repetitions, and the windows in a batch of one core: half of 8 on two cores."""
 POSITIONS, PROMPT = 1500, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a window's road: processor seconds, and the least that arithmetic or memory allow, where that is known."""
+    """A stage of a window: processor seconds, and the minimum by arithmetic or memory where it is known."""
 
     name: str
     seconds: float
@@ -61,7 +62,7 @@ class Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0. Measures, keeps results/profile-SIZE.json, writes the page's table."""
+    """Exit status 0. Measures, saves results/profile-SIZE.json, writes the page's table."""
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("--model", default="base", help="size, with random weights (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="decoded from every window (default: %(default)s)")
@@ -72,37 +73,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = {"model": f"{arguments.model}, random weights", "tokens": arguments.tokens, "together": TOGETHER}
     results.save(RESULTS, f"profile-{arguments.model}", origin, settings, {"machine": machine, "stages": stages})
     text = page(arguments.model, arguments.tokens, stages, machine, origin)
-    put(PAGE, text, BEGIN, END)
+    BLOCK.put(PAGE, text)
     print(text)
     return 0
 
 
-def least(run: Callable[[], object], repeat: int = REPEAT) -> float:
-    """Processor seconds of this process for a run, the least of several after one that does not count."""
+def minimum(run: Callable[[], object], repeat: int = REPEAT) -> float:
+    """Processor seconds of this process for a run: the minimum of several runs after a first one that is not
+    measured."""
     run()
-    seen = []
+    seconds = []
     for _ in range(repeat):
         began = time.process_time()
         run()
-        seen.append(time.process_time() - began)
-    return min(seen)
+        seconds.append(time.process_time() - began)
+    return min(seconds)
 
 
 def measure_machine() -> dict[str, float]:
-    """What one core does at best: GFLOP/s of products as large as the encoder's, GB/s of reading memory."""
-    found = {}
+    """The limits of one core: GFLOP/s of matrix products of the encoder's size, GB/s of reading memory."""
+    speeds = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
         a, b = torch.randn(POSITIONS, 512).to(dtype), torch.randn(512, 2048).to(dtype)
         with torch.inference_mode():
-            seconds = least(lambda a=a, b=b: [a @ b for _ in range(4)])  # type: ignore[misc]
-        found[f"{name}_gflops"] = round(4 * 2 * POSITIONS * 512 * 2048 / seconds / 1e9, 1)
+            seconds = minimum(lambda a=a, b=b: [a @ b for _ in range(4)])  # type: ignore[misc]
+        speeds[f"{name}_gflops"] = round(4 * 2 * POSITIONS * 512 * 2048 / seconds / 1e9, 1)
     large = np.ones(64_000_000, np.float32)
-    found["read_gbs"] = round(large.nbytes / least(large.sum) / 1e9, 1)
-    return found
+    speeds["read_gbs"] = round(large.nbytes / minimum(large.sum) / 1e9, 1)
+    return speeds
 
 
 def measure(setup: Setup, machine: dict[str, float]) -> list[Stage]:
-    """The stages of one clip, in the order of its road."""
+    """The stages of one clip, in order."""
     clip = speech.clips(1, CLIP_SECONDS, seed=1)[0]
     settings = Settings.load(environ=setup.variables | {"WHISPER_ENGINE": "ct2"})
     checkpoints.prepare(settings)
@@ -116,16 +118,16 @@ def measure(setup: Setup, machine: dict[str, float]) -> list[Stage]:
 
 
 def _before(clip: bytes) -> list[Stage]:
-    """What happens to a clip before its window is decoded."""
+    """The stages before decoding."""
 
     def blocks() -> list[Any]:
         return list(open_recording(clip, max_seconds=60).blocks())
 
     samples = blocks()
     return [
-        Stage("request read, options parsed", least(lambda: parse({RAW_FIELD: clip}, HEADERS))),
-        Stage("audio decoded (FLAC)", least(blocks)),
-        Stage("voices detected, window cut", least(lambda: list(cut(samples, Options()))), remark="left out when a request says so"),
+        Stage("request read, options parsed", minimum(lambda: parse({RAW_FIELD: clip}, HEADERS))),
+        Stage("audio decoded (FLAC)", minimum(blocks)),
+        Stage("voices detected, window cut", minimum(lambda: list(cut(samples, Options()))), remark="left out when a request says so"),
     ]
 
 
@@ -135,27 +137,30 @@ def _windows(tokens: int) -> list[Window]:
 
 
 def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) -> list[Stage]:
-    """Spectrogram, encoder, decoder of a window, as one of `TOGETHER`."""
+    """Spectrogram, encoder and decoder, per window of a batch of `TOGETHER`."""
     dims = checkpoints.load_checkpoint(setup.checkpoint).dims
-    many = _windows(setup.tokens)
-    mels = log_mels(many, engine.n_mels)
-    spectrogram = least(lambda: log_mels(many, engine.n_mels)) / TOGETHER
-    own = least(lambda: engine._model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
+    batch = _windows(setup.tokens)
+    mels = log_mels(batch, engine.n_mels)
+    spectrogram = minimum(lambda: log_mels(batch, engine.n_mels)) / TOGETHER
+    model = engine.model
+    assert model is not None
+    ct2_encoder = minimum(lambda: model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
     fused = engine._encoder
-    encoder = least(lambda: fused(mels)) / TOGETHER if fused else own
-    whole = least(lambda: engine.decode(many)) / TOGETHER
-    one = least(lambda: engine.decode(many[:1]))
+    encoder = minimum(lambda: fused(mels)) / TOGETHER if fused else ct2_encoder
+    whole = minimum(lambda: engine.decode(batch)) / TOGETHER
+    single = minimum(lambda: engine.decode(batch[:1]))
     fast = machine["bfloat16_gflops" if engine._encoder else "float32_gflops"]
-    lone = f"a lone window in all: {1000 * one:.0f} ms"
+    lone = f"a lone window in all: {1000 * single:.0f} ms"
     return [
         Stage("log-mel spectrogram", spectrogram),
-        Stage("encoder", encoder, encoder_flops(dims) / fast / 1e9, f"CTranslate2's own in int8: {1000 * own:.0f} ms"),
+        Stage("encoder", encoder, encoder_flops(dims) / fast / 1e9, f"CTranslate2's own in int8: {1000 * ct2_encoder:.0f} ms"),
         Stage(f"decoder, {setup.tokens} tokens", whole - encoder - spectrogram, _step_limit(dims, setup.tokens, machine), lone),
     ]
 
 
 def encoder_flops(dims: ModelDimensions) -> float:
-    """Floating-point operations of the encoder for a window: convolutions, projections, attention, two layers of 4 widths."""
+    """Floating-point operations of the encoder per window: convolutions, projections, attention, and MLPs of 4 times
+    the width."""
     width, n = dims.n_audio_state, POSITIONS
     convolutions = 2 * 3 * (2 * n * dims.n_mels * width + n * width * width)
     layer = 2 * n * 12 * width * width + 2 * 2 * n * n * width
@@ -163,48 +168,49 @@ def encoder_flops(dims: ModelDimensions) -> float:
 
 
 def _step_limit(dims: ModelDimensions, tokens: int, machine: dict[str, float]) -> float:
-    """Seconds a window's tokens take by reading alone: its float32 keys and values, and its share of the int8 weights."""
+    """Seconds for reading the memory that a window's tokens need: its float32 keys and values, and its share of the
+    int8 weights."""
     cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * 4
     weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
     return float(tokens * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)
 
 
-class _Known:
-    """An engine that knows the answer: what is left is everything else."""
+class _ConstantEngine:
+    """An engine that returns a fixed answer, so that a run measures everything but the engine."""
 
     def __init__(self, engine: Any, answer: Decoded) -> None:
         self.name, self.max_batch, self.n_mels, self.tokenizer = "ct2", 8, engine.n_mels, engine.tokenizer
         self._answer = answer
 
     def batch_key(self, decoding: Decoding) -> object:
-        return 0  # all alike
+        return 0  # all windows share a batch
 
-    def decode(self, given: Sequence[Window]) -> list[Decoded]:
-        return [self._answer] * len(given)
+    def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+        return [self._answer] * len(windows)
 
     def close(self) -> None:
         pass
 
 
 def _after(decoded: Decoded, clip: bytes) -> list[Stage]:
-    """The way through the core without the engine, and the reply's making."""
+    """The stages after decoding: the core without its engine, and rendering the reply."""
     from whispercore.tokenizer import Tokenizer
 
-    engine = _Known(type("Engine", (), {"n_mels": 80, "tokenizer": Tokenizer(51_865)})(), decoded)
+    engine = _ConstantEngine(type("Engine", (), {"n_mels": 80, "tokenizer": Tokenizer(51_865)})(), decoded)
     with Transcriber(Settings(), engine=engine) as transcriber:  # type: ignore[arg-type]
         transcript: Transcript = transcriber.submit(clip, options()).result()
-        core = least(lambda: transcriber.submit(clip, options()).result())
+        core = minimum(lambda: transcriber.submit(clip, options()).result())
     reply = parse({RAW_FIELD: b"-"}, HEADERS | {"X-Whisper-Response-Format": "verbose_json"}).reply
-    made = least(lambda: render(transcript, reply, "native", tokenizer=engine.tokenizer))
+    rendering = minimum(lambda: render(transcript, reply, "native", tokenizer=engine.tokenizer))
     assert all(isinstance(segment, Segment) for segment in transcript.segments)
     return [
         Stage("scheduler, segments, text (audio decoded once more in it)", core),
-        Stage("reply made", made),
+        Stage("reply made", rendering),
     ]
 
 
 def page(model: str, tokens: int, stages: Sequence[Stage], machine: dict[str, float], origin: dict[str, Any]) -> str:
-    """The table of stages, with each one's share and how near to its limit it is."""
+    """The table of stages with each one's share and limit."""
     total = sum(stage.seconds for stage in stages)
     lines = [
         f"`{model}`, random weights, {tokens} tokens of every window, {TOGETHER} windows together on one core of an {cpu_model()}, which",

@@ -1,4 +1,4 @@
-"""Results: medians with their spread, beside the machine, the versions and the commit they were measured on."""
+"""Result files: medians with their spread, and the machine, versions and commit they were measured with."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .work import ROOT
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av", "jiwer")
-OF_PEERS = ("transformers", "pywhispercpp")
-"""Packages that need not be there."""
+OPTIONAL = ("transformers", "pywhispercpp")
+"""Packages that may be missing."""
 MEASURED = ("src", "handler", "config", "server", "serve.sh", "bench", ":!bench/results")
-"""What a result depends on, as git paths: with changes among them that no commit holds, it is marked dirty."""
+"""The git paths that a result depends on. A result measured with uncommitted changes in them is marked dirty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """The median of several measurements, the least and the greatest of them, and how many there were."""
+    """The median, the lowest and the highest of several measurements, and their number."""
 
     median: float
     low: float
@@ -39,12 +39,13 @@ class Spread:
 
 def spread(values: Iterable[float]) -> Spread:
     """The spread of at least one value."""
-    known = sorted(round(value, 6) for value in values)
-    return Spread(statistics.median(known), known[0], known[-1], len(known))
+    ordered = sorted(round(value, 6) for value in values)
+    return Spread(statistics.median(ordered), ordered[0], ordered[-1], len(ordered))
 
 
 def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, Any], result: dict[str, Any]) -> Path:
-    """Write NAME.json: what was measured, where (`provenance()` before it began), how, and what came out."""
+    """Write NAME.json: the measurement's name, its origin (`provenance()` from before it began), settings and
+    result."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     content = {"measured": name, "provenance": origin, "settings": settings, "result": result}
@@ -54,7 +55,7 @@ def save(folder: Path, name: str, origin: dict[str, Any], settings: dict[str, An
 
 
 def load(folder: Path, name: str) -> dict[str, Any] | None:
-    """The content of NAME.json, None when there is none."""
+    """The content of NAME.json; None when the file does not exist."""
     path = folder / f"{name}.json"
     if not path.exists():
         return None
@@ -63,19 +64,19 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def provenance() -> dict[str, Any]:
-    """When, by which commit, on which machine and versions; the load average tells whether the machine was quiet."""
+    """Date, commit, machine, versions, and the load average, which shows whether the machine was idle."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--", *MEASURED)),
         "machine": machine(),
-        "versions": {"python": platform.python_version(), "java": _java()} | {name: _version(name) for name in PACKAGES + OF_PEERS},
+        "versions": {"python": platform.python_version(), "java": _java()} | {name: _version(name) for name in PACKAGES + OPTIONAL},
         "load_average": [round(load, 2) for load in os.getloadavg()],
     }
 
 
 def machine() -> dict[str, Any]:
-    """The processor and what it multiplies quickly, the cores this process may use, the memory, the GPU if there is one."""
+    """Processor and its flags, the cores this process may use, memory, and the GPU if there is one."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     memory = round(psutil.virtual_memory().total / 2**30)
     return {
@@ -89,20 +90,20 @@ def machine() -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """As the kernel names it."""
+    """The processor's name in /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "avx_vnni")
-"""Those that decide how fast int8 and bfloat16 are."""
+"""The processor flags that determine the speed of int8 and bfloat16."""
 
 
 def cpu_flags() -> list[str]:
-    """Which of `FLAGS` the processor has."""
+    """The flags among `FLAGS` that the processor has."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    found = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return [flag for flag in FLAGS if flag in found]
+    supported = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return [flag for flag in FLAGS if flag in supported]
 
 
 def _git(*arguments: str) -> str:
@@ -110,17 +111,17 @@ def _git(*arguments: str) -> str:
 
 
 def _version(package: str) -> str:
-    """Its version; nothing for a peer's that is not installed."""
+    """The installed version; empty for an optional package that is missing."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        if package in OF_PEERS:
+        if package in OPTIONAL:
             return ""
         raise
 
 
 def _java() -> str:
-    """The Java on the path, by its first line."""
+    """The first line of the version of the Java on the path."""
     try:
         return subprocess.run(["java", "-version"], capture_output=True, text=True).stderr.partition("\n")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""A row of the accuracy bench, in a separate process on separate cores. It prints one line of figures for each set."""
+"""A row of `bench accuracy`, in a separate process on separate cores. The process writes one JSON line for each set."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from whispercore import checkpoints
 
 from . import datasets, scores, sounds
 from .datasets import Recording, Set
-from .listening import Pass, listen, reason
-from .peers import Heard, Row, Setup, open_runner
+from .passes import Pass, reason, run_pass
+from .peers import Hypothesis, Row, Setup, open_runner
 from .work import ROOT
 
 MAX_ERRORS = 3
-"""Messages of failed recordings that a row keeps; all are counted."""
+"""Messages of failed recordings that a row keeps. All failures are counted."""
 POLL_SECONDS = 0.2
+"""Between two looks at the lines that the process has written."""
+WHOLE = "whole"
+"""The set of the recordings that `--root` names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A row, on which checkpoint, and the sets that it is to hear. `root`: recordings besides the known sets, as the set `whole`."""
+    """A row, its checkpoint and options, and the sets it transcribes. `root`: the recordings of the set `whole`."""
 
     row: str
     setup: Setup
@@ -44,57 +47,61 @@ class Job:
     hours: float = sounds.HOURS
 
     @classmethod
-    def of(cls, told: dict[str, Any]) -> Job:
-        """From the dictionary that `asdict` made."""
-        return cls(**(told | {"setup": Setup(**told["setup"]), "sets": tuple(told["sets"])}))
+    def of(cls, fields: dict[str, Any]) -> Job:
+        """From the dictionary that `asdict` returned."""
+        return cls(**(fields | {"setup": Setup(**fields["setup"]), "sets": tuple(fields["sets"])}))
 
     def recordings(self, name: str) -> Set:
-        """The set of this name, of the model's languages, cut to the limit. Raises ConfigurationError."""
-        found = Set(name, datasets.of(Path(self.root))) if self.root and name == WHOLE else datasets.named(name, self.hours)
-        spoken = [one for one in found.recordings if one.language == "en" or not self.setup.english_only]
-        return replace(found, recordings=spoken[: self.limit])
+        """The set of this name, in the model's languages, cut to the limit. Raises ConfigurationError."""
+        dataset = Set(name, datasets.of(Path(self.root))) if self.root and name == WHOLE else datasets.named(name, self.hours)
+        spoken = [recording for recording in dataset.recordings if recording.language == "en" or not self.setup.english_only]
+        return replace(dataset, recordings=spoken[: self.limit])
 
 
-WHOLE = "whole"
-"""The name of the set that `--root` gives."""
+def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> None:
+    """Transcribe every set and report its figures.
 
-
-def measure(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
-    """Hear every set and tell its figures as soon as they are there. One recording before the clock starts warms the runner up."""
+    One recording before the first set warms the runner up; it is not measured.
+    """
     row = Row.parse(job.row)
-    with open_runner(row, job.setup) as hear:
+    with open_runner(row, job.setup) as transcribe:
         loaded = time.time() - psutil.Process().create_time()
         first = job.recordings(job.sets[0])
-        listen(hear, replace(first, recordings=first.recordings[:1]), together=1, tick=lambda: None)
+        run_pass(transcribe, replace(first, recordings=first.recordings[:1]), together=1, tick=lambda: None)
         with peak_memory() as peak:
             for name in job.sets:
-                heard_set = job.recordings(name)
-                heard = listen(hear, heard_set, together=row.together, tick=lambda: tell({"tick": 1}))
-                figures = scores.of(heard_set, heard.heard) | _cost(heard, heard_set.recordings)
-                about = {"peak_rss_mb": peak(), "load_seconds": round(loaded, 2)}
-                tell({"set": name, "figures": figures | about, "heard": _texts(heard_set, heard.heard)})
+                dataset = job.recordings(name)
+                done = run_pass(transcribe, dataset, together=row.together, tick=lambda: report({"tick": 1}))
+                figures = scores.of(dataset, done.hypotheses) | _cost(done, dataset.recordings)
+                process = {"peak_rss_mb": peak(), "load_seconds": round(loaded, 2)}
+                report({"set": name, "figures": figures | process, "heard": _texts(dataset, done.hypotheses)})
 
 
-def _texts(heard_set: Set, heard: Sequence[Heard]) -> list[dict[str, Any]]:
-    pairs = zip(heard_set.recordings, heard, strict=True)
-    return [{"audio": str(one.path), "text": one.text, "heard": it.text, "language": one.language} for one, it in pairs]
+def _texts(dataset: Set, hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
+    """Reference and hypothesis of every recording."""
+    return [
+        {"audio": str(recording.path), "text": recording.text, "heard": hypothesis.text, "language": recording.language}
+        for recording, hypothesis in zip(dataset.recordings, hypotheses, strict=True)
+    ]
 
 
-def _cost(heard: Pass, recordings: Sequence[Recording]) -> dict[str, Any]:
-    audio = sum(one.seconds for one in recordings)
-    spent = {"seconds": round(heard.seconds, 3), "cpu_seconds": round(heard.cpu_seconds, 3)}
-    failed = {"failed": len(heard.failures), "failures": heard.failures[:MAX_ERRORS]}
-    return {"audio_seconds": round(audio, 2)} | spent | {"rtfx": round(audio / heard.seconds, 2)} | failed
+def _cost(done: Pass, recordings: Sequence[Recording]) -> dict[str, Any]:
+    """Wall time, processor time, RTFx and failures of a pass."""
+    audio = sum(recording.seconds for recording in recordings)
+    times = {"seconds": round(done.seconds, 3), "cpu_seconds": round(done.cpu_seconds, 3)}
+    failed = {"failed": len(done.failures), "failures": done.failures[:MAX_ERRORS]}
+    return {"audio_seconds": round(audio, 2)} | times | {"rtfx": round(audio / done.seconds, 2)} | failed
 
 
 class peak_memory:
-    """The most that this process and its children held resident together, in MB of 1,000,000 bytes, as far as it was seen."""
+    """The peak resident memory of this process and its children together, in MB of 1,000,000 bytes, sampled every
+    second."""
 
     def __enter__(self) -> Callable[[], float]:
-        self._ended, self._most = threading.Event(), 0
+        self._ended, self._peak = threading.Event(), 0
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
-        return lambda: round(max(self._most, _peak_rss()) / 1e6, 1)
+        return lambda: round(max(self._peak, _peak_rss()) / 1e6, 1)
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
@@ -103,23 +110,24 @@ class peak_memory:
     def _watch(self) -> None:
         while not self._ended.wait(1.0):
             process = psutil.Process()
-            held = 0
-            for one in (process, *process.children(recursive=True)):
+            total = 0
+            for member in (process, *process.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
-                    held += one.memory_info().rss
-            self._most = max(self._most, held)
+                    total += member.memory_info().rss
+            self._peak = max(self._peak, total)
 
 
 def _peak_rss() -> int:
-    """Of this process alone, in bytes (Linux: VmHWM)."""
+    """The peak resident memory of this process alone, in bytes (Linux: VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
 
 
 def apart(job: Job, cores: Sequence[int], stopped: threading.Event) -> Iterator[dict[str, Any]]:
-    """What the row tells, from a process of its own on these cores; its last line is {"failure": …} when it ended early.
+    """The lines that the row's process reports. The process runs on these cores.
 
-    The process ends with this iterator, and when `stopped` is set, of which nothing is told.
+    The last line is {"failure": …} when the process ended early. The process is killed when this iterator is closed, and when
+    `stopped` is set; neither is reported as a failure.
     """
     row = Row.parse(job.row)
     with tempfile.TemporaryDirectory() as folder:
@@ -143,23 +151,23 @@ def apart(job: Job, cores: Sequence[int], stopped: threading.Event) -> Iterator[
             last = (log.read().strip() or "no message").splitlines()[-1].replace(f"{ROOT}/", "")
     if process.returncode:
         killed = f"killed by signal {-process.returncode}, 9 where memory ran out"
-        ended = killed if process.returncode < 0 else f"status {process.returncode}"
-        yield {"failure": f"{row}: its process ended with {ended}: {last[:200]}"}
+        end = killed if process.returncode < 0 else f"status {process.returncode}"
+        yield {"failure": f"{row}: its process ended with {end}: {last[:200]}"}
 
 
 def _complete(lines: Any) -> Iterator[dict[str, Any]]:
-    """The lines that are written to their end."""
+    """The complete lines, as JSON; a line without its line end is left for the next call."""
     while True:
-        at = lines.tell()
+        position = lines.tell()
         line = lines.readline()
         if not line.endswith("\n"):
-            lines.seek(at)
+            lines.seek(position)
             return
         yield json.loads(line)
 
 
 def _environment(setup: Setup) -> dict[str, str]:
-    """No settings of the server's, and so many threads for every library."""
+    """Without the server's settings; every library uses the setup's number of threads."""
     path, count = os.pathsep.join([str(ROOT / "src"), str(ROOT)]), str(setup.threads)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), count)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_") or name == "WHISPER_SPEECH_DATA"}
@@ -167,31 +175,31 @@ def _environment(setup: Setup) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One row in this process: exit status 0, also when it tells a failure."""
+    """Measure one row in this process. Exit status 0, also when the row reports a failure."""
     parser = argparse.ArgumentParser(prog="python -m bench.rows", description=__doc__)
     parser.add_argument("--job", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cores", required=True)
     arguments = parser.parse_args(argv)
     os.sched_setaffinity(0, {int(core) for core in arguments.cores.split(",")})
-    logging.getLogger("whispercore").setLevel(logging.CRITICAL)  # what failed is in the figures
+    logging.getLogger("whispercore").setLevel(logging.CRITICAL)  # failures are in the figures
     with arguments.out.open("a", buffering=1) as out:
 
-        def tell(line: dict[str, Any]) -> None:
+        def report(line: dict[str, Any]) -> None:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
         try:
-            measure(Job.of(json.loads(arguments.job)), tell)
+            measure(Job.of(json.loads(arguments.job)), report)
         except Exception as error:
-            tell({"failure": reason(error)})
+            report({"failure": reason(error)})
     return 0
 
 
 def prepare(job: Job) -> None:
-    """Convert the checkpoint for the row, outside the row's process: it would count as the row's time and memory."""
-    runner = Row.parse(job.row)
-    engine = {"openai-whisper": "openai", "faster-whisper": "ct2"}.get(runner.runner, runner.runner)
-    settings = replace(job.setup.located, engine=engine, dtype=runner.compute_type)
+    """Convert the checkpoint for the row. In the row's own process it would count as the row's time and memory."""
+    row = Row.parse(job.row)
+    engine = {"openai-whisper": "openai", "faster-whisper": "ct2"}.get(row.runner, row.runner)
+    settings = replace(job.setup.located, engine=engine, dtype=row.compute_type)
     checkpoints.prepare(settings)
 
 

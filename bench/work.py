@@ -1,4 +1,5 @@
-"""The work both servers get: a model, a number of tokens for every window, 10 s clips, and what a request asks."""
+"""The work that is the same for all servers: the model, the tokens decoded from every window, the clips, the request's
+options."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import soundfile
 
 from whispercore import checkpoints
 from whispercore.api import request
+from whispercore.api.fields import RAW_FIELD
 from whispercore.audio.recording import read_samples
 from whispercore.engines import Engine, load_engine
 from whispercore.options import Options
@@ -24,7 +26,7 @@ SPEECH = ROOT / "samples" / "home.flac"
 CLIP_SECONDS = 10
 CLIPS = 8
 TOKENS = 60
-"""Decoded from every window: what 10 s of brisk speech hold, timestamps included."""
+"""Tokens decoded from every window: about as many as 10 s of fast speech have, timestamps included."""
 
 HEADERS = {
     "Content-Type": "audio/flac",
@@ -34,12 +36,13 @@ HEADERS = {
     "X-Whisper-No-Speech-Threshold": "none",
     "X-Whisper-Logprob-Threshold": "none",
 }
-"""One pass over each window whatever the model says, and nothing left out: random weights say nothing worth a second look."""
+"""Every window is decoded once and kept: with random weights, VAD, thresholds and fallback would only change the
+amount of work."""
 
 
 def options() -> Options:
-    """What `HEADERS` ask, read by the server's own parser."""
-    return request.parse({request.RAW_FIELD: b"-"}, HEADERS).options
+    """The options in `HEADERS`, read by the server's parser."""
+    return request.parse({RAW_FIELD: b"-"}, HEADERS).options
 
 
 def clips() -> list[bytes]:
@@ -57,7 +60,7 @@ def encode(samples: Samples) -> bytes:
 
 
 def long_recording(seconds: int) -> Path:
-    """An mp3 of so many seconds: the speech sample again and again. Made once."""
+    """An mp3 of this duration: the speech sample, repeated. Written once."""
     path = SCRATCH / f"speech-{seconds}.mp3"
     if path.exists():
         return path
@@ -73,7 +76,7 @@ def long_recording(seconds: int) -> Path:
 
 
 def checkpoint(size: str) -> Path:
-    """The bundled model, or a checkpoint with random weights of OpenAI's `size`, made once."""
+    """The bundled model, or a checkpoint of OpenAI's `size` with random weights, which is written once."""
     if size == "nano":
         return ROOT / "whisper-models" / "nano.pt"
     path = SCRATCH / f"{size}-random.pt"
@@ -83,7 +86,10 @@ def checkpoint(size: str) -> Path:
 
 
 def environment(size: str, *, tokens: int = TOKENS) -> dict[str, str]:
-    """Our server's settings for a model, converted for its engine; `tokens` 0: as many as the model says."""
+    """Our server's settings for a model, as environment variables; converts the model.
+
+    `tokens` 0: the model ends by itself.
+    """
     variables = {
         "WHISPER_MODEL": str(checkpoint(size)),
         "WHISPER_CONVERTED_DIR": str(ROOT / "build" / "models"),
@@ -94,7 +100,7 @@ def environment(size: str, *, tokens: int = TOKENS) -> dict[str, str]:
 
 
 class CountingEngine:
-    """An engine that remembers how many tokens it decoded from each window: the proof that the work is what it is said to be."""
+    """An engine that counts the tokens it decoded from each window, to prove that contenders do equal work."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -103,14 +109,14 @@ class CountingEngine:
         self.tokens: list[int] = []
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        """The engine's answer, counted."""
-        answers = self._engine.decode(windows)
-        self.tokens += [len(answer.tokens) for answer in answers]
-        return answers
+        """Decode, and count the tokens of each window."""
+        decoded = self._engine.decode(windows)
+        self.tokens += [len(result.tokens) for result in decoded]
+        return decoded
 
 
 def in_process(variables: dict[str, str]) -> tuple[Transcriber, CountingEngine]:
-    """The core in this process, set as the server is."""
+    """The core in this process with the server's settings, and its engine."""
     settings = Settings.load(environ=variables)
     engine = CountingEngine(load_engine(settings))
     return Transcriber(settings, engine=engine), engine

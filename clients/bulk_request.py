@@ -27,21 +27,26 @@ import environment
 environment.enter()
 
 import requests  # noqa: E402
-from endpoint import RequestFailed, Server, open_session, reply_warnings  # noqa: E402
+from endpoint import Server, open_session  # noqa: E402
+from failures import RequestFailed  # noqa: E402
+from recordings import find_files  # noqa: E402
+from replies import reply_warnings  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn  # noqa: E402
 from rich.table import Table  # noqa: E402
-from transcribe import add_server_arguments, find_files, server  # noqa: E402
+from server_arguments import add_server_arguments, server  # noqa: E402
 
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One request. `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: its kind, None when answered.
+    """A request's result.
 
-    `warnings`: what the reply warned of.
+    `began`: seconds after the test's start; `audio`: the recording's seconds; `error`: the kind of error, or None.
+
+    `warnings`: the reply's warnings.
     """
 
     file: str
@@ -55,7 +60,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What the test measured. Latencies, in seconds, are those of answered requests."""
+    """The test's figures. Latencies are in seconds and of answered requests only."""
 
     requests: int
     failed: int
@@ -68,14 +73,14 @@ class Summary:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """The value that `percent` of the values are not above, between neighbours in proportion, as numpy's."""
+    """The percentile, interpolated linearly as in numpy."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def summarize(outcomes: Sequence[Outcome]) -> Summary:
-    """The figures of a test, from its first request's beginning to its last one's end."""
+    """The figures of a test, from the start of the first request to the end of the last."""
     answered = [outcome for outcome in outcomes if outcome.error is None]
     latencies = [outcome.latency for outcome in answered]
     begun = min((outcome.began for outcome in outcomes), default=0.0)
@@ -96,11 +101,11 @@ def summarize(outcomes: Sequence[Outcome]) -> Summary:
     )
 
 
-# Sending
+# Requests
 
 
 def send(target: Server, session: requests.Session, path: Path, start: float) -> Outcome:
-    """One request, timed from the connection to the last byte of the answer."""
+    """Send a request, timed from the connection to the last byte of the reply."""
     began = time.perf_counter()
     try:
         reply = target.transcribe(session, path)
@@ -111,7 +116,7 @@ def send(target: Server, session: requests.Session, path: Path, start: float) ->
 
 
 def _audio_seconds(response: requests.Response) -> float:
-    """The recording's length by the reply: the native one's `duration`, or OpenAI's `usage`."""
+    """The recording's length from the reply: `duration` of the native API, or `usage` of OpenAI's."""
     try:
         fields = response.json()
         return float(fields["duration"] if "duration" in fields else fields["usage"]["seconds"])
@@ -120,7 +125,7 @@ def _audio_seconds(response: requests.Response) -> float:
 
 
 def send_all(target: Server, paths: Sequence[Path], concurrency: int) -> Iterator[Outcome]:
-    """Outcomes as they come in, with `concurrency` requests always open."""
+    """The outcomes as they arrive, with `concurrency` requests open at a time."""
     waiting: queue.SimpleQueue[Path] = queue.SimpleQueue()
     outcomes: queue.SimpleQueue[Outcome | Exception] = queue.SimpleQueue()
     for path in paths:
@@ -134,11 +139,11 @@ def send_all(target: Server, paths: Sequence[Path], concurrency: int) -> Iterato
                     outcomes.put(send(target, session, waiting.get_nowait(), start))
                 except queue.Empty:
                     return
-                except Exception as error:  # a fault of this script: the main thread raises it
+                except Exception as error:  # a bug of this script: raised in the main thread
                     outcomes.put(error)
 
     for _ in range(min(concurrency, len(paths))):
-        threading.Thread(target=work, daemon=True).start()  # daemons: Ctrl-C does not wait for their answers
+        threading.Thread(target=work, daemon=True).start()  # daemons: Ctrl-C does not wait for their replies
     for _ in paths:
         outcome = outcomes.get()
         if isinstance(outcome, Exception):
@@ -147,7 +152,7 @@ def send_all(target: Server, paths: Sequence[Path], concurrency: int) -> Iterato
 
 
 def measure(target: Server, paths: Sequence[Path], concurrency: int, label: str) -> tuple[list[Outcome], bool]:
-    """All outcomes, and whether Ctrl-C cut the test short."""
+    """All outcomes, and whether Ctrl-C ended the test early."""
     outcomes: list[Outcome] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[failed]} failed"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
@@ -155,17 +160,17 @@ def measure(target: Server, paths: Sequence[Path], concurrency: int, label: str)
         try:
             for outcome in send_all(target, paths, concurrency):
                 outcomes.append(outcome)
-                progress.update(task, advance=1, failed=sum(one.error is not None for one in outcomes))
+                progress.update(task, advance=1, failed=sum(other.error is not None for other in outcomes))
         except KeyboardInterrupt:
             return outcomes, True
     return outcomes, False
 
 
-# Telling
+# Reports
 
 
 def report(summary: Summary, outcomes: Sequence[Outcome], concurrency: int, console: Console) -> None:
-    """The figures as a table, and each kind of error with one of its messages."""
+    """Print the figures as a table, and each kind of error with an example message."""
     table = Table("measure", "value", title=f"{summary.requests} requests, {concurrency} at once")
     table.columns[1].justify = "right"
     table.add_row("answered", str(summary.requests - summary.failed))
@@ -184,7 +189,7 @@ def report(summary: Summary, outcomes: Sequence[Outcome], concurrency: int, cons
 
 
 def as_json(summary: Summary, outcomes: Sequence[Outcome], arguments: argparse.Namespace, started: datetime, interrupted: bool) -> str:
-    """The whole test for programs: how it was run, its summary, every outcome."""
+    """The test as JSON: its arguments, summary and outcomes."""
     run = {name: getattr(arguments, name) for name in ("url", "concurrency", "repeat", "warmup", "timeout")}
     content = {"started": started.isoformat(timespec="seconds"), "interrupted": interrupted, "run": run}
     return json.dumps({**content, "summary": asdict(summary), "outcomes": [asdict(outcome) for outcome in outcomes]}, indent=1)
@@ -271,7 +276,7 @@ def _count(text: str) -> int:
 
 
 def _output_file(text: str) -> Path:
-    """A file that can be made: found out before the test, not after it."""
+    """A file that can be written, checked before the test starts."""
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise argparse.ArgumentTypeError(f"'{text}' is a folder, or in one that does not exist")
@@ -290,14 +295,16 @@ def _plot_file(text: str) -> Path:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="A load test: many recordings at once, then latency, throughput and errors.",
-        epilog="Each request waits for its whole answer: --timeout covers the upload's pauses and all the time until the answer begins.",
+        epilog="Requests are not streamed: --timeout covers pauses of the upload and the time until the reply begins.",
     )
     add_server_arguments(parser)
-    parser.add_argument("--concurrency", type=_count, default=8, metavar="N", help="requests open at once (default: %(default)s)")
-    parser.add_argument("--repeat", type=_count, default=1, metavar="N", help="send every recording so often (default: %(default)s)")
-    parser.add_argument("--warmup", type=int, default=0, metavar="N", help="requests sent first and not measured (default: %(default)s)")
-    parser.add_argument("--json", type=_output_file, metavar="FILE", help="write the summary and every outcome there")
-    parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="write a latency plot there: .html, or .png with matplotlib")
+    parser.add_argument("--concurrency", type=_count, default=8, metavar="N", help="number of concurrent requests (default: %(default)s)")
+    parser.add_argument("--repeat", type=_count, default=1, metavar="N", help="send each recording this many times (default: %(default)s)")
+    parser.add_argument(
+        "--warmup", type=int, default=0, metavar="N", help="number of requests sent first and not measured (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=_output_file, metavar="FILE", help="a file for the summary and all outcomes")
+    parser.add_argument("--plot", type=_plot_file, metavar="FILE", help="a file for a plot of latencies: .html, or .png with matplotlib")
     return parser
 
 
@@ -314,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RequestFailed as error:
         print(error, file=sys.stderr)
         return 1
-    # The same recording again is to be transcribed again, not to share the work of the first.
+    # Without this header, the server answers equal uploads from a single transcription.
     target = replace(target, headers={"Cache-Control": "no-cache"})
     warmups = [files[number % len(files)] for number in range(arguments.warmup)]
     if warmups and measure(target, warmups, arguments.concurrency, "warming up")[1]:

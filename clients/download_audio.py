@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Fetch the sound of a video or podcast page, in its own container: the server reads m4a and webm, so no ffmpeg is needed.
+"""Download the sound of a video or podcast page in its original container.
+
+The server reads m4a and webm, so ffmpeg is not needed.
 
 python3 clients/download_audio.py https://… --output-dir podcasts
 python3 clients/transcribe.py podcasts/
@@ -19,11 +21,11 @@ environment.enter()
 
 
 class DownloadFailed(Exception):
-    """The message says what to do."""
+    """The download failed. The message says what to do."""
 
 
 def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = False) -> list[Path]:
-    """The files that `url` was saved to: one, or with `playlist` all of a list's. Raises DownloadFailed."""
+    """The downloaded files of `url`: one, or with `playlist` all of a list. Raises DownloadFailed."""
     try:
         import yt_dlp
     except ImportError:
@@ -35,7 +37,7 @@ def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = Fa
         "paths": {"home": str(folder)},
         "outtmpl": "%(title).100B [%(id)s].%(ext)s",
         "noplaylist": not playlist,
-        "fixup": "never",  # the only step that would want ffmpeg
+        "fixup": "never",  # the only step that needs ffmpeg
         "quiet": True,
         "noprogress": quiet,
         "no_warnings": True,
@@ -44,32 +46,32 @@ def download(url: str, folder: Path, *, playlist: bool = False, quiet: bool = Fa
     }
     try:
         with yt_dlp.YoutubeDL(settings) as downloader:
-            found = downloader.extract_info(url, download=True)
+            info = downloader.extract_info(url, download=True)
     except yt_dlp.utils.YoutubeDLError as error:
         raise DownloadFailed(_reason(url, str(error))) from None
-    files = list(_files(found or {}))
+    files = list(_files(info or {}))
     if not files:
         raise DownloadFailed(f"nothing to download at {url}")
     return files
 
 
 class _Silent:
-    """Takes yt-dlp's log. Its errors come as exceptions too, and would be shown twice."""
+    """Discards yt-dlp's log. Its errors are raised as exceptions too and would be shown twice."""
 
     def debug(self, message: str) -> None:
-        """Show nothing."""
+        """Discard the message."""
 
     warning = error = debug
 
 
-def _files(found: dict[str, Any]) -> Iterator[Path]:
-    for entry in found.get("entries") or [found]:
+def _files(info: dict[str, Any]) -> Iterator[Path]:
+    for entry in info.get("entries") or [info]:
         for item in (entry or {}).get("requested_downloads") or []:
             yield Path(item["filepath"])
 
 
 def _reason(url: str, message: str) -> str:
-    """yt-dlp's message in one line, with what to do."""
+    """yt-dlp's message in one line, with advice."""
     reason = message.removeprefix("ERROR: ").split("; please report")[0].split(" (caused by")[0]
     if "Unsupported URL" in reason or "is not a valid URL" in reason:
         return f"no audio found at {url}: yt-dlp does not know such a page (yt-dlp --list-extractors lists those it knows)"
@@ -79,11 +81,11 @@ def _reason(url: str, message: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all fetched, 1 some failed. Prints the files' names, one a line."""
-    parser = argparse.ArgumentParser(description="Fetch the sound of a video or podcast page, in its own container.")
+    """Print the names of the downloaded files, one per line. Exit status: 0 all downloaded, 1 some failed."""
+    parser = argparse.ArgumentParser(description="Download the sound of a video or podcast page in its original container.")
     parser.add_argument("urls", nargs="+", metavar="URL")
     parser.add_argument("--output-dir", type=Path, default=Path(), metavar="DIR", help="default: the current folder")
-    parser.add_argument("--playlist", action="store_true", help="fetch every recording of a list, a channel or a feed")
+    parser.add_argument("--playlist", action="store_true", help="download all recordings of a list, a channel or a feed")
     arguments = parser.parse_args(argv)
     failed = 0
     for url in arguments.urls:
@@ -97,7 +99,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(environment.run(main))

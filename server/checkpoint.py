@@ -1,4 +1,4 @@
-"""The checkpoint, found, checked and converted before the server starts; not looked at again while nothing about it has changed."""
+"""Checks and converts the checkpoint before the server starts, and skips both while nothing relevant has changed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from configuration import MODEL_CONFIG, ROOT
-from signals import StopSignals
-from torchserve import end_with_parent
+from . import ROOT
+from .configuration import MODEL_CONFIG
+from .signals import StopSignals
+from .torchserve import end_with_parent
 
-_DECISIVE = ("WHISPER_MODEL", "WHISPER_MODELS_DIR", "WHISPER_CONVERTED_DIR", "WHISPER_ENGINE", "WHISPER_DEVICE", "WHISPER_DTYPE")
-
-_IN_FOLDERS = ("*.safetensors", "model.bin", "decoder.onnx", "config.json")
+_VARIABLES = (
+    *("WHISPER_MODEL", "WHISPER_MODELS_DIR", "WHISPER_CONVERTED_DIR", "WHISPER_ENGINE", "WHISPER_DEVICE", "WHISPER_DTYPE"),
+    "CUDA_VISIBLE_DEVICES",
+)
+"""The variables that decide which checkpoint is used, and how it is converted."""
+_CHECKPOINT_FILES = ("*.safetensors", "model.bin", "decoder.onnx", "config.json")
+"""The files by which a checkpoint that is a folder is recognized."""
 
 
 def prepare(model_store: Path, stop: StopSignals) -> bool:
-    """False when that failed, and the reason has been told on standard error, or when told to stop."""
+    """Whether the checkpoint is ready. False after a failure, whose reason is on standard error by then, or after a stop signal."""
     stamp = Path(os.environ["WHISPER_STATE_DIR"]) / "checkpoint"
-    # Importing PyTorch to find that all is ready would double the time a second start takes.
+    # Without the stamp, the check would import PyTorch, which doubles the time of a second start.
     if stamp.is_file() and stamp.read_text() == _fingerprint(model_store):
         return True
     if not _run(stop):
@@ -32,6 +37,7 @@ def prepare(model_store: Path, stop: StopSignals) -> bool:
 
 
 def _run(stop: StopSignals) -> bool:
+    """Run `whispercore.checkpoints prepare` in a process of its own. A stop signal ends it. Returns whether it succeeded."""
     child = subprocess.Popen(
         [sys.executable, "-m", "whispercore.checkpoints", "prepare", "--config", str(MODEL_CONFIG)],
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
@@ -47,24 +53,24 @@ def _run(stop: StopSignals) -> bool:
 
 
 def _fingerprint(model_store: Path) -> str:
-    return hashlib.sha256("\n".join(_facts(model_store)).encode()).hexdigest()
+    return hashlib.sha256("\n".join(_inputs(model_store)).encode()).hexdigest()
 
 
-def _facts(model_store: Path) -> Iterator[str]:
-    """What decides which checkpoint is used, how it is converted, and whether both are there."""
+def _inputs(model_store: Path) -> Iterator[str]:
+    """Everything that decides which checkpoint is used and how it is converted, and the files of both."""
     yield (model_store / "whisper.mar.sources").read_text()
-    yield from (f"{name}={os.environ.get(name)}" for name in (*_DECISIVE, "CUDA_VISIBLE_DEVICES"))
+    yield from (f"{name}={os.environ.get(name)}" for name in _VARIABLES)
     yield from sorted(path.name for path in Path("/dev").glob("nvidia*"))
     for path in sorted({path for path in _candidates() if path.is_file()}):
         status = path.stat()
-        yield f"{path} {status.st_size} {int(status.st_mtime)}"  # whole seconds: an image's layers keep no more
+        yield f"{path} {status.st_size} {int(status.st_mtime)}"  # an image's layers store whole seconds
 
 
 def _candidates() -> Iterator[Path]:
-    """The files of checkpoints, of those converted, and of the one chosen by its path."""
+    """Paths where files of checkpoints may be: in the folder of models, in the folder of converted ones, and under WHISPER_MODEL."""
     models, converted = Path(os.environ["WHISPER_MODELS_DIR"]), Path(os.environ["WHISPER_CONVERTED_DIR"])
     yield from models.glob("*.pt")
-    for name in _IN_FOLDERS:
+    for name in _CHECKPOINT_FILES:
         yield from (*models.glob(f"*/{name}"), *models.glob(f"*/*/{name}"), *converted.glob(f"*/{name}"))
-    if chosen := os.environ.get("WHISPER_MODEL"):
-        yield from (Path(chosen), *(path for name in _IN_FOLDERS for path in Path(chosen).glob(name)))
+    if model := os.environ.get("WHISPER_MODEL"):
+        yield from (Path(model), *(path for name in _CHECKPOINT_FILES for path in Path(model).glob(name)))

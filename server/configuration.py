@@ -1,9 +1,8 @@
-"""Where TorchServe listens, what it runs on and where it writes: config/config.properties and the environment, read once."""
+"""TorchServe's addresses, Java and folders, read once from config/config.properties and the environment."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,23 +10,21 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from catalogue import is_repository
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "clients"))
-
-from catalogue import is_repository  # noqa: E402
+from . import ROOT
 
 MODEL_CONFIG = ROOT / "config" / "model-config.yaml"
 GRACE_SECONDS = 60.0
 
 
 class StartError(Exception):
-    """The server cannot start, or cannot go on: one line that says what to do."""
+    """The server cannot start or cannot go on. The message is one line that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One of TorchServe's listeners and the variable that moves it."""
+    """One of TorchServe's listeners, and the environment variable that changes it."""
 
     host: str
     port: int
@@ -41,7 +38,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """What `serve.sh` decided, and what TorchServe will read by itself."""
+    """The paths that serve.sh has chosen, and the settings that TorchServe reads by itself."""
 
     properties_file: Path
     inference: Address
@@ -56,7 +53,7 @@ class Configuration:
 
     @property
     def log_file(self) -> Path:
-        """Where config/log4j2.xml writes every line as JSON."""
+        """The file to which config/log4j2.xml writes every line as JSON."""
         return self.logs / "whisper.log"
 
     @classmethod
@@ -79,25 +76,25 @@ class Configuration:
 
 
 def worker_paths(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The core's settings that are paths, as absolute ones: the worker runs in a folder of its own.
+    """The core's settings that are paths, made absolute and keyed by their variables: the worker runs in a folder of its own.
 
-    Relative ones are meant from the current folder when they come from the environment, from the repository when from the YAML file.
+    A relative path in the environment starts at the current folder, one in the YAML file at the checkout.
     """
     section: dict[str, Any] = yaml.safe_load(MODEL_CONFIG.read_text(encoding="utf-8")).get("whisper") or {}
     defaults = {"models_dir": "whisper-models", "converted_dir": str(Path(environ["WHISPER_STATE_DIR"]) / "models")}
     paths = {}
     for name in ("models_dir", "converted_dir", "model"):
         variable = f"WHISPER_{name.upper()}"
-        given, base = environ.get(variable), Path.cwd()
-        if not given:
-            given, base = section.get(name, defaults.get(name)), ROOT
-        if given and (name != "model" or is_path(given, base)):
-            paths[variable] = str(base / Path(given).expanduser())
+        value, base = environ.get(variable), Path.cwd()
+        if not value:
+            value, base = section.get(name, defaults.get(name)), ROOT
+        if value and (name != "model" or is_path(value, base)):
+            paths[variable] = str(base / Path(value).expanduser())
     return paths
 
 
 def is_path(model: str, base: Path) -> bool:
-    """Whether the setting `model` is a path, not a name; OWNER/NAME is a name of the Hugging Face Hub unless there is such a path."""
+    """Whether the setting `model` is a path. OWNER/NAME is a repository of the Hugging Face Hub, unless that path exists in `base`."""
     return model.endswith(".pt") or ("/" in model and not (is_repository(model) and not (base / model).exists()))
 
 

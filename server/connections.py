@@ -1,4 +1,4 @@
-"""Which connections carry something just now: TorchServe does not tell of an upload before it is complete, the kernel does."""
+"""Counts the connections that carry data now, from the kernel's socket table: TorchServe reports an upload only when it is complete."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator
 
 RECENT_MILLISECONDS = 400
+"""A connection that received data within this time counts as busy."""
 
 # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h, linux/tcp.h
 _NETLINK_SOCK_DIAG, _SOCK_DIAG_BY_FAMILY = 4, 20
@@ -21,9 +22,9 @@ _LAST_DATA_RECEIVED = 52
 
 
 def busy_connections(port: int) -> int:
-    """Connections to the local `port` with bytes not yet taken by either side, or that brought some a moment ago.
+    """The number of TCP connections to the local `port` that have unread or unsent bytes, or received data a moment ago.
 
-    0 where the kernel does not answer: some sandboxes have no such sockets.
+    Uses the kernel's sock_diag interface. Returns 0 where the kernel does not answer: some sandboxes forbid netlink sockets.
     """
     try:
         return sum(_is_busy(message) for family in (socket.AF_INET, socket.AF_INET6) for message in _messages(family, port))
@@ -32,7 +33,7 @@ def busy_connections(port: int) -> int:
 
 
 def _messages(family: int, port: int) -> Iterator[bytes]:
-    """An inet_diag_msg with its attributes for each connection."""
+    """One inet_diag_msg, with its attributes, for each connection to the local `port`."""
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 1 << (_INET_DIAG_INFO - 1), _ESTABLISHED_OR_CLOSE_WAIT, bytes(48))
     flags = _NLM_F_REQUEST | _NLM_F_DUMP
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as kernel:
@@ -47,7 +48,7 @@ def _messages(family: int, port: int) -> Iterator[bytes]:
 
 
 def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, content) of each netlink message."""
+    """The type and the content of each netlink message."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, *_ = _HEADER.unpack_from(data, offset)
@@ -56,12 +57,12 @@ def _split(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _is_busy(message: bytes) -> bool:
-    _, receiving, sending = _MESSAGE.unpack_from(message)
+    _, unread, unsent = _MESSAGE.unpack_from(message)
     offset = _MESSAGE.size
     while offset + _ATTRIBUTE.size <= len(message):
         length, kind = _ATTRIBUTE.unpack_from(message, offset)
         if kind == _INET_DIAG_INFO:
             (idle,) = struct.unpack_from("=I", message, offset + _ATTRIBUTE.size + _LAST_DATA_RECEIVED)
-            return bool(receiving or sending or idle < RECENT_MILLISECONDS)
+            return bool(unread or unsent or idle < RECENT_MILLISECONDS)
         offset += (length + 3) & ~3
-    return bool(receiving or sending)
+    return bool(unread or unsent)

@@ -1,4 +1,4 @@
-"""Before the server goes: wait until every request it has taken is answered. TorchServe itself would reset them all."""
+"""Drains the server before it stops: waits until every accepted request is answered. TorchServe itself would reset them all."""
 
 from __future__ import annotations
 
@@ -7,68 +7,70 @@ import json
 import time
 from dataclasses import dataclass
 
-from configuration import Address
-from connections import busy_connections
-from readiness import wake_worker
-from signals import StopSignals
-from torchserve import TorchServe
+from .configuration import Address
+from .connections import busy_connections
+from .readiness import wake_worker
+from .signals import StopSignals
+from .torchserve import TorchServe
 
 POLL_SECONDS = 0.1
-# Nothing to do for so long counts as nothing to do: a request between two of the places looked at shows up in one of them again.
+# Requests are counted in three places, one after the other. One that moves from one place to the next during the count can be missed,
+# but it is found by a later count within this time.
 QUIET_SECONDS = 0.5
 WAKE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is unfinished, by where it is."""
+class PendingRequests:
+    """Unanswered requests by where they are: in the worker, in TorchServe's queue, or on a connection that sends or receives."""
 
-    open: int
-    queued: int
-    moving: int
+    in_worker: int
+    in_queue: int
+    in_transfer: int
 
     @property
-    def any(self) -> bool:
-        """Whether there is some."""
-        return bool(self.open or self.queued or self.moving)
+    def total(self) -> int:
+        """All of them. A request may be counted in two places."""
+        return self.in_worker + self.in_queue + self.in_transfer
 
     def __str__(self) -> str:
-        return f"{self.open} open, {self.queued} queued, {self.moving} being sent"
+        return f"{self.in_worker} open, {self.in_queue} queued, {self.in_transfer} being sent"
 
 
-def drain(server: TorchServe, stop: StopSignals) -> Work | None:
-    """Wait until all is answered; what was not, when the grace period is over, TorchServe has gone or a second signal came.
+def drain(server: TorchServe, stop: StopSignals) -> PendingRequests | None:
+    """Wait until every request is answered, and return None.
 
-    Requests that come meanwhile are answered too, but refused in the second half of the period: a stream of them must come to an end,
-    and whoever still sends then would only be refused.
+    When the grace period is over, TorchServe has ended or a second signal has arrived, the requests that are still pending are returned.
+    New requests are answered in the first half of the grace period. In the second half the worker refuses them, and only those that the
+    worker already holds are waited for: otherwise a steady stream of requests would never end.
     """
     grace = server.configuration.grace_seconds
-    began = quiet_at = woken_at = time.monotonic()
+    began = busy_at = woken_at = time.monotonic()
     while True:
-        now, work = time.monotonic(), unfinished(server)
+        now, pending = time.monotonic(), pending_requests(server)
         refusing = now - began > grace / 2
         if refusing:
             server.refuse_new_requests()
-        busy = work.open > 0 if refusing else work.any
-        quiet_at = now if busy else quiet_at
-        if now - quiet_at >= QUIET_SECONDS:
+        busy = pending.in_worker > 0 if refusing else pending.total > 0
+        busy_at = now if busy else busy_at
+        if now - busy_at >= QUIET_SECONDS:
             return None
-        if now - began > grace or stop.impatient or not server.alive:
-            return work if busy else None
-        if work.open and now - woken_at >= WAKE_SECONDS:
+        if now - began > grace or stop.immediate or not server.alive:
+            return pending if busy else None
+        if pending.in_worker and now - woken_at >= WAKE_SECONDS:
             woken_at = now
             wake_worker(server.configuration.inference)
         stop.wait(POLL_SECONDS)
 
 
-def unfinished(server: TorchServe) -> Work:
-    """Requests in the worker, requests in TorchServe's queue, and connections on which a body or a reply is on its way."""
+def pending_requests(server: TorchServe) -> PendingRequests:
+    """Count the unanswered requests."""
     configuration = server.configuration
-    return Work(server.open_requests, _queued(configuration.management), busy_connections(configuration.inference.port))
+    return PendingRequests(server.open_requests, _queued(configuration.management), busy_connections(configuration.inference.port))
 
 
 def _queued(management: Address) -> int:
-    """Requests that TorchServe has taken and not yet given to the worker."""
+    """Requests that TorchServe has accepted but not yet passed to the worker; 0 when it does not answer."""
     connection = http.client.HTTPConnection(management.reachable_host, management.port, timeout=5)
     try:
         connection.request("GET", "/models/whisper")

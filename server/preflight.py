@@ -1,26 +1,24 @@
-"""What would make TorchServe fail or hang, found before it is started and told in one line."""
+"""Checks before TorchServe starts: finds what would make it fail or hang, and reports it in one line."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from configuration import ROOT, Address, Configuration, StartError
-
-sys.path.append(str(ROOT / "src"))
 from whispercore.errors import ConfigurationError
 from whispercore.settings import unknown_variables
+
+from .configuration import Address, Configuration, StartError
 
 MEGABYTE = 1_000_000
 FREE_BYTES = 200 * MEGABYTE
 
 
 def check(configuration: Configuration) -> None:
-    """Raises StartError for the first thing that is wrong."""
+    """Check the ports and the folders. Raises StartError for the first that cannot be used."""
     for address in (configuration.inference, configuration.management, configuration.metrics):
         _check_free(address)
     for folder, variable in ((configuration.logs, "LOG_LOCATION"), (configuration.temporary, "TEMP")):
@@ -28,7 +26,7 @@ def check(configuration: Configuration) -> None:
 
 
 def check_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """The WHISPER_ variables that mean nothing. Raises StartError for one that is a known one misspelt."""
+    """The WHISPER_ variables without a meaning. Raises StartError for a variable that resembles a known one, as a misspelling does."""
     try:
         return unknown_variables(environ)
     except ConfigurationError as error:
@@ -38,7 +36,7 @@ def check_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 def _check_free(address: Address) -> None:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
-        # As TorchServe's own socket: connections of an earlier server that linger are no obstacle.
+        # TorchServe sets this option too: lingering connections of an earlier server do not block the port.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address.host, address.port))

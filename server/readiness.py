@@ -1,4 +1,7 @@
-"""Ready is when a recording has been transcribed: TorchServe's /ping is healthy before the worker is, and requests wait without end."""
+"""Readiness: the server is ready when it has transcribed a recording.
+
+TorchServe's /ping is no proof: it reports Healthy before the worker is up, and requests then wait without a limit.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,20 @@ import json
 import threading
 import time
 
-from configuration import ROOT, Address, StartError
-from signals import StopSignals
-from torchserve import TorchServe
-from workerlog import WorkerLog
+from whispercore.torchserve.handshake import API_VERSION
+
+from . import ROOT
+from .configuration import Address, StartError
+from .signals import StopSignals
+from .torchserve import TorchServe
+from .workerlog import WorkerLog
 
 SAMPLE = ROOT / "samples" / "timer.flac"
 POLL_SECONDS = 0.05
 
 
 def wait_until_ready(server: TorchServe, log: WorkerLog, stop: StopSignals) -> str | None:
-    """The first transcription's text, or None when told to stop before. Raises StartError with the worker's reason."""
+    """The text of the first transcription, or None after a stop signal. Raises StartError with the reason when the start fails."""
     probe = _Probe(server.configuration.inference)
     while not stop.requested:
         if reason := log.failure():
@@ -31,16 +37,17 @@ def wait_until_ready(server: TorchServe, log: WorkerLog, stop: StopSignals) -> s
 
 
 def healthy(address: Address) -> bool:
-    """Whether /ping says so: the worker runs."""
+    """Whether /ping answers 200: the worker process runs."""
     return _status(address, "/ping") == 200
 
 
 def wake_worker(address: Address) -> None:
-    """A request that needs no transcription: TorchServe calls the worker only while it holds requests.
+    """Send a request that needs no transcription, so that TorchServe calls the worker.
 
-    When its last client has gone, the worker is not called any more, and would go on with what nobody waits for.
+    TorchServe calls the worker only while it holds requests itself. When the last client disconnects, the calls end, and the worker would
+    go on with work that is no longer needed.
     """
-    _status(address, "/predictions/whisper/1.0/v1/models")
+    _status(address, f"/predictions/whisper/{API_VERSION}/v1/models")
 
 
 def _status(address: Address, path: str) -> int | None:
@@ -55,7 +62,7 @@ def _status(address: Address, path: str) -> int | None:
 
 
 class _Probe(threading.Thread):
-    """Posts the sample as soon as there is somebody to take it, and waits as long as it takes."""
+    """Posts the sample as soon as TorchServe accepts connections, and waits for the answer without a time limit."""
 
     def __init__(self, address: Address) -> None:
         super().__init__(daemon=True)

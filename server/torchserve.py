@@ -1,4 +1,4 @@
-"""TorchServe as a child process: started, watched, ended with everything it started."""
+"""TorchServe as a child process: starts it, watches it, and ends it together with everything it started."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from configuration import ROOT, Configuration, StartError
+from whispercore.torchserve import handshake
+
+from . import ROOT
+from .configuration import Configuration, StartError
 
 STOP_SECONDS = 20.0
+"""How long Java may take to end after SIGTERM."""
 KILL_SECONDS = 10.0
+"""How long the processes may take to disappear after SIGKILL."""
 PREFIX = "whisper-torchserve-"
 LOCK_FILE = "lock"
-# Between the worker and this process, in the server's own folder.
-OPEN_REQUESTS_FILE, CLOSING_FILE = "open-requests", "closing"
+# The worker writes the number of open requests to the first file; it refuses new requests when the second one exists.
+OPEN_REQUESTS, CLOSING = "open-requests", "closing"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class TorchServe:
-    """The Java front end and its worker, in a session of their own: Ctrl-C in the terminal reaches serve.sh only.
+    """The Java front end and its worker, in a session of their own, so that Ctrl-C in the terminal reaches serve.sh only.
 
-    Java is run directly, for `torchserve --foreground` leaves it running on SIGTERM, and reports success when it dies.
+    Java is started directly: `torchserve --foreground` leaves Java running on SIGTERM, and exits with 0 when Java dies.
     """
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        # Sockets and the unpacked archive. Short, and not in the state folder: a socket's path has 107 bytes at most.
         clear_leftovers(configuration.temporary)
+        # For sockets and the unpacked archive. Not in the state folder, whose path may be long: a socket's path is limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
-        self._lock = _locked(self.folder / LOCK_FILE)
-        # The worker is Java's child; should Java die first, it becomes ours, so that its end can be waited for.
+        self._lock = _lock(self.folder / LOCK_FILE)
+        # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.process = subprocess.Popen(
             _command(configuration, self.folder),
@@ -64,26 +69,26 @@ class TorchServe:
 
     @property
     def open_requests(self) -> int:
-        """Requests open in the worker, as it last wrote them; 0 before it did."""
+        """The number of open requests that the worker last wrote; 0 before the first time."""
         try:
-            return int((self.folder / OPEN_REQUESTS_FILE).read_text() or 0)
+            return int((self.folder / OPEN_REQUESTS).read_text() or 0)
         except (OSError, ValueError):
             return 0
 
     @property
     def unchanged_seconds(self) -> float:
-        """How long ago the worker last wrote how many requests are open; 0 before it did."""
+        """Seconds since the worker last wrote the number of open requests; 0 before the first time."""
         try:
-            return time.time() - (self.folder / OPEN_REQUESTS_FILE).stat().st_mtime
+            return time.time() - (self.folder / OPEN_REQUESTS).stat().st_mtime
         except OSError:
             return 0.0
 
     def refuse_new_requests(self) -> None:
-        """From now on the worker answers new requests with 503: TorchServe itself cannot stop accepting them."""
-        (self.folder / CLOSING_FILE).touch()
+        """Make the worker answer new requests with 503 from now on. TorchServe itself cannot stop accepting them."""
+        (self.folder / CLOSING).touch()
 
     def stop(self) -> None:
-        """End Java, then whatever is left of its session, and wait for both."""
+        """End Java, then the rest of its process group, and wait for both."""
         if self.alive:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -95,15 +100,15 @@ class TorchServe:
 
 
 def clear_leftovers(temporary: Path) -> None:
-    """Remove the folders of servers that were killed: nobody holds their lock any more."""
+    """Remove the folders of servers that were killed: their locks are free."""
     for folder in temporary.glob(f"{PREFIX}*"):
-        if (folder / LOCK_FILE).is_file() and (lock := _locked(folder / LOCK_FILE)):
+        if (folder / LOCK_FILE).is_file() and (lock := _lock(folder / LOCK_FILE)):
             shutil.rmtree(folder, ignore_errors=True)
             lock.close()
 
 
-def _locked(path: Path) -> IO[str] | None:
-    """The file, locked until it is closed or this process ends; None when somebody else holds it, or it is not ours."""
+def _lock(path: Path) -> IO[str] | None:
+    """Open and lock a file until it is closed or this process ends. None when another process holds the lock, or without permission."""
     try:
         file = path.open("a")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,7 +118,7 @@ def _locked(path: Path) -> IO[str] | None:
 
 
 def end_with_parent() -> None:
-    """In a child before it becomes another program: get SIGTERM when this process goes away, even by kill -9."""
+    """For `preexec_fn`: let the child get SIGTERM when this process ends, even by kill -9."""
     _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
@@ -122,7 +127,7 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _command(configuration: Configuration, folder: Path) -> list[str]:
-    """As ts/model_server.py puts it together."""
+    """The command line that ts/model_server.py would build."""
     home = _torchserve_home()
     return [
         str(configuration.java),
@@ -144,15 +149,15 @@ def _command(configuration: Configuration, folder: Path) -> list[str]:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This process's, but the worker finds the core in whisper.mar only, and downloads nothing."""
+    """This process's environment without PYTHONPATH, so that the worker imports the core from whisper.mar only, and without downloads."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["WHISPER_OPEN_REQUESTS_FILE"] = str(folder / OPEN_REQUESTS_FILE)
-    environment["WHISPER_CLOSING_FILE"] = str(folder / CLOSING_FILE)
+    environment[handshake.OPEN_REQUESTS_FILE] = str(folder / OPEN_REQUESTS)
+    environment[handshake.CLOSING_FILE] = str(folder / CLOSING)
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))
     environment["TEMP"] = environment["TMPDIR"] = str(folder)
-    # torch.compile keeps its kernels in the temporary folder, which goes with the server
+    # By default torch.compile caches its kernels in the temporary folder, which is removed when the server stops.
     state = os.environ.get("WHISPER_STATE_DIR")
     if state and os.access(state, os.W_OK):
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(state) / "compiled"))
@@ -160,7 +165,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _torchserve_home() -> Path:
-    # Found, not imported: that would load psutil and more.
+    # Looked up without an import, which would load psutil and more.
     spec = importlib.util.find_spec("ts")
     if spec is None or spec.origin is None:
         raise StartError(
@@ -170,7 +175,7 @@ def _torchserve_home() -> Path:
 
 
 def _kill_group(leader: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the group and wait until it is gone."""
+    """Kill the processes that are left in the group, and wait until they are gone."""
     deadline = time.monotonic() + KILL_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -183,7 +188,7 @@ def _kill_group(leader: subprocess.Popen[bytes]) -> None:
 
 
 def _reap() -> None:
-    """Collect orphans that have ended."""
+    """Collect the exit status of adopted children that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

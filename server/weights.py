@@ -1,4 +1,4 @@
-"""The checkpoint to serve, fetched by clients/download_model.py when it is not there."""
+"""Chooses the checkpoint to serve, and fetches it with clients/download_model.py when it is missing."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ import sys
 from pathlib import Path
 
 import yaml
-from configuration import MODEL_CONFIG, ROOT, StartError, is_path
-from signals import StopSignals
-from torchserve import end_with_parent
-
-sys.path.append(str(ROOT / "clients"))
-
 from catalogue import AUTO, NANO, paths, unknown
 
+from . import ROOT
+from .configuration import MODEL_CONFIG, StartError, is_path
+from .signals import StopSignals
+from .torchserve import end_with_parent
+
 PREFERRED = {"cpu": ("base",), "cuda": ("large-v3-turbo", "base")}
-"""What `auto` stands for on a device: the first that is there or can be fetched. Else the bundled model is served."""
-REAL = "for any recording: python3 clients/download_model.py base, and start again"
+"""The models that `auto` tries on each device, in order: the first that is there or can be fetched. Otherwise NANO is served."""
+REAL_MODEL = "for any recording: python3 clients/download_model.py base, and start again"
 _WEIGHTS = ("model.bin", "*.safetensors", "*coder*.onnx", "onnx/*coder*.onnx")
 _UNREACHABLE = 4
-"""download_model.py's exit status when no source answers. With another one something is in the way, a full disk for one."""
+"""download_model.py's exit status when no source answers. Another status other than 0 is a local problem, such as a full disk."""
 
 
 def provide(stop: StopSignals) -> bool:
-    """Let WHISPER_MODEL, and WHISPER_MODELS_DIR where it lies in the state folder, name a checkpoint that is there.
+    """Set WHISPER_MODEL and WHISPER_MODELS_DIR to a checkpoint that exists, and fetch one when it is missing.
 
-    False when told to stop. Raises StartError when it is not there and cannot be fetched.
+    Returns False after a stop signal. Raises StartError when the checkpoint is missing and cannot be fetched.
     """
     model = _setting("model", AUTO)
     if _setting("engine", AUTO) == "fake" or is_path(model, Path.cwd()):
@@ -41,16 +40,16 @@ def provide(stop: StopSignals) -> bool:
             os.environ.update(WHISPER_MODEL=name, WHISPER_MODELS_DIR=str(folder))
             return True
     if model != AUTO:
-        raise StartError(f"no checkpoint at {_folders()[0] / paths(model)[0]}, and it cannot be fetched (see above): {_how(model)}")
+        raise StartError(f"no checkpoint at {_folders()[0] / paths(model)[0]}, and it cannot be fetched (see above): {_fetch_hint(model)}")
     os.environ["WHISPER_MODEL"] = NANO
     return True
 
 
 def warning() -> str:
-    """For the ready line: what to know about the bundled model when it is the one that is served; else empty."""
+    """The end of the ready line: a warning when the bundled model is served, otherwise empty."""
     if Path(os.environ.get("WHISPER_MODEL", "")).name not in (NANO, f"{NANO}.pt"):
         return ""
-    return f". This is a demonstration model of a few sentences, it makes up words for anything else; {REAL}"
+    return f". This is a demonstration model of a few sentences, it makes up words for anything else; {REAL_MODEL}"
 
 
 def _setting(name: str, default: str) -> str:
@@ -59,21 +58,24 @@ def _setting(name: str, default: str) -> str:
 
 
 def _device() -> str:
-    """cuda when PyTorch sees a GPU and the settings allow it. It is asked only where there is one: that takes seconds."""
-    wanted = _setting("device", AUTO)
-    if wanted != AUTO or not any(Path("/dev").glob(pattern) for pattern in ("nvidia[0-9]*", "dxg")):
-        return wanted if wanted == "cuda" else "cpu"
-    asking = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return "cpu" if subprocess.run([sys.executable, "-c", asking], capture_output=True, check=False).returncode else "cuda"
+    """`cuda` when PyTorch can use a GPU and the settings allow it, else `cpu`.
+
+    Only where a GPU device exists is PyTorch imported to ask: that takes seconds.
+    """
+    device = _setting("device", AUTO)
+    if device != AUTO or not any(Path("/dev").glob(pattern) for pattern in ("nvidia[0-9]*", "dxg")):
+        return device if device == "cuda" else "cpu"
+    program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return "cpu" if subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode else "cuda"
 
 
 def _folders() -> tuple[Path, Path]:
-    """Where checkpoints are looked for: the setting's folder, and the one that is used when that is read-only."""
+    """The folders that may hold checkpoints: that of the setting, and the one in the state folder, used when the first is read-only."""
     return Path(os.environ["WHISPER_MODELS_DIR"]), Path(os.environ["WHISPER_STATE_DIR"]) / "weights"
 
 
 def _folder_of(name: str) -> Path | None:
-    """The folder of models that has it."""
+    """The first of the folders that holds a checkpoint of this name, or None."""
     return next((folder for folder in _folders() if any(_is_checkpoint(folder / path) for path in paths(name))), None)
 
 
@@ -82,15 +84,18 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _fetch(name: str, stop: StopSignals) -> Path | None:
-    """The folder of models that it was fetched into; None when that failed, which has been told. Raises StartError when all would fail."""
+    """Fetch a model and return the folder that it was put into.
+
+    None when no source answers; download_model.py has printed why. Raises StartError for a problem that another model would have too.
+    """
     folders = _folders()
     if problem := unknown(name, folders):
         raise StartError(problem)
     if name == NANO:
         raise StartError(f"no {NANO}.pt in {folders[0]}: it comes with the repository; set WHISPER_MODELS_DIR to its whisper-models")
-    folder = next((each for each in folders if _writable(each)), None)
+    folder = next((folder for folder in folders if _writable(folder)), None)
     if folder is None:
-        raise StartError(f"'{name}' is not there, and neither {folders[0]} nor {folders[1]} can be written: {_how(name)}")
+        raise StartError(f"'{name}' is not there, and neither {folders[0]} nor {folders[1]} can be written: {_fetch_hint(name)}")
     command = [sys.executable, str(ROOT / "clients" / "download_model.py"), name, "--dir", str(folder)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True, preexec_fn=end_with_parent)
     while child.poll() is None and not stop.requested:
@@ -103,10 +108,10 @@ def _fetch(name: str, stop: StopSignals) -> Path | None:
 
 
 def _writable(folder: Path) -> bool:
-    """Whether a file can be made in the folder, or the folder itself."""
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    """Whether a file can be made in the folder, or the folder itself when it does not exist."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     return os.access(existing, os.W_OK | os.X_OK)
 
 
-def _how(name: str) -> str:
+def _fetch_hint(name: str) -> str:
     return f"run python3 clients/download_model.py {name} where there is a network, or set WHISPER_MODELS_DIR to a folder that has it"

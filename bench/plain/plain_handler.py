@@ -1,6 +1,6 @@
-"""The handler one writes on the first day: whisper.transcribe, one request at a time. A contender of bench/serve.py.
+"""The simplest handler: whisper.transcribe, one request at a time. A contender of bench/serve.py.
 
-PLAIN_MODEL is the checkpoint; PLAIN_TOKENS, when not 0, the tokens to decode from every window, for random weights.
+PLAIN_MODEL is the checkpoint. PLAIN_TOKENS, when not 0, is the number of tokens to decode from every window, for random weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import whisper
 
 
 class PlainHandler:
-    """Loads the model once; a request's audio goes to whisper.transcribe as it comes."""
+    """Loads the model once, and calls whisper.transcribe for every request."""
 
     model: whisper.Whisper
     options: dict[str, Any]
@@ -31,7 +31,7 @@ class PlainHandler:
         return [self._transcribe(row.get("body") or row.get("data")) for row in rows]
 
     def _transcribe(self, body: Any) -> dict[str, Any]:
-        # 16 kHz mono only, read in memory: quicker than whisper.load_audio, which starts an ffmpeg for each request
+        # 16 kHz mono only, read in memory: faster than whisper.load_audio, which starts ffmpeg for each request
         samples, _ = soundfile.read(io.BytesIO(body), dtype="float32")
         result = whisper.transcribe(self.model, samples, **self.options)
         tokens = [len(segment["tokens"]) for segment in result["segments"]]
@@ -39,14 +39,15 @@ class PlainHandler:
 
 
 def options(model: whisper.Whisper, tokens: int) -> dict[str, Any]:
-    """whisper.transcribe's, for exactly `tokens` tokens from every window and no second pass; its defaults in English when 0."""
-    known: dict[str, Any] = {"language": "en", "fp16": torch.cuda.is_available()}
+    """Arguments of whisper.transcribe for exactly `tokens` tokens from every window without fallback; when 0, its
+    defaults in English."""
+    arguments: dict[str, Any] = {"language": "en", "fp16": torch.cuda.is_available()}
     if not tokens:
-        return known
+        return arguments
     tokenizer = whisper.tokenizer.get_tokenizer(model.is_multilingual, num_languages=model.num_languages)
-    # Random weights put timestamps anywhere, and whisper.transcribe would decode the window again from there
+    # Random weights sample timestamps anywhere, and whisper.transcribe would decode the window again from there
     never = [-1, tokenizer.eot, *range(tokenizer.timestamp_begin, model.dims.n_vocab)]
-    return known | {
+    return arguments | {
         "temperature": 0.0,
         "sample_len": tokens,
         "suppress_tokens": never,

@@ -1,4 +1,4 @@
-"""Whisper as a core: bytes of any recording in, segments out, windows of every open request sharing one device."""
+"""Whisper as a library: audio bytes in, segments out. The windows of all open requests share batches on one device."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["Options", "Settings", "Transcriber", "__version__"]
 __version__ = "0.1.0"
 
-_HOMES = {"Options": "options", "Settings": "settings", "Transcriber": "serving.transcriber"}
+_MODULES = {"Options": "options", "Settings": "settings", "Transcriber": "serving.transcriber"}
 
 
 def __getattr__(name: str) -> Any:
-    """The front door, imported when it is asked for: the version alone costs nothing."""
-    if name not in _HOMES:
+    """Import the public names on first use, so that reading the version imports nothing else."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,4 +1,4 @@
-"""The device, and what follows from it: the engine that runs on it, its precision and how many threads decode."""
+"""The device and what depends on it: the engine, its precision, the numbers of threads, the available memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from .errors import ConfigurationError
 from .settings import Settings
 
-_ENGINES = {"cuda": "torch", "cpu": "ct2"}
-"""The engine that `auto` stands for on each device."""
+_DEFAULT_ENGINES = {"cuda": "torch", "cpu": "ct2"}
+"""The engine that `auto` means on each device."""
 _MEMORY, _CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
 def choose_device(settings: Settings) -> str:
-    """cpu or cuda. Raises ConfigurationError when a GPU is asked for and there is none."""
+    """cpu or cuda. Raises ConfigurationError when the settings ask for a GPU and PyTorch sees none."""
     if settings.engine == "fake" or settings.device == "cpu":
         return "cpu"
     import torch  # here: the fake engine needs no torch
@@ -28,43 +28,51 @@ def choose_device(settings: Settings) -> str:
 
 
 def choose_engine(settings: Settings, device: str) -> str:
-    """The engine's name: the one asked for, or the one for the device."""
-    return _ENGINES[device] if settings.engine == "auto" else settings.engine
+    """The engine's name: the setting, or for `auto` the default of the device."""
+    return _DEFAULT_ENGINES[device] if settings.engine == "auto" else settings.engine
 
 
-def choose_precision(engine: str, settings: Settings, device: str, known: Iterable[str]) -> str:
-    """The dtype asked for, auto being the first of those `known` to the engine on `device`. Raises ConfigurationError for another one."""
-    names = list(known)
+def choose_precision(engine: str, settings: Settings, device: str, supported: Iterable[str]) -> str:
+    """The dtype of the settings; `auto` is the first one that the engine supports on `device`.
+
+    Raises ConfigurationError for a dtype that the engine does not support.
+    """
+    names = list(supported)
     if settings.dtype in ("auto", *names):
         return names[0] if settings.dtype == "auto" else settings.dtype
     raise ConfigurationError(f"engine '{engine}' on {device} computes in {', '.join(names)}; not in {settings.dtype}", param="dtype")
 
 
 def decoding_threads(settings: Settings) -> int:
-    """`settings.threads`, or the physical cores this process may run on."""
-    return settings.threads or _cores()
+    """`settings.threads`, or for 0 the physical cores."""
+    return settings.threads or physical_cores()
 
 
 def reading_threads(settings: Settings) -> int:
-    """`settings.readers`, or half of the cores: what a GPU decodes takes several of them to read."""
-    return settings.readers or max(2, _cores() // 2)
+    """`settings.readers`, or for 0 half of the physical cores: several are needed to read as fast as a GPU decodes."""
+    return settings.readers or max(2, physical_cores() // 2)
 
 
-def _cores() -> int:
-    """The physical cores this process may run on."""
+def physical_cores() -> int:
+    """The physical cores that this process may run on (its CPU affinity; a container's cpuset sets it)."""
     return len({_siblings(core) for core in os.sched_getaffinity(0)})
 
 
+def logical_cores() -> int:
+    """The hardware threads that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 def multiplies_bfloat16() -> bool:
-    """Whether this processor has instructions for bfloat16, and this PyTorch uses them."""
+    """Whether this CPU has bfloat16 instructions that this PyTorch uses."""
     import torch  # here: the fake engine needs no torch
 
-    known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(supported() for supported in known if supported)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(is_supported() for is_supported in checks if is_supported)
 
 
 def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has available, at most what its container may use."""
+    """Bytes of memory available to this process: the machine's available memory, at most the container's limit."""
     fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     try:
@@ -74,7 +82,7 @@ def available_memory() -> int:
 
 
 def _siblings(core: int) -> str:
-    """The hardware threads that share `core`, as the kernel writes them; the core itself where it does not say."""
+    """The hardware threads of the physical core that has `core`, as Linux lists them; `core` itself if it does not."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list").read_text()
     except OSError:

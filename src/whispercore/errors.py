@@ -1,4 +1,4 @@
-"""Every error a caller may meet, with the HTTP status it stands for.
+"""Every error that a caller may get, with its HTTP status.
 
 WhisperError
  ├── InvalidRequest        400  an unknown field, a bad value (also a ValueError)
@@ -6,18 +6,18 @@ WhisperError
  ├── TooLarge              413  more bytes or seconds than the limits allow
  ├── UnsupportedAudio      415  not audio, or no audio stream in it
  ├── UnreadableAudio       422  audio, but nothing in it can be decoded: zero seconds, broken from the start
- ├── Overloaded            503  no room for another request now
+ ├── Overloaded            503  too many open requests
  ├── EngineError           500  the engine failed on the window (also a RuntimeError)
- │    └── OutOfMemory      503  the device has no room, even for one window
- ├── Cancelled             499  the client went away
- └── ConfigurationError         found before anything is served: bad settings, a missing or broken checkpoint
+ │    └── OutOfMemory      503  the device's memory is too small, even for one window
+ ├── Cancelled             499  the request was cancelled
+ └── ConfigurationError         at start: bad settings, a missing or broken checkpoint
 """
 
 from __future__ import annotations
 
 
 class WhisperError(Exception):
-    """The base: `message` says what to do, `param` names the field, `code` is for programs."""
+    """The base class. `message` says what to do, `param` names the field, `code` is for programs."""
 
     status = 500
     kind = "server_error"
@@ -31,7 +31,7 @@ class WhisperError(Exception):
 
 
 class InvalidRequest(WhisperError, ValueError):
-    """A field nobody knows, or a value out of its range."""
+    """An unknown field, or a value out of its range."""
 
     status = 400
     kind = "invalid_request_error"
@@ -39,7 +39,7 @@ class InvalidRequest(WhisperError, ValueError):
 
 
 class NotFound(WhisperError):
-    """A path nobody serves."""
+    """An unknown path."""
 
     status = 404
     kind = "invalid_request_error"

@@ -1,7 +1,8 @@
-"""Language tags and names, as servers and clients of every kind send them → Whisper's own code, such as `en`.
+"""Language tags and names, as all kinds of clients send them → Whisper's own code, such as `en`.
 
-Understood: ISO 639-1, 639-2 (both forms) and 639-3 codes, BCP 47 tags and POSIX locales (`en-US`, `zh_Hant_TW`, `pt_BR.UTF-8`), the
-deprecated codes of both, English names, most native names, and Whisper's own token (`<|en|>`). Case, blanks and accents are ignored.
+Supported: ISO 639-1, 639-2 (both forms) and 639-3 codes, BCP 47 tags and POSIX locales (`en-US`, `zh_Hant_TW`,
+`pt_BR.UTF-8`), the deprecated codes of both, English names, most native names, and Whisper's own token (`<|en|>`).
+Case, blanks and accents are ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import MappingProxyType
 from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
 
 DETECT = ("", "auto", "automatic", "autodetect", "auto detect", "detect", "none", "null", "und", "mul")
-"""How clients ask for detection; `und` and `mul` are ISO 639's codes of an undetermined language and of several."""
+"""How clients ask for detection. `und` and `mul` are the ISO 639 codes for an undetermined language and for several."""
 
 _OTHER_CODES = """
 en eng | zh zho chi cmn | de deu ger | es spa | ru rus | ko kor | fr fra fre | ja jpn | pt por | tr tur | pl pol | ca cat | nl nld dut
@@ -27,7 +28,7 @@ gl glg | mr mar | pa pan | si sin | km khm | sn sna | yo yor | so som | af afr |
 am amh | yi yid ydd ji | lo lao | uz uzb uzn | fo fao | ht hat | ps pus pbu pbt pst | tk tuk | nn nno | mt mlt | sa san | lb ltz
 my mya bur | bo bod tib | tl tgl fil | mg mlg plt | as asm | tt tat | ln lin | ha hau | ba bak | jw jv jav | su sun
 """
-"""Whisper's code, then the others of the language: of the Terminology and Bibliographic lists, of its main variety, deprecated ones."""
+"""Whisper's code, then the language's other ones: ISO 639-2/T and 639-2/B, its main variety's, deprecated ones."""
 
 _NATIVE_NAMES = """
 en:english zh:中文,汉语,漢語,普通话,普通話,國語,国语,putonghua de:deutsch es:español ru:русский ko:한국어 fr:français ja:日本語,nihongo
@@ -46,33 +47,33 @@ _TAG = re.compile(
     r"(?P<language>[a-z]{2,3})(-(?P<extended>[a-z]{3}))?(-[a-z]{4})?(-([a-z]{2}|\d{3}))?"
     r"(-([a-z\d]{5,8}|\d[a-z\d]{3}))*(-[a-wyz]-.+)?(-x-.+)?"
 )
-"""BCP 47: language, extended language, script, region, variants, extensions, private use; in lower case, with hyphens."""
+"""BCP 47: language, extended language, script, region, variants, extensions, private use; lower case, hyphens."""
 
 
 def whisper_code(tag: str) -> str | None:
-    """Whisper's code of a language, None when `tag` asks for detection. Raises KeyError when Whisper has no such language."""
+    """Whisper's code of a language; None if `tag` asks for detection. Raises KeyError if Whisper lacks the language."""
     name = _plain(tag)
     if name in DETECT:
         return None
     if name in _CODES:
         return _CODES[name]
     language, _, region = name.rpartition(" ")
-    if language in _CODES and len(region) == 2:  # portuguese-br: no tag, and clear all the same
+    if language in _CODES and len(region) == 2:  # portuguese-br is not a tag, but unambiguous
         return _CODES[language]
-    found = _TAG.fullmatch(name.replace(" ", "-"))
-    if not found:
+    match = _TAG.fullmatch(name.replace(" ", "-"))
+    if not match:
         raise KeyError(tag)
-    return _CODES.get(found["extended"] or "") or _CODES[found["language"]]
+    return _CODES.get(match["extended"] or "") or _CODES[match["language"]]
 
 
 def closest(tag: str) -> str | None:
-    """The code or English name that `tag` looks most like, None when it looks like none."""
+    """The code or English name most similar to `tag`; None if none is similar."""
     close = difflib.get_close_matches(_plain(tag)[:64], [*LANGUAGES, *TO_LANGUAGE_CODE], n=1)
     return close[0] if close else None
 
 
 def _plain(tag: str) -> str:
-    """`tag` in lower case, its parts separated by single blanks, without accents, encoding or a remark in brackets."""
+    """`tag` in lower case, its parts separated by single spaces, without accents, encoding or a remark in brackets."""
     bare = re.sub(r"[.@].*|[(（].*[)）]", "", tag.strip().removeprefix("<|").removesuffix("|>"))
     letters = unicodedata.normalize("NFKD", bare.casefold())
     unaccented = "".join(letter for letter in letters if not unicodedata.combining(letter))
@@ -80,7 +81,7 @@ def _plain(tag: str) -> str:
 
 
 def _codes() -> dict[str, str]:
-    """Every code and name, as `_plain` leaves it → Whisper's code."""
+    """Every code and name, as normalized by `_plain` → Whisper's code."""
     codes = {**{_plain(name): code for name, code in TO_LANGUAGE_CODE.items()}, **{code: code for code in LANGUAGES}}
     for group in re.split(r"[|\n]", _OTHER_CODES.strip()):
         own, *others = group.split()

@@ -1,16 +1,20 @@
-"""What one request may ask: of the transcription, `Options`, and of its answer, `Reply`. Frozen, keyword-only, checked when made."""
+"""The options of a request: `Options` for the transcription, `Reply` for the form of the answer.
+
+Both are validated on creation.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from .errors import InvalidRequest
 from .types import Alignment, Decoding, Task
 
 FALLBACK_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_ITEMS = 16
-"""Values of a list option; more are a mistake. Clips and suppressed tokens may be more, `MAX_LONG_ITEMS`."""
+"""The most values of a list option. Clips and suppressed tokens may have more: `MAX_LONG_ITEMS`."""
 MAX_LONG_ITEMS = 1000
 
 Strategy = Literal["chunked", "sequential"]
@@ -26,76 +30,88 @@ def _option(
     choices: tuple[str, ...] = (),
     minimum: float | None = None,
     maximum: float | None = None,
-    most: int = MAX_ITEMS,
+    max_items: int = MAX_ITEMS,
 ) -> Any:
-    return field(default=default, metadata={"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "most": most})
+    return field(default=default, metadata={"doc": doc, "choices": choices, "minimum": minimum, "maximum": maximum, "max_items": max_items})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Options of one transcription, named as openai-whisper and faster-whisper name them. Raises InvalidRequest."""
+    """The options of one transcription, named as in openai-whisper and faster-whisper. Raises InvalidRequest."""
 
     task: Task = _option("transcribe", "transcribe, or translate into English", choices=("transcribe", "translate"))  # noqa: RUF009
     strategy: Strategy = _option(  # noqa: RUF009
         "chunked",
-        "chunked: cut at silences, all windows decoded side by side; sequential: openai-whisper's own, one window after the other",
+        "chunked: cut at silences and decode all windows in parallel; sequential: openai-whisper's own, one window after the other",
         choices=("chunked", "sequential"),
     )
-    language: str | None = _option(None, "the speech's language: an ISO code, a tag such as pt-BR, a name; none: detected once per file")
-    languages: tuple[str, ...] = _option((), "the languages it may be, detected among these")
-    multilingual: bool = _option(False, "detect the language of every window, not once per file, and tell each segment's")
-    initial_prompt: str | None = _option(None, "text that precedes the recording: names, style")
-    carry_initial_prompt: bool = _option(False, "sequential: repeat initial_prompt before every window; chunked always does")
-    condition_on_previous_text: bool = _option(True, "sequential: each window is told the text before it")
-    hotwords: str | None = _option(None, "words that are likely to come: names, terms")
+    language: str | None = _option(None, "the language: an ISO code, a tag such as pt-BR, or a name; none: detect it once per file")
+    languages: tuple[str, ...] = _option((), "the candidates of the language detection")
+    multilingual: bool = _option(False, "detect the language of each window, and return it with each segment")
+    initial_prompt: str | None = _option(None, "text before the recording, as a prompt: names, style")
+    carry_initial_prompt: bool = _option(False, "sequential: put initial_prompt before every window; chunked always does")
+    condition_on_previous_text: bool = _option(True, "sequential: put the text of the previous windows into the prompt")
+    hotwords: str | None = _option(None, "words to expect: names, terms")
     temperature: tuple[float, ...] = _option(
-        FALLBACK_TEMPERATURES, "sampling temperatures, the next one tried when a window fails the thresholds", minimum=0.0, maximum=1.0
+        FALLBACK_TEMPERATURES,
+        "sampling temperatures; if a window fails the thresholds, it is decoded at the next one",
+        minimum=0.0,
+        maximum=1.0,
     )
-    beam_size: int | None = _option(None, "beams at temperature 0; none: greedy", minimum=1, maximum=16)
-    best_of: int | None = _option(None, "samples at temperatures above 0, the best kept", minimum=1, maximum=16)
-    patience: float | None = _option(None, "beam search's patience; has an effect with beam_size", minimum=0.1, maximum=10.0)
-    length_penalty: float | None = _option(None, "beam search's length penalty", minimum=0.0, maximum=1.0)
-    repetition_penalty: float = _option(1.0, "above 1: tokens said already are less likely", minimum=0.1, maximum=10.0)
-    no_repeat_ngram_size: int = _option(0, "so many tokens in a row never come twice in a window; 0: they may", minimum=0, maximum=100)
+    beam_size: int | None = _option(None, "beams at temperature 0; none: greedy decoding", minimum=1, maximum=16)
+    best_of: int | None = _option(None, "candidates sampled at temperatures above 0; the best one is kept", minimum=1, maximum=16)
+    patience: float | None = _option(None, "the patience of beam search; only with beam_size", minimum=0.1, maximum=10.0)
+    length_penalty: float | None = _option(
+        None, "the length penalty that ranks candidates; none: divide by the length", minimum=0.0, maximum=1.0
+    )
+    repetition_penalty: float = _option(1.0, "above 1: makes tokens that occurred before less likely", minimum=0.1, maximum=10.0)
+    no_repeat_ngram_size: int = _option(0, "a sequence of this many tokens never occurs twice in a window; 0: off", minimum=0, maximum=100)
     suppress_tokens: tuple[int, ...] = _option(
-        (-1,), "tokens never sampled; -1: non-speech such as brackets and notes", minimum=-1, maximum=51_865, most=MAX_LONG_ITEMS
+        (-1,),
+        "tokens never sampled; -1: symbols that are not speech, such as brackets and notes",
+        minimum=-1,
+        maximum=51_865,
+        max_items=MAX_LONG_ITEMS,
     )
-    suppress_blank: bool = _option(True, "a window never begins with a blank or ends at once")
-    max_initial_timestamp: float = _option(
-        1.0, "sequential: the first timestamp of a window comes at most so many seconds in", minimum=0.0, maximum=30.0
+    suppress_blank: bool = _option(True, "a window's text never starts with a blank and is never empty")
+    max_initial_timestamp: float = _option(1.0, "sequential: the latest first timestamp of a window, in seconds", minimum=0.0, maximum=30.0)
+    max_new_tokens: int | None = _option(None, "the most tokens sampled per window; none: 224", minimum=1, maximum=224)
+    without_timestamps: bool = _option(False, "decode without timestamps: one segment per window")
+    compression_ratio_threshold: float | None = _option(
+        2.4, "a window above it is a loop and is decoded again at the next temperature", minimum=0.0
     )
-    max_new_tokens: int | None = _option(None, "tokens sampled for a window at most; none: 224", minimum=1, maximum=224)
-    without_timestamps: bool = _option(False, "decode no timestamps: one segment per window")
-    compression_ratio_threshold: float | None = _option(2.4, "a window above it is a loop: try the next temperature", minimum=0.0)
-    logprob_threshold: float | None = _option(-1.0, "a window below it is a guess: try the next temperature", maximum=0.0)
-    no_speech_threshold: float | None = _option(0.6, "a window above it, and below logprob_threshold, is silence", minimum=0.0, maximum=1.0)
-    word_timestamps: bool = _option(False, "times of every word, by the decoder's attention to the sound")
-    token_logprobs: bool = _option(False, "log-probability of every token; OpenAI's include[]=logprobs")
-    prepend_punctuations: str = _option("\"'“¿([{-", "with word_timestamps: these belong to the next word")
-    append_punctuations: str = _option("\"'.。,，!！?？:：”)]}、", "with word_timestamps: these belong to the word before")
+    logprob_threshold: float | None = _option(
+        -1.0, "a window below it is improbable and is decoded again at the next temperature", maximum=0.0
+    )
+    no_speech_threshold: float | None = _option(0.6, "a window above it and below logprob_threshold is silence", minimum=0.0, maximum=1.0)
+    word_timestamps: bool = _option(False, "return the times of words, by the decoder's cross-attention")
+    token_logprobs: bool = _option(False, "return the log-probability of every token; OpenAI's include[]=logprobs")
+    prepend_punctuations: str = _option("\"'“¿([{-", "with word_timestamps: punctuation that belongs to the next word")
+    append_punctuations: str = _option("\"'.。,，!！?？:：”)]}、", "with word_timestamps: punctuation that belongs to the previous word")
     hallucination_silence_threshold: float | None = _option(
-        None, "drop improbable words amid silences longer than so many seconds; switches word_timestamps on", minimum=0.0
+        None, "drop improbable words between silences longer than this, in seconds; switches word_timestamps on", minimum=0.0
     )
     clip_timestamps: tuple[float, ...] = _option(
-        (), "start,end,start,end,… in seconds: transcribe these clips only; the last end may be left out", minimum=0.0, most=MAX_LONG_ITEMS
+        (),
+        "transcribe only these clips: start,end,start,end,… in seconds; the last end may be left out",
+        minimum=0.0,
+        max_items=MAX_LONG_ITEMS,
     )
     channels: Channels = _option(  # noqa: RUF009
-        "mono", "mono: the channels mixed into one; separate: each channel apart, merged by time", choices=("mono", "separate")
+        "mono", "mono: mix the channels; separate: transcribe each channel, and merge the segments by time", choices=("mono", "separate")
     )
-    audio_track: str | None = _option(
-        None, "of a file with several sound tracks the one to read: its number, from 0, or its language; none: the file's main one"
-    )
-    vad_filter: bool | None = _option(None, "leave out stretches where nobody speaks; none: chunked does, sequential does not")
-    vad_threshold: float = _option(0.5, "speech probability above which somebody speaks", minimum=0.0, maximum=1.0)
+    audio_track: str | None = _option(None, "the audio track to read, by number, from 0, or language; none: the file's main track")
+    vad_filter: bool | None = _option(None, "leave out audio without speech; none: chunked does, sequential does not")
+    vad_threshold: float = _option(0.5, "the speech probability at which speech starts", minimum=0.0, maximum=1.0)
     vad_neg_threshold: float | None = _option(
-        None, "speech lasts until its probability is below this; none: vad_threshold - 0.15", minimum=0.0, maximum=1.0
+        None, "the speech probability below which speech ends; none: vad_threshold - 0.15", minimum=0.0, maximum=1.0
     )
-    vad_min_speech_duration_ms: int = _option(64, "shorter speech is a click", minimum=0, maximum=30_000)
+    vad_min_speech_duration_ms: int = _option(64, "shorter speech is a click and left out", minimum=0, maximum=30_000)
     vad_min_silence_duration_ms: int = _option(
-        2000, "a longer silence is left out of recordings longer than 30 s", minimum=0, maximum=3_600_000
+        2000, "longer silence is left out, in recordings longer than 30 s", minimum=0, maximum=3_600_000
     )
     vad_speech_pad_ms: int | None = _option(
-        None, "kept around speech; none: 400, and 1000 where the whole recording fits into one window", minimum=0, maximum=30_000
+        None, "audio kept around speech; none: 400, or 1000 if the whole recording fits into one window", minimum=0, maximum=30_000
     )
 
     def __post_init__(self) -> None:
@@ -105,21 +121,23 @@ class Options:
         if any(late < early for early, late in zip(self.clip_timestamps, self.clip_timestamps[1:], strict=False)):
             raise InvalidRequest("clip_timestamps must rise: start,end,start,end,… in seconds", param="clip_timestamps")
         if self.patience is not None and self.beam_size is not None and self.beam_size * self.patience < 1:
-            raise InvalidRequest("patience times beam_size must be at least 1: so many beams are waited for", param="patience")
+            raise InvalidRequest(
+                "patience times beam_size must be at least 1: beam search ends with this many finished beams", param="patience"
+            )
         if self.multilingual and self.language is not None:
             raise InvalidRequest("multilingual detects the language of every window: leave language out", param="multilingual")
         if self.language is not None and self.languages and self.language not in self.languages:
-            raise InvalidRequest(f"languages must have the language given, '{self.language}', among them", param="languages")
-        if self.hallucination_silence_threshold is not None:  # it goes by the words' times
+            raise InvalidRequest(f"languages must include the given language, '{self.language}'", param="languages")
+        if self.hallucination_silence_threshold is not None:  # the rule needs word times
             object.__setattr__(self, "word_timestamps", True)
 
     @property
     def vad(self) -> bool:
-        """Whether stretches where nobody speaks are left out."""
+        """Whether audio without speech is left out."""
         return self.strategy == "chunked" if self.vad_filter is None else self.vad_filter
 
     def decoding(self, *, temperature: float, prompt: tuple[int, ...] = (), language: str | None = None) -> Decoding:
-        """How an engine is to decode a window at `temperature`; beams at 0, samples above it, as openai-whisper does."""
+        """A window's decoding at `temperature`: beam search or greedy at 0, sampling above, as in openai-whisper."""
         greedy = temperature == 0.0
         return Decoding(
             task=self.task,
@@ -142,9 +160,9 @@ class Options:
         )
 
     def at_temperature(self, temperature: float, decoding: Decoding, language: str | None) -> Decoding:
-        """The same decoding at another temperature, in a language that may be known by now."""
-        other = self.decoding(temperature=temperature, prompt=decoding.prompt, language=language)
-        return replace(other, timestamps=decoding.timestamps, alignment=decoding.alignment)
+        """The same decoding at another temperature, and in `language` if it has been detected."""
+        changed = self.decoding(temperature=temperature, prompt=decoding.prompt, language=language)
+        return replace(changed, timestamps=decoding.timestamps, alignment=decoding.alignment)
 
     @property
     def _alignment(self) -> Alignment:
@@ -153,23 +171,68 @@ class Options:
         return "complete" if self.strategy == "sequential" else "all"
 
 
+class OptionKeywords(TypedDict, total=False):
+    """`Options` as keyword arguments, for type checkers and completion; a list may be a single value."""
+
+    task: Task
+    strategy: Strategy
+    language: str | None
+    languages: str | Sequence[str]
+    multilingual: bool
+    initial_prompt: str | None
+    carry_initial_prompt: bool
+    condition_on_previous_text: bool
+    hotwords: str | None
+    temperature: float | Sequence[float]
+    beam_size: int | None
+    best_of: int | None
+    patience: float | None
+    length_penalty: float | None
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    suppress_tokens: int | Sequence[int]
+    suppress_blank: bool
+    max_initial_timestamp: float
+    max_new_tokens: int | None
+    without_timestamps: bool
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    word_timestamps: bool
+    token_logprobs: bool
+    prepend_punctuations: str
+    append_punctuations: str
+    hallucination_silence_threshold: float | None
+    clip_timestamps: float | Sequence[float]
+    channels: Channels
+    audio_track: str | None
+    vad_filter: bool | None
+    vad_threshold: float
+    vad_neg_threshold: float | None
+    vad_min_speech_duration_ms: int
+    vad_min_silence_duration_ms: int
+    vad_speech_pad_ms: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The form of the answer; what concerns subtitles is named as openai-whisper's command line names it. Raises InvalidRequest."""
+    """The form of the answer; subtitle options as on openai-whisper's command line. Raises InvalidRequest."""
 
     response_format: ResponseFormat = _option(  # noqa: RUF009
-        "json", "the form of the reply; tsv is this server's own", choices=get_args(ResponseFormat)
+        "json", "the format of the reply; tsv is an extension of OpenAI's API", choices=get_args(ResponseFormat)
     )
     timestamp_granularities: tuple[Granularity, ...] = _option(
         ("segment",), "the times in verbose_json; word switches word_timestamps on", choices=get_args(Granularity)
     )
     include: tuple[Literal["logprobs"], ...] = _option(
-        (), "logprobs: of every token, in json only; switches token_logprobs on", choices=("logprobs",)
+        (), "logprobs: the log-probability of every token, in json only; switches token_logprobs on", choices=("logprobs",)
     )
-    stream: bool = _option(False, "send what is final at once: server-sent events on OpenAI's paths, else a line of JSON per segment")
-    max_line_width: int | None = _option(None, "srt, vtt: characters in a line; switches word_timestamps on", minimum=1, maximum=1000)
-    max_line_count: int | None = _option(None, "srt, vtt: lines in a cue; needs max_line_width", minimum=1, maximum=100)
-    max_words_per_line: int | None = _option(None, "srt, vtt: words in a line; not with max_line_width", minimum=1, maximum=1000)
+    stream: bool = _option(False, "send segments as soon as they are final: server-sent events on OpenAI's paths, else a line of JSON each")
+    max_line_width: int | None = _option(
+        None, "srt, vtt: the most characters in a line; switches word_timestamps on", minimum=1, maximum=1000
+    )
+    max_line_count: int | None = _option(None, "srt, vtt: the most lines in a cue; needs max_line_width", minimum=1, maximum=100)
+    max_words_per_line: int | None = _option(None, "srt, vtt: the most words in a line; not with max_line_width", minimum=1, maximum=1000)
     highlight_words: bool = _option(False, "srt, vtt: underline each word as it is spoken; switches word_timestamps on")
 
     def __post_init__(self) -> None:
@@ -208,25 +271,26 @@ class Reply:
 SUBTITLE_OPTIONS = ("max_line_width", "max_line_count", "max_words_per_line", "highlight_words")
 
 
-def _check_ranges(made: Options | Reply) -> None:
-    for item in fields(made):
-        if isinstance(item.default, tuple) and not isinstance(getattr(made, item.name), tuple):
-            raise InvalidRequest(f"{item.name} must be a tuple; got {getattr(made, item.name)!s:.80}", param=item.name)
-        _check_range(item.name, getattr(made, item.name), item.metadata)
+def _check_ranges(options: Options | Reply) -> None:
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if isinstance(item.default, tuple) and not isinstance(value, tuple):
+            raise InvalidRequest(f"{item.name} must be a tuple; got {value!s:.80}", param=item.name)
+        _check_range(item.name, value, item.metadata)
 
 
 def _check_range(name: str, value: Any, metadata: Any) -> None:
-    """Raise InvalidRequest when a value, or one of a tuple's, is out of the option's range."""
-    if isinstance(value, tuple) and len(value) > metadata["most"]:
-        raise InvalidRequest(f"{name} takes at most {metadata['most']} values; got {len(value)}", param=name)
-    for one in value if isinstance(value, tuple) else (value,):
-        if one is None:
+    """Raise InvalidRequest if a value, or an item of a tuple, is out of the option's range."""
+    if isinstance(value, tuple) and len(value) > metadata["max_items"]:
+        raise InvalidRequest(f"{name} takes at most {metadata['max_items']} values; got {len(value)}", param=name)
+    for item in value if isinstance(value, tuple) else (value,):
+        if item is None:
             continue
-        if metadata["choices"] and one not in metadata["choices"]:
-            raise InvalidRequest(f"{name} must be one of {', '.join(metadata['choices'])}; got '{one!s:.80}'", param=name)
+        if metadata["choices"] and item not in metadata["choices"]:
+            raise InvalidRequest(f"{name} must be one of {', '.join(metadata['choices'])}; got '{item!s:.80}'", param=name)
         low, high = metadata["minimum"], metadata["maximum"]
-        if (low is not None and not one >= low) or (high is not None and not one <= high):
-            raise InvalidRequest(f"{name} must be {_range(low, high)}; got {one!s:.80}", param=name)
+        if (low is not None and not item >= low) or (high is not None and not item <= high):
+            raise InvalidRequest(f"{name} must be {_range(low, high)}; got {item!s:.80}", param=name)
 
 
 def _range(low: float | None, high: float | None) -> str:

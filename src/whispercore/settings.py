@@ -1,4 +1,4 @@
-"""The worker's settings: one class, its defaults, and the two places that may override them."""
+"""The worker's settings: one class with the defaults, overridden by the YAML section and by environment variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from .catalogue import ENGINES
 from .errors import ConfigurationError
@@ -17,9 +17,9 @@ OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
 )
-"""What follows the prefix in variables that are no settings: those of serve.sh, of server/, of the clients and of the tests."""
+"""Variables with this prefix that are not settings: those of serve.sh, server/, the clients and the tests."""
 _MISSPELT = 0.75
-"""difflib's ratio above which an unknown variable is a known one, misspelt."""
+"""difflib's ratio above which an unknown variable counts as a misspelling of a known one."""
 
 
 def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: float | None = None) -> Any:
@@ -28,37 +28,35 @@ def _setting(default: Any, doc: str, *, choices: tuple[str, ...] = (), minimum: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything a worker is told once, at start.
+    """The configuration of a worker, read once at start.
 
-    Sources, later wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment variables
-    `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
+    Sources, the later one wins: the defaults here, the `whisper:` section of config/model-config.yaml, environment
+    variables `WHISPER_<NAME>`. An unknown name, a bad value or a misspelt variable is a ConfigurationError.
     """
 
     model: str = _setting(
-        "auto", "a checkpoint's path, or the name of one in models_dir; auto: base (on a GPU large-v3-turbo), nano when there is no such"
+        "auto", "the path of a checkpoint, or its name in models_dir; auto: base (on a GPU large-v3-turbo), or nano if that is missing"
     )
-    models_dir: str = _setting("whisper-models", "the folder that holds checkpoints")
-    converted_dir: str = _setting("build/models", "the folder that holds checkpoints converted for ct2, onnx and sherpa")
+    models_dir: str = _setting("whisper-models", "the folder of the checkpoints")
+    converted_dir: str = _setting("build/models", "the folder of the checkpoints converted for ct2, onnx and sherpa")
     engine: str = _setting("auto", "auto: ct2 on a CPU, torch on a GPU", choices=("auto", *ENGINES))
-    device: str = _setting("auto", "auto: cuda when there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
+    device: str = _setting("auto", "auto: cuda if there is a GPU, else cpu", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(
         "auto",
-        "auto: the engine's fastest faithful precision on the device",
+        "auto: the fastest precision on the device that keeps the model's accuracy",
         choices=("auto", "float32", "float16", "bfloat16", "int8", "uint8", "int8_float32", "int8_float16", "int8_bfloat16"),
     )
     compile: bool = _setting(
-        False, "torch: parts of the model by torch.compile, which needs a compiler and takes a minute at the first start"
+        False, "torch: compile parts of the model with torch.compile; needs a C compiler and a minute at the first start"
     )
-    jax_mesh: str = _setting("auto", "jax: devices as DATAxMODEL, such as 2x4; auto: all of them, each with the whole model")
-    threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores of this process", minimum=0)
-    batch_size: int = _setting(0, "windows decoded together at most; 0: chosen for the device", minimum=0)
-    readers: int = _setting(0, "threads that decode audio and cut windows; 0: half as many as there are cores, two at least", minimum=0)
-    max_audio_bytes: int = _setting(150 * 1024 * 1024, "largest upload, bytes", minimum=1)
-    max_audio_seconds: float = _setting(4 * 3600.0, "longest recording, seconds", minimum=1)
-    max_open_requests: int = _setting(1000, "requests open at once before a new one is refused with 503", minimum=1)
-    fixed_tokens: int = _setting(
-        0, "decode exactly so many tokens a window, whatever they say: to measure speed on random weights", minimum=0
-    )
+    jax_mesh: str = _setting("auto", "jax: the device mesh as DATAxMODEL, such as 2x4; auto: all devices, each with the whole model")
+    threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores that the process may use", minimum=0)
+    batch_size: int = _setting(0, "the most windows in a batch; 0: chosen for the device", minimum=0)
+    readers: int = _setting(0, "threads that decode audio and cut windows; 0: half of the physical cores, at least two", minimum=0)
+    max_audio_bytes: int = _setting(150 * 1024 * 1024, "the largest upload, in bytes", minimum=1)
+    max_audio_seconds: float = _setting(4 * 3600.0, "the longest recording, in seconds", minimum=1)
+    max_open_requests: int = _setting(1000, "the most open requests; further ones are refused with 503", minimum=1)
+    fixed_tokens: int = _setting(0, "decode exactly this many tokens per window, to measure speed on random weights; 0: off", minimum=0)
 
     @classmethod
     def load(cls, section: Mapping[str, Any] | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -75,13 +73,31 @@ class Settings:
 
     @property
     def model_id(self) -> str:
-        """What clients call the model: its name, or its file's or folder's."""
+        """The model's name for clients: the name of its file or folder."""
         return model_name(Path(self.model))
 
     @property
     def converted_path(self) -> Path:
         """`converted_dir` as a path, ~ expanded."""
         return Path(self.converted_dir).expanduser()
+
+
+class SettingKeywords(TypedDict, total=False):
+    """`Settings` as keyword arguments, for type checkers and completion; `model` and `engine` are parameters."""
+
+    models_dir: str | Path
+    converted_dir: str | Path
+    device: str
+    dtype: str
+    compile: bool
+    jax_mesh: str
+    threads: int
+    batch_size: int
+    readers: int
+    max_audio_bytes: int
+    max_audio_seconds: float
+    max_open_requests: int
+    fixed_tokens: int
 
 
 def model_name(path: Path) -> str:
@@ -93,24 +109,24 @@ _FIELDS = {item.name: item for item in fields(Settings)}
 
 
 def unknown_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables that begin with the prefix and mean nothing to this software.
+    """The variables that have the prefix but are unknown.
 
-    Raises ConfigurationError for one that looks like a known one misspelt, its prefix included: WHISPER_MODLE, WISPER_MODEL.
+    Raises ConfigurationError for a misspelling of a known variable, prefix included: WHISPER_MODLE, WISPER_MODEL.
     """
     known = [ENVIRONMENT_PREFIX + name.upper() for name in (*_FIELDS, *OTHER_VARIABLES)]
     unknown = [name for name, value in environ.items() if name not in known and value]
     for name in unknown:
-        if meant := _meant(name.upper(), known):
-            raise ConfigurationError(f"unknown environment variable {name}: did you mean {meant}? Rename or unset it", param=name)
+        if intended := _intended(name.upper(), known):
+            raise ConfigurationError(f"unknown environment variable {name}: did you mean {intended}? Rename or unset it", param=name)
     return tuple(name for name in unknown if name.startswith(ENVIRONMENT_PREFIX))
 
 
-def _meant(name: str, known: list[str]) -> str | None:
-    """The known variable that `name`, in capitals, is a misspelling of."""
+def _intended(name: str, known: list[str]) -> str | None:
+    """The known variable that `name`, in capitals, probably misspells."""
     if not name.startswith(ENVIRONMENT_PREFIX):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.9) if name.startswith("W") else []
         return close[0] if close else None
-    endings = [one.removeprefix(ENVIRONMENT_PREFIX) for one in known]
+    endings = [variable.removeprefix(ENVIRONMENT_PREFIX) for variable in known]
     close = difflib.get_close_matches(name.removeprefix(ENVIRONMENT_PREFIX), endings, n=1, cutoff=_MISSPELT)
     return ENVIRONMENT_PREFIX + close[0] if close else None
 
@@ -133,7 +149,7 @@ def _parse(name: str, value: Any) -> Any:
 
 
 def _converted(value: Any, kind: Callable[[Any], Any]) -> Any:
-    """`value` as a `kind`, nothing lost. Raises TypeError, ValueError or OverflowError."""
+    """`value` as a `kind`, without loss. Raises TypeError, ValueError or OverflowError."""
     if value is None or isinstance(value, list | dict):
         raise TypeError
     if kind is bool:

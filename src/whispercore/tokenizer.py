@@ -1,4 +1,4 @@
-"""Whisper's tokens: openai-whisper's tokenizer behind the few calls that engines and transcripts need."""
+"""Whisper's tokens: the few functions of openai-whisper's tokenizer that engines and transcripts need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _openai_tokenizer(multilingual: bool, num_languages: int, language: str | No
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """The tokens of one vocabulary size: 51,864 English only, 51,865 multilingual, 51,866 with Cantonese (large-v3)."""
+    """The tokenizer of a vocabulary: 51,864 English only, 51,865 multilingual, 51,866 with Cantonese (large-v3)."""
 
     vocabulary: int
 
@@ -33,7 +33,7 @@ class Tokenizer:
 
     @property
     def openai(self) -> OpenAITokenizer:
-        """openai-whisper's tokenizer, for whatever is not here."""
+        """openai-whisper's tokenizer, for everything that this class lacks."""
         return self.openai_for(None, None)
 
     def openai_for(self, language: str | None, task: Task | None) -> OpenAITokenizer:
@@ -43,7 +43,7 @@ class Tokenizer:
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """The ISO codes the vocabulary has tokens for, in the order of `openai.all_language_tokens`; ("en",) when English only."""
+        """The ISO codes of the language tokens, in `openai.all_language_tokens`' order; ("en",) if English only."""
         return tuple(self.openai.all_language_codes) if self.multilingual else ("en",)
 
     @property
@@ -53,23 +53,23 @@ class Tokenizer:
 
     @property
     def timestamp_begin(self) -> int:
-        """<|0.00|>; each next token is 0.02 s later."""
+        """<|0.00|>; each following token is 0.02 s later."""
         return int(self.openai.timestamp_begin)
 
     def encode(self, text: str) -> tuple[int, ...]:
-        """The tokens of `text`, as text: what is written like a special token, `<|endoftext|>`, is the characters that it is made of."""
+        """The tokens of `text`. Text like `<|endoftext|>` is encoded as ordinary characters."""
         return tuple(self.openai.encoding.encode_ordinary(text))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`; special tokens and timestamps are left out."""
+        """The text of `tokens`, without special tokens and timestamps."""
         return str(self.openai.decode([token for token in tokens if token < self.eot]))
 
 
 def complete_segments(tokens: Sequence[int], timestamp_begin: int) -> int:
-    """How many of the sampled tokens make up complete segments, by whisper.transcribe's rule.
+    """The number of sampled tokens in complete segments, by whisper.transcribe's rule.
 
-    A segment ends where two timestamps follow each other, or with a lone timestamp at the end; text after the last such end is left
-    for the next window. Without two timestamps in a row all tokens are one segment.
+    A segment ends at two timestamps in a row, or at a single timestamp at the very end. Text after the last such end is
+    decoded again with the next window. Without two timestamps in a row all tokens are one segment.
     """
     is_time = [token >= timestamp_begin for token in tokens]
     pairs = [index for index in range(1, len(tokens)) if is_time[index - 1] and is_time[index]]

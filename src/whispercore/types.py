@@ -1,4 +1,4 @@
-"""The values that travel between the stages: windows in, decoded text out. Plain Python and numpy, no vendor types."""
+"""The values passed between the stages: windows in, decoded text out. Plain Python and numpy, no vendor types."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ WINDOW_SAMPLES = 480_000
 HOP = 160
 FRAMES_PER_SECOND = 100
 WINDOW_FRAMES = 3_000
-"""Spectrogram frames: one every 160 samples."""
+"""Spectrogram frames, one every 160 samples."""
 TEXT_CONTEXT = 448
-"""Tokens that the decoder can attend to."""
+"""The decoder's context in tokens."""
 MAX_SAMPLED = TEXT_CONTEXT // 2
-"""Tokens sampled for one window at most."""
+"""The most tokens sampled for one window."""
 MAX_PROMPT = TEXT_CONTEXT // 2 - 1
-"""Tokens of earlier text that a window's prompt may have."""
+"""The most tokens of earlier text in a window's prompt."""
 
 Samples = npt.NDArray[np.float32]
 Task = Literal["transcribe", "translate"]
@@ -30,14 +30,15 @@ Alignment = Literal["none", "all", "complete"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoding:
-    """How an engine decodes one window; names and meaning as in openai-whisper's DecodingOptions.
+    """How an engine decodes one window. Names and meaning are those of openai-whisper's DecodingOptions.
 
-    `language` is an ISO code, None to detect it from the window, among `languages` when there are any. `prompt` holds the tokens of
-    the text before the window (they follow <|startofprev|>). `suppress_tokens`: never sampled; -1 stands for openai-whisper's list of
-    non-speech tokens; the special tokens never are. `max_initial_timestamp`: seconds, None: no bound. `repetition_penalty` and
-    `no_repeat_ngram_size` are CTranslate2's. `max_tokens` bounds the sampled tokens, None: half the text context.
-    `alignment`: give times to all text tokens, or only to those of complete segments (`tokenizer.complete_segments`), which is what
-    openai-whisper's transcribe aligns. `ignore_eot` decodes exactly `max_tokens` tokens: for benchmarks on random weights only.
+    `language`: an ISO code; None: detect it from the window, among `languages` if any are given. `prompt`: the tokens
+    of the text before the window, which follow <|startofprev|>. `suppress_tokens`: tokens never sampled; -1 stands for
+    openai-whisper's list of non-speech tokens; special tokens are always suppressed. `max_initial_timestamp`: seconds;
+    None: no limit. `repetition_penalty` and `no_repeat_ngram_size` are CTranslate2's. `max_tokens`: the most tokens to
+    sample; None: half the text context. `alignment`: give times to no tokens, to all text tokens, or to those of
+    complete segments (`tokenizer.complete_segments`), as openai-whisper's transcribe does. `ignore_eot`: decode exactly
+    `max_tokens` tokens; for benchmarks on random weights only.
     """
 
     task: Task = "transcribe"
@@ -61,17 +62,18 @@ class Decoding:
 
     @property
     def max_sampled(self) -> int:
-        """How many tokens are sampled at most: `max_tokens`, never more than 224, half the text context."""
+        """The most tokens to sample: `max_tokens`, but at most 224, half the text context."""
         return min(self.max_tokens or MAX_SAMPLED, MAX_SAMPLED)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Window:
-    """At most 30 s of a recording and how to decode it.
+    """At most 30 s of a recording, and how to decode it.
 
-    `samples`: float32, shape (before + n + after,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]; (before, after) is `margin`: samples
-    around the window that only its spectrogram's outermost frames see. `start`: seconds from the recording's beginning to the window's.
-    `loudest`: log10 of the strongest mel power of the whole recording, as whisper.transcribe scales by; None: the window's own.
+    `samples`: float32, shape (before + n + after,), 0 < n <= 480,000, mono at 16 kHz, in [-1, 1]. `margin`: (before,
+    after), the samples around the window that only its first and last spectrogram frames depend on. `start`: seconds
+    from the recording's start. `loudest`: log10 of the strongest mel power of the whole recording, by which
+    whisper.transcribe scales; None: the window's own.
     """
 
     samples: Samples
@@ -87,10 +89,12 @@ class Window:
 
     @property
     def seed(self) -> int:
-        """The seed for sampling this window above temperature 0: 63 bits, computed each time, 1 ms for 30 s of sound.
+        """The seed for sampling this window above temperature 0: 63 bits, computed on every access in 1 ms for 30 s of
+        audio.
 
-        It follows from the samples, the temperature, the task and the prompt, so that the same recording and options give the same
-        words in every process. The language is left out: one that was detected gives the same words as the same one told.
+        It is a hash of the samples, the temperature, the task and the prompt. So the same recording and options give
+        the same words in every process. The language is left out, so that a detected language gives the same words as
+        the same language requested.
         """
         decoding = self.decoding
         digest = hashlib.blake2b(repr((float(decoding.temperature), decoding.task, *decoding.prompt)).encode(), digest_size=8)
@@ -100,14 +104,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What an engine made of one window. `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>.
-    The text tokens make whole characters: what a limit or the model cuts inside a character is left out.
+    """An engine's result for one window.
 
-    `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities, <|endoftext|> included, over
-    their count with it. `no_speech_prob` is the probability of <|nospeech|> at <|startoftranscript|>. `language_probability`: of the
-    detected language, None when it was given. Where an alignment was asked for, `token_probs` holds the probability of each aligned
-    text token, shape (n,), the first n of the text tokens, and `token_times` their starts and the last one's end, shape (n + 1,), seconds
-    from the window's beginning; both are empty when there is no text.
+    `tokens`: text and timestamp tokens, without the start sequence and <|endoftext|>. The text tokens make whole
+    characters: an incomplete character at the end is left out.
+
+    `avg_logprob` is openai-whisper's: the sum of the sampled tokens' log-probabilities divided by their number, both
+    including <|endoftext|>. `no_speech_prob`: the probability of <|nospeech|> at <|startoftranscript|>.
+    `language_probability`: of the detected language; None if the request gave the language. With an alignment,
+    `token_probs` has the probabilities of the first n text tokens, shape (n,), and `token_times` their starts and the
+    last one's end in seconds from the window's start, shape (n + 1,). Both are empty if there is no text.
     """
 
     tokens: tuple[int, ...]
@@ -124,7 +130,7 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word with its times in seconds from the recording's beginning."""
+    """A word with its times in seconds from the recording's start."""
 
     word: str
     start: float
@@ -134,10 +140,11 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A stretch of speech, subtitle sized; times in seconds from the recording's beginning.
+    """A subtitle-sized piece of the transcript; times in seconds from the recording's start.
 
-    `seek`: where its window begins, in mel frames of 10 ms. `logprobs`: of each text token, when asked for. `channel`: of which
-    channel of the recording it is, from 0, when they were transcribed apart. `language`: Whisper's code, when each segment has its own.
+    `seek`: the start of its window in mel frames of 10 ms. `logprobs`: of each text token, if requested. `channel`: its
+    channel of the recording, from 0, if channels were transcribed separately. `language`: Whisper's code, if detected
+    for each window.
     """
 
     start: float
@@ -157,9 +164,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Text that a guard took for no speech at all; times in seconds from the recording's beginning.
+    """Text left out because it is probably not speech; times in seconds from the recording's start.
 
-    `reason`: `no_speech`, the window's probability of silence is high and its text a guess; `hallucination`, improbable words amid
+    `reason`: `no_speech`, silence is probable and the text improbable; `hallucination`, improbable words surrounded by
     silence.
     """
 
@@ -171,7 +178,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class AudioTrack:
-    """A sound track of a file: its number, from 0; its language as the file spells it and its title, None when it tells none."""
+    """An audio track of a file: its number, from 0, and the language and title that the file gives it, or None."""
 
     index: int
     language: str | None = None
@@ -180,9 +187,9 @@ class AudioTrack:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The answer to one request. `duration` is the recording's, in seconds; `warnings` tell what was wrong with the input.
+    """The result of one request. `duration`: of the recording, in seconds. `warnings`: defects of the input.
 
-    `audio_tracks`: all sound tracks of the file, when it has several.
+    `audio_tracks`: all audio tracks of the file, if it has several.
     """
 
     text: str
@@ -198,7 +205,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a transcription is: `segments` are final and in order; `seconds` are done, of `duration` in all when that is known."""
+    """Progress of a transcription: the final `segments` in order, the `seconds` done, the `duration` if known."""
 
     segments: tuple[Segment, ...] = ()
     seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""The bundled model, loaded once into every engine, and recordings whose words are known."""
+"""The bundled model, loaded once into every engine, and recordings with references."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ for extra in [name for name in CATALOGUE if name not in {choice["engine"] for ch
     else:
         warnings.warn(f"engine {extra} is left out: {package} is not installed: pip install -r requirements-{extra}.txt", stacklevel=1)
 WEIGHTED = [name for name in ENGINES if name != "fake"]
-"""The engines that know words."""
+"""The engines that run the bundled model: all but `fake`."""
 LIKELY = "token_logprobs"
-"""The option that only those engines honour which tell how likely their words are."""
+"""The option that only engines with log-probabilities support."""
 
 
 def honours(name: str, *options: str) -> bool:
-    """Whether the engine can do what these options of `Options` ask."""
+    """Whether the engine supports these options of `Options`."""
     return CATALOGUE[ENGINES[name]["engine"]].unsupported.isdisjoint(options)
 
 
 def having(*options: str, among: Iterable[str] = ENGINES) -> pytest.MarkDecorator:
-    """The test is for every engine among these that honours the options."""
+    """Parametrize a test with every engine of `among` that supports the options."""
     return pytest.mark.parametrize("name", [name for name in among if honours(name, *options)])
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One held-out recording: its samples and what is said in it."""
+    """A held-out recording: its samples and its reference text."""
 
     file: str
     kind: str
@@ -69,9 +69,9 @@ def nano() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Of the bundled model on the CPU; what is converted goes into a folder of the test run's own."""
+    """The bundled model on the CPU. Conversions go into a folder of the test run."""
     folder = tmp_path_factory.mktemp("converted")
-    # one thread: on a busy machine two spend their time waiting for each other, and the model is small
+    # One thread: the model is small, and on a busy machine two threads wait for each other
     section = {"model": "nano", "models_dir": str(ROOT / "whisper-models"), "converted_dir": str(folder), "device": "cpu", "threads": 1}
     return Settings.load(section, environ={})
 
@@ -80,26 +80,26 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def engines(settings: Settings) -> Iterator[dict[str, Engine]]:
     """Every engine, by name."""
     threads = torch.get_num_threads()
-    each = {name: _loaded(settings, choice) for name, choice in ENGINES.items()}
-    yield each
-    for engine in each.values():
+    loaded = {name: _loaded(settings, choice) for name, choice in ENGINES.items()}
+    yield loaded
+    for engine in loaded.values():
         engine.close()
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def converted(settings: Settings, engines: dict[str, Engine]) -> Path:
-    """The folder with the bundled model in 8 bits, made when the engines were loaded."""
+    """The bundled model converted to 8 bits, which loading the engines has written."""
     (folder,) = settings.converted_path.glob("nano-*-int8")
     return folder
 
 
 @pytest.fixture(scope="session")
 def heldout() -> list[Recording]:
-    """The recordings of tests/data/heldout, none of which the model has heard."""
+    """The recordings of tests/data/heldout, which are not in the model's training data."""
     folder = ROOT / "tests" / "data" / "heldout"
-    listed = json.loads((folder / "manifest.json").read_text())
-    return [Recording(item["file"], item["kind"], item["text"], read_samples(folder / item["file"])) for item in listed]
+    entries = json.loads((folder / "manifest.json").read_text())
+    return [Recording(entry["file"], entry["kind"], entry["text"], read_samples(folder / entry["file"])) for entry in entries]
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Times of tokens and words: what the seam promises of every engine, and openai-whisper's own alignment as the oracle."""
+"""Times of tokens and words: the engine interface's promises, and openai-whisper's alignment as the reference."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from whispercore.transcript.words import add_words
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Segment, Window
 
 EVERY = having("word_timestamps")
-KNOWS_WORDS = having("word_timestamps", among=WEIGHTED)
+RUNS_MODEL = having("word_timestamps", among=WEIGHTED)
 ALIGNED = Decoding(language="en", alignment="all")
 DTW, BACKTRACE = whisper.timing.dtw_cpu.py_func, whisper.timing.backtrace.py_func
-"""openai-whisper's functions without their compiler, which takes longer than they do."""
+"""openai-whisper's functions without numba's compiler, whose run takes longer than the functions."""
 PREPEND, APPEND = "\"'“¿([{-", "\"'.。,，!！?？:：”)]}、"
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A model of random weights in tiny's shape."""
+    """A model with tiny's dimensions and random weights."""
     path = tmp_path_factory.mktemp("checkpoints") / "tiny.pt"
     write_random(dimensions("tiny"), path, dtype=torch.float32)
     return load_checkpoint(path)
 
 
 def of_whisper(checkpoint: Checkpoint) -> whisper.model.Whisper:
-    """openai-whisper's model with the checkpoint's weights, and the heads that our engine aligns by."""
+    """openai-whisper's model with the checkpoint's weights and alignment heads."""
     model = whisper.model.Whisper(checkpoint.dims)
     model.load_state_dict(checkpoint.state)
     heads = torch.zeros(checkpoint.dims.n_text_layer, checkpoint.dims.n_text_head, dtype=torch.bool)
@@ -58,7 +58,7 @@ def text_of(engine: Engine, decoded: Decoded) -> list[int]:
 
 
 def check_against_whisper(engine: Engine, model: whisper.model.Whisper, window: Window, decoded: Decoded) -> None:
-    """Word for word, openai-whisper's alignment of the same text with the same spectrogram."""
+    """Compare each word with openai-whisper's alignment of the same text and the same spectrogram."""
     tokenizer = engine.tokenizer.openai_for(decoded.language, window.decoding.task)
     text = text_of(engine, decoded)
     mel = log_mel(window, engine.n_mels)
@@ -73,8 +73,8 @@ def check_against_whisper(engine: Engine, model: whisper.model.Whisper, window: 
 
 
 def test_nano_is_aligned_as_openai_whisper_does(engines: dict[str, Engine], nano: Checkpoint, speech: list[Samples]) -> None:
-    each = [Window(samples, 0.0, replace(ALIGNED, prompt=(220,) * (index % 2))) for index, samples in enumerate(speech)]
-    for window, decoded in zip(each, engines["openai"].decode(each), strict=True):
+    windows = [Window(samples, 0.0, replace(ALIGNED, prompt=(220,) * (index % 2))) for index, samples in enumerate(speech)]
+    for window, decoded in zip(windows, engines["openai"].decode(windows), strict=True):
         check_against_whisper(engines["openai"], of_whisper(nano), window, decoded)
 
 
@@ -86,19 +86,19 @@ def test_random_weights_are_aligned_as_openai_whisper_does(tiny: Checkpoint) -> 
         replace(ALIGNED, max_tokens=20, language="de", task="transcribe"),
         replace(ALIGNED, max_tokens=20, language="ja", prompt=(440, 441)),
     ]
-    each = [
+    windows = [
         Window(random.normal(0, 0.1, length).astype(np.float32), 0.0, d)
         for length, d in zip((480_000, 33_333, 90_001), decodings, strict=True)
     ]
     model = of_whisper(tiny)
-    for window, decoded in zip(each, engine.decode(each), strict=True):
+    for window, decoded in zip(windows, engine.decode(windows), strict=True):
         check_against_whisper(engine, model, window, decoded)
 
 
 @pytest.mark.parametrize("name", ["torch-float32", "ct2-float32"])
 def test_float32_engines_align_alike(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
-    each = [Window(samples, 0.0, replace(ALIGNED, prompt=(220,) * (index % 2))) for index, samples in enumerate(speech)]
-    reference, others = (engines[each_name].decode(each) for each_name in ("openai", name))
+    windows = [Window(samples, 0.0, replace(ALIGNED, prompt=(220,) * (index % 2))) for index, samples in enumerate(speech)]
+    reference, others = (engines[engine_name].decode(windows) for engine_name in ("openai", name))
     times, other_times = (np.concatenate([d.token_times for d in found]) for found in (reference, others))
     assert np.mean(np.abs(times - other_times) <= 0.04 + 1e-6) >= 0.95
     probs, other_probs = (np.concatenate([d.token_probs for d in found]) for found in (reference, others))
@@ -109,9 +109,9 @@ def test_float32_engines_align_alike(engines: dict[str, Engine], speech: list[Sa
 def test_every_token_has_its_times(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     engine = engines[name]
     decodings = [ALIGNED, replace(ALIGNED, alignment="complete"), replace(ALIGNED, alignment="none"), replace(ALIGNED, prompt=(220,))]
-    each = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
-    assert len({engine.batch_key(window.decoding) for window in each}) == 1
-    for window, decoded in zip(each, engine.decode(each), strict=True):
+    windows = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
+    assert len({engine.batch_key(window.decoding) for window in windows}) == 1
+    for window, decoded in zip(windows, engine.decode(windows), strict=True):
         used = complete_segments(decoded.tokens, engine.tokenizer.timestamp_begin)
         counts = {"none": 0, "all": len(text_of(engine, decoded)), "complete": sum(t < engine.tokenizer.eot for t in decoded.tokens[:used])}
         count = counts[window.decoding.alignment]
@@ -124,7 +124,7 @@ def test_every_token_has_its_times(engines: dict[str, Engine], speech: list[Samp
 
 @EVERY
 @pytest.mark.parametrize("length", [1, 160, 320, 479])
-def test_a_moment_can_be_aligned(engines: dict[str, Engine], speech: list[Samples], name: str, length: int) -> None:
+def test_a_very_short_window_can_be_aligned(engines: dict[str, Engine], speech: list[Samples], name: str, length: int) -> None:
     window = Window(speech[0][10_000 : 10_000 + length], 0.0, replace(ALIGNED, max_tokens=5, ignore_eot=name in WEIGHTED))
     (decoded,) = engines[name].decode([window])
     assert len(decoded.token_times) == len(decoded.token_probs) + bool(decoded.token_probs)
@@ -138,9 +138,11 @@ def test_silence_has_no_times(engines: dict[str, Engine], name: str) -> None:
         assert decoded.token_times == decoded.token_probs == ()
 
 
-@KNOWS_WORDS
+@RUNS_MODEL
 def test_alignment_changes_nothing_else(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
-    plain, aligned = (engines[name].decode([Window(speech[0], 0.0, replace(ALIGNED, alignment=wanted))])[0] for wanted in ("none", "all"))
+    plain, aligned = (
+        engines[name].decode([Window(speech[0], 0.0, replace(ALIGNED, alignment=alignment))])[0] for alignment in ("none", "all")
+    )
     assert replace(aligned, token_times=(), token_probs=()) == plain
     assert aligned.token_times
 
@@ -158,14 +160,14 @@ def test_words_are_those_of_whisper_transcribe(engines: dict[str, Engine], nano:
 
 
 def whole_segments(decoded: Decoded, duration: float, engine: Engine) -> Iterator[Segment]:
-    """The only segment of a window without two timestamps in a row, as whisper.transcribe makes it."""
+    """The single segment of a window without consecutive timestamps, as in whisper.transcribe."""
     begin = engine.tokenizer.timestamp_begin
     times = [token - begin for token in decoded.tokens if token >= begin]
     yield Segment(start=0.0, end=times[-1] * 0.02 if times and times[-1] else duration, text=decoded.text, tokens=decoded.tokens)
 
 
 def path_of_whisper(cost: NDArray[np.float64], patch: pytest.MonkeyPatch) -> list[int]:
-    """The first column in each row on the path of whisper.timing.dtw_cpu."""
+    """The first column of each row on the path of whisper.timing.dtw_cpu."""
     patch.setattr(whisper.timing, "backtrace", BACKTRACE)
     rows, columns = DTW(cost)
     first: list[int] = columns[np.pad(np.diff(rows), (1, 0), constant_values=1).astype(bool)].tolist()
@@ -188,5 +190,5 @@ def test_time_warping_takes_openais_path(shapes: list[tuple[int, int]], kind: st
     assert [found.tolist() for found in jumps(costs)] == theirs
 
 
-def test_the_bundled_folder_knows_its_alignment_heads(converted: Path, nano: Checkpoint) -> None:
+def test_the_converted_folder_has_the_alignment_heads(converted: Path, nano: Checkpoint) -> None:
     assert json.loads((converted / "config.json").read_text())["alignment_heads"] == [list(head) for head in nano.alignment_heads]

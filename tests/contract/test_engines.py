@@ -1,4 +1,4 @@
-"""One suite over every engine: what the seam promises, on the bundled model and held-out recordings."""
+"""The promises of the engine interface, for every engine, on the bundled model and held-out recordings."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 
 EVERY = having()
-KNOWS_WORDS = having(among=WEIGHTED)
+RUNS_MODEL = having(among=WEIGHTED)
 ENGLISH = Decoding(language="en")
-# Weights of 8 bits shift log-probabilities; float32 differs from openai-whisper by the order of sums only.
+# 8-bit weights shift log-probabilities; float32 differs from openai-whisper only by the order of sums.
 TOLERANCE = {
     "openai": 1e-4,
     "torch-float32": 1e-4,
@@ -52,35 +52,35 @@ DECODINGS: list[tuple[Decoding, tuple[str, ...]]] = [
     (Decoding(language="en", timestamps=False), ()),
     (Decoding(language="en", prompt=(220,) * 300), ("initial_prompt",)),
 ]
-"""Ways to decode, and the options that ask for them."""
+"""Decoding options, and the options of `Options` that an engine must support for them."""
 
 
-def windows(each: Sequence[Samples], decoding: Decoding = ENGLISH) -> list[Window]:
-    return [Window(samples, 0.0, decoding) for samples in each]
+def windows(recordings: Sequence[Samples], decoding: Decoding = ENGLISH) -> list[Window]:
+    return [Window(samples, 0.0, decoding) for samples in recordings]
 
 
-def batches(engine: Engine, each: Sequence[Window]) -> list[Decoded]:
-    """As the scheduler calls: never more than the engine takes at once."""
-    return [d for i in range(0, len(each), engine.max_batch) for d in engine.decode(each[i : i + engine.max_batch])]
+def batches(engine: Engine, windows: Sequence[Window]) -> list[Decoded]:
+    """Decode in batches of at most `max_batch`, as the scheduler does."""
+    return [d for i in range(0, len(windows), engine.max_batch) for d in engine.decode(windows[i : i + engine.max_batch])]
 
 
 def words(text: str) -> str:
     return re.sub(r"[^a-z0-9' ]", "", text.lower())
 
 
-def wer(truth: Sequence[str], heard: Sequence[str]) -> float:
-    return float(jiwer.wer([words(text) for text in truth], [words(text) for text in heard]))
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    return float(jiwer.wer([words(text) for text in references], [words(text) for text in hypotheses]))
 
 
 @pytest.fixture(scope="module")
 def transcripts(engines: dict[str, Engine], heldout: list[Recording]) -> dict[str, list[Decoded]]:
-    """What every engine that knows words makes of the held-out recordings."""
+    """Every engine's results on the held-out recordings."""
     return {name: batches(engines[name], windows([recording.samples for recording in heldout])) for name in WEIGHTED}
 
 
-@KNOWS_WORDS
+@RUNS_MODEL
 @pytest.mark.parametrize(("kind", "limit"), [("synthetic", 0.05), ("digits", 0.2)])
-def test_it_hears_what_is_said(transcripts: dict[str, list[Decoded]], heldout: list[Recording], name: str, kind: str, limit: float) -> None:
+def test_the_word_error_rate(transcripts: dict[str, list[Decoded]], heldout: list[Recording], name: str, kind: str, limit: float) -> None:
     pairs = [(r.text, d.text) for r, d in zip(heldout, transcripts[name], strict=True) if r.kind == kind]
     assert len(pairs) >= 10
     assert wer(*zip(*pairs, strict=True)) <= limit
@@ -95,34 +95,37 @@ def test_float32_engines_sample_the_same_tokens(transcripts: dict[str, list[Deco
         assert other.compression_ratio == reference.compression_ratio
 
 
-@KNOWS_WORDS
-def test_every_engine_hears_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
-    reference, other = ([d.text for d in transcripts[each]] for each in ("openai", name))
+@RUNS_MODEL
+def test_all_engines_decode_the_same_words(transcripts: dict[str, list[Decoded]], name: str) -> None:
+    reference, other = ([d.text for d in transcripts[engine]] for engine in ("openai", name))
     assert wer(reference, other) <= 0.02
 
 
-@KNOWS_WORDS
+@RUNS_MODEL
 def test_times_are_within_one_step(engines: dict[str, Engine], transcripts: dict[str, list[Decoded]], name: str) -> None:
-    """Where the words are the same. The bundled model tells tenths of a second: 8 bits, and sherpa-onnx's spectrogram, move some by one."""
-    apart = list[int]()
+    """Where the words are equal.
+
+    The bundled model's timestamps are tenths of a second; 8 bits and sherpa-onnx move some by one.
+    """
+    distances = list[int]()
     begin = engines[name].tokenizer.timestamp_begin
     for reference, other in zip(transcripts["openai"], transcripts[name], strict=True):
         if other.text == reference.text:
-            times = [[token - begin for token in each.tokens if token >= begin] for each in (reference, other)]
-            apart += [abs(one - two) for one, two in zip(*times, strict=True)]
-    assert len(apart) >= 60 and max(apart) <= 5
+            times = [[token - begin for token in decoded.tokens if token >= begin] for decoded in (reference, other)]
+            distances += [abs(time - other_time) for time, other_time in zip(*times, strict=True)]
+    assert len(distances) >= 60 and max(distances) <= 5
     exact = name.endswith("float32") and honours(name, LIKELY)
-    assert sum(each <= 1 for each in apart) / len(apart) >= (1.0 if exact else 0.9)
+    assert sum(distance <= 1 for distance in distances) / len(distances) >= (1.0 if exact else 0.9)
 
 
-def test_the_samples_are_heard_as_written(engines: dict[str, Engine]) -> None:
+def test_the_samples_are_transcribed(engines: dict[str, Engine]) -> None:
     from whispercore.audio.recording import read_samples
 
-    listed = json.loads((ROOT / "samples" / "transcripts.json").read_text())
-    short = [item for item in listed if item["kind"] == "synthetic" and item["segments"][-1]["end"] < 29]
+    entries = json.loads((ROOT / "samples" / "transcripts.json").read_text())
+    short = [item for item in entries if item["kind"] == "synthetic" and item["segments"][-1]["end"] < 29]
     assert len(short) >= 3
-    heard = batches(engines["ct2-int8"], windows([read_samples(ROOT / "samples" / item["file"]) for item in short]))
-    assert wer([item["text"] for item in short], [d.text for d in heard]) <= 0.1
+    decoded = batches(engines["ct2-int8"], windows([read_samples(ROOT / "samples" / item["file"]) for item in short]))
+    assert wer([item["text"] for item in short], [d.text for d in decoded]) <= 0.1
 
 
 def test_openai_engine_is_whisper_decode(engines: dict[str, Engine], nano: Checkpoint, speech: list[Samples]) -> None:
@@ -140,7 +143,7 @@ def test_openai_engine_is_whisper_decode(engines: dict[str, Engine], nano: Check
 
 
 @EVERY
-def test_a_batch_is_its_singles(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+def test_a_batch_gives_the_same_results_as_single_windows(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     together = engines[name].decode(windows(speech))
     alone = [engines[name].decode([window])[0] for window in windows(speech)]
     assert [d.tokens for d in together] == [d.tokens for d in alone]
@@ -164,7 +167,7 @@ def test_every_decoding_gives_sound_values(engines: dict[str, Engine], speech: l
     assert len(results) == 2
     for result, samples in zip(results, speech, strict=False):
         assert result.text == engine.tokenizer.decode(result.tokens).strip()
-        # The nano model falls silent after a long prompt (its card says so); what the engine must not do is fail
+        # The nano model decodes no text after a long prompt (see its model card); the engine must not fail
         assert result.text or decoding.prompt
         assert result.temperature == decoding.temperature
         assert result.language == "en"
@@ -175,10 +178,10 @@ def test_every_decoding_gives_sound_values(engines: dict[str, Engine], speech: l
         check_timestamps(engine, result, len(samples) / SAMPLE_RATE, decoding.timestamps)
 
 
-def check_timestamps(engine: Engine, result: Decoded, duration: float, wanted: bool) -> None:
+def check_timestamps(engine: Engine, result: Decoded, duration: float, timestamps: bool) -> None:
     begin = engine.tokenizer.timestamp_begin
     times = [(token - begin) * 0.02 for token in result.tokens if token >= begin]
-    assert bool(times) == wanted
+    assert bool(times) == timestamps
     assert times == sorted(times)
     assert all(0 <= time <= 30 for time in times)
     if result.temperature == 0 and times:
@@ -207,7 +210,9 @@ def test_a_very_short_window(engines: dict[str, Engine], name: str, length: int,
 
 
 @having("languages", among=WEIGHTED)
-def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
+def test_the_language_is_detected_beside_windows_with_a_given_language(
+    engines: dict[str, Engine], speech: list[Samples], name: str
+) -> None:
     mixed = [
         replace(window, decoding=replace(ENGLISH, language=language))
         for window, language in zip(windows(speech), (None, "de", None), strict=False)
@@ -221,8 +226,8 @@ def test_the_language_is_detected_beside_windows_that_have_one(engines: dict[str
 @having("languages")
 def test_the_language_is_detected_among_candidates(engines: dict[str, Engine], speech: list[Samples], name: str) -> None:
     decodings = [Decoding(), Decoding(languages=("de", "es")), Decoding(languages=("es",)), Decoding(language="fr", languages=("es",))]
-    each = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
-    free, among, only, given = engines[name].decode(each)
+    candidates = [Window(samples, 0.0, decoding) for samples, decoding in zip(speech, decodings, strict=False)]
+    free, among, only, given = engines[name].decode(candidates)
     assert (free.language, only.language, given.language) == ("en", "es", "fr")
     assert among.language in ("de", "es")
     assert free.language_probability is not None and 0 < free.language_probability <= 1
@@ -261,7 +266,7 @@ def test_a_suppressed_token_is_never_sampled(engines: dict[str, Engine], speech:
     (other,) = engine.decode(windows(speech[:1], replace(ENGLISH, suppress_tokens=(-1, unwanted, 51_865))))
     assert unwanted not in other.tokens
     (all_may,) = engine.decode(windows(speech[:1], replace(ENGLISH, suppress_tokens=())))
-    assert all_may.tokens == plain.tokens  # what was suppressed is not likely here anyway
+    assert all_may.tokens == plain.tokens  # the tokens that are suppressed by default are unlikely here
 
 
 @having("max_initial_timestamp", among=WEIGHTED)
@@ -361,13 +366,13 @@ def test_it_describes_itself(engines: dict[str, Engine], name: str) -> None:
 @pytest.fixture(scope="module")
 def folder(nano: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model in Hugging Face's layout."""
-    made = tmp_path_factory.mktemp("hub") / "household"
-    huggingface.write(nano.dims, nano.state, made, alignment_heads=nano.alignment_heads)
-    return made
+    folder = tmp_path_factory.mktemp("hub") / "household"
+    huggingface.write(nano.dims, nano.state, folder, alignment_heads=nano.alignment_heads)
+    return folder
 
 
 @pytest.mark.parametrize("name", [name for name in WEIGHTED if ENGINES[name]["dtype"] == "float32"])
-def test_a_folder_of_hugging_faces_is_the_same_checkpoint(
+def test_a_hugging_face_folder_gives_the_same_results(
     settings: Settings, engines: dict[str, Engine], folder: Path, speech: list[Samples], name: str
 ) -> None:
     chosen = replace(settings, **ENGINES[name], model=str(folder))

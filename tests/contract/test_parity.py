@@ -1,7 +1,8 @@
-"""The sequential strategy against `whisper.transcribe`, token for token, in float32 and greedy.
+"""The sequential strategy and `whisper.transcribe` give equal tokens, in float32 and greedily.
 
-Recordings of 2 s to 10 min are made from held-out speech, silence, noise and tones. The nano model transcribes all of them, many at
-once, so that its windows share batches; random weights of tiny's and base's shape, whose text is nonsense with wild timestamps, a few.
+The recordings of 2 s to 10 min consist of held-out speech, silence, noise and tones. The nano model transcribes all of them
+simultaneously, so that their windows share batches. Random weights with tiny's and base's dimensions, whose text is nonsense with
+irregular timestamps, transcribe a few.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from whispercore.types import SAMPLE_RATE, Samples, Segment, Transcript, Word
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT = sorted((ROOT / "tests" / "data" / "heldout").glob("*.flac"))
 DURATIONS = [*np.geomspace(2, 100, 44), *np.geomspace(120, 600, 6)]
-"""Of the recordings, seconds: short ones, and some of minutes."""
+"""Of the recordings, in seconds: most are short, some take minutes."""
 PATIENCE = 600.0
 
 
@@ -42,18 +43,18 @@ def held_out(index: int) -> Samples:
 
 
 def recording(index: int) -> Samples:
-    """Sentences with gaps of 0 to 12 s, noise and tones between them, cut off wherever the duration ends."""
+    """Sentences with gaps of 0 to 12 s, which hold silence, noise or tones; cut off at the duration."""
     rng = np.random.default_rng(index)
-    wanted = round(DURATIONS[index % len(DURATIONS)] * SAMPLE_RATE)
+    length = round(DURATIONS[index % len(DURATIONS)] * SAMPLE_RATE)
     pieces: list[Samples] = []
-    while sum(map(len, pieces)) < wanted:
+    while sum(map(len, pieces)) < length:
         gap = round(float(rng.choice([0.0, 0.2, 0.7, 1.5, 3.0, 12.0], p=[0.15, 0.3, 0.3, 0.15, 0.07, 0.03])) * SAMPLE_RATE)
         pieces += [held_out(int(rng.integers(1000))) * np.float32(rng.uniform(0.3, 1.0)), between(rng, gap)]
-    return np.concatenate(pieces)[:wanted]
+    return np.concatenate(pieces)[:length]
 
 
 def between(rng: np.random.Generator, length: int) -> Samples:
-    """Silence, noise, or three tones at once, as music has them."""
+    """Silence, noise, or a chord of three tones."""
     times = np.arange(length) / SAMPLE_RATE
     tones = sum(np.sin(2 * np.pi * tone * times) for tone in rng.uniform(100, 2000, 3)) * 0.05
     kinds = (np.zeros(length), rng.normal(scale=0.01, size=length), tones)
@@ -79,28 +80,28 @@ def transcriber(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     if request.param != "nano":
         path = tmp_path_factory.mktemp("random") / f"{request.param}.pt"
         write_random(dimensions(request.param), path)
-    with Transcriber(Settings(), engine=engine(path)) as made:
-        yield made
+    with Transcriber(Settings(), engine=engine(path)) as started:
+        yield started
 
 
-def theirs(transcriber: Transcriber, samples: Samples, **asked: Any) -> list[dict[str, Any]]:
-    """The segments of whisper.transcribe, without those that it has emptied."""
+def theirs(transcriber: Transcriber, samples: Samples, **options: Any) -> list[dict[str, Any]]:
+    """The segments of whisper.transcribe that have text."""
     assert isinstance(transcriber.engine, OpenAIEngine)
     model = transcriber.engine.model
     assert isinstance(model, Whisper)
-    found = whisper.transcribe(model, samples, language="en", temperature=0.0, fp16=False, verbose=None, **asked)
-    return [segment for segment in found["segments"] if segment["text"]]
+    result = whisper.transcribe(model, samples, language="en", temperature=0.0, fp16=False, verbose=None, **options)
+    return [segment for segment in result["segments"] if segment["text"]]
 
 
-def ours(transcriber: Transcriber, samples: Samples, **asked: Any) -> Transcript:
-    options = Options(strategy="sequential", language="en", temperature=(0.0,), **asked)
-    return transcriber.submit(wav(samples), options).result(PATIENCE)
+def ours(transcriber: Transcriber, samples: Samples, **options: Any) -> Transcript:
+    sequential = Options(strategy="sequential", language="en", temperature=(0.0,), **options)
+    return transcriber.submit(wav(samples), sequential).result(PATIENCE)
 
 
-def assert_same(transcript: Transcript, found: list[dict[str, Any]]) -> None:
-    expected = [as_segment(segment) for segment in found]
+def assert_same(transcript: Transcript, segments: list[dict[str, Any]]) -> None:
+    expected = [as_segment(segment) for segment in segments]
     if any(segment.words for segment in expected):
-        expected = clamp(expected, 0.0, math.floor(transcript.duration * 100) / 100)  # its words may overlap a little; ours do not
+        expected = clamp(expected, 0.0, math.floor(transcript.duration * 100) / 100)  # openai-whisper's words may overlap slightly
     assert [segment.tokens for segment in transcript.segments] == [segment.tokens for segment in expected]
     for segment, other in zip(transcript.segments, expected, strict=True):
         assert (segment.start, segment.end) == (pytest.approx(other.start, abs=2e-3), pytest.approx(other.end, abs=2e-3))
@@ -110,24 +111,24 @@ def assert_same(transcript: Transcript, found: list[dict[str, Any]]) -> None:
 
 
 def timed(segment: Segment) -> list[tuple[str, float, float]]:
-    """The words with their times, rounded: openai-whisper's are sums of rounded ones."""
+    """The words with rounded times: openai-whisper's times are sums of rounded ones."""
     return [(word.word, round(word.start, 3), round(word.end, 3)) for word in segment.words]
 
 
 def as_segment(segment: dict[str, Any]) -> Segment:
-    """openai-whisper's dictionary as ours."""
+    """openai-whisper's dictionary as a `Segment`."""
     words = tuple(Word(word["word"], word["start"], word["end"], word["probability"]) for word in segment.get("words", ()))
-    told = {name: segment[name] for name in ("start", "end", "text", "avg_logprob", "seek")}
-    return Segment(**told, tokens=tuple(segment["tokens"]), words=words)
+    fields = {name: segment[name] for name in ("start", "end", "text", "avg_logprob", "seek")}
+    return Segment(**fields, tokens=tuple(segment["tokens"]), words=words)
 
 
 @pytest.mark.parametrize("conditioned", [True, False])
-def test_fifty_recordings_at_once_as_whisper_transcribes_them_one_by_one(conditioned: bool) -> None:
+def test_fifty_simultaneous_recordings_equal_whisper_transcribe(conditioned: bool) -> None:
     with Transcriber(Settings(), engine=engine(NANO)) as transcriber:
         recordings = [recording(index) for index in range(len(DURATIONS))][:: 1 if conditioned else 3]
         options = Options(strategy="sequential", language="en", temperature=(0.0,), condition_on_previous_text=conditioned)
         jobs = [transcriber.submit(wav(samples), options) for samples in recordings]
-        transcripts = [job.result(PATIENCE) for job in jobs]  # the model cannot be used by both at a time
+        transcripts = [job.result(PATIENCE) for job in jobs]  # before whisper.transcribe uses the same model
         for transcript, samples in zip(transcripts, recordings, strict=True):
             assert_same(transcript, theirs(transcriber, samples, condition_on_previous_text=conditioned))
         counters = transcriber.scheduler.counters
@@ -140,7 +141,7 @@ def test_random_weights(transcriber: Transcriber, index: int) -> None:
     assert_same(ours(transcriber, samples, max_new_tokens=40), theirs(transcriber, samples, sample_len=40))
 
 
-ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
+OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"initial_prompt": "Turn on the light."}, {}),
     ({"initial_prompt": "Turn on the light.", "carry_initial_prompt": True}, {}),
     ({"word_timestamps": True}, {}),
@@ -153,7 +154,10 @@ ASKED: list[tuple[dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("transcriber", ["nano", "tiny"], indirect=True)
-@pytest.mark.parametrize(("asked", "spelled"), ASKED, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
-def test_every_option_of_the_loop(transcriber: Transcriber, asked: dict[str, Any], spelled: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("options", "whisper_options"), OPTIONS, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_every_option_of_the_loop(transcriber: Transcriber, options: dict[str, Any], whisper_options: dict[str, Any]) -> None:
     samples = recording(33)
-    assert_same(ours(transcriber, samples, max_new_tokens=40, **asked), theirs(transcriber, samples, sample_len=40, **{**asked, **spelled}))
+    assert_same(
+        ours(transcriber, samples, max_new_tokens=40, **options),
+        theirs(transcriber, samples, sample_len=40, **{**options, **whisper_options}),
+    )

@@ -1,4 +1,5 @@
-"""Every precision that an engine computes in on this machine, and that the other suites leave out: the same words, whatever the company."""
+"""The engines' other precisions on this machine, which the other suites leave out: the words do not depend on the
+batch."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ ENGLISH = Decoding(language="en")
 
 
 def others() -> Iterator[tuple[str, str]]:
-    """Engine and precision; an engine that is not installed has a warning in conftest.py."""
-    known = {(each["engine"], each.get("dtype", "float32")) for each in ENGINES.values()}
+    """Engine and precision. conftest.py warns about engines that are not installed."""
+    tested = {(choice["engine"], choice.get("dtype", "float32")) for choice in ENGINES.values()}
     for name in NAMES:
         with suppress(ConfigurationError):
-            yield from ((name, dtype) for dtype in precisions(name, "cpu") if (name, dtype) not in known)
+            yield from ((name, dtype) for dtype in precisions(name, "cpu") if (name, dtype) not in tested)
 
 
 @pytest.fixture(scope="module", params=others(), ids="-".join)
@@ -40,34 +41,37 @@ def engine(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Engin
         yield loaded
 
 
-def decoded(engine: Engine, each: Sequence[Samples], together: int) -> list[Decoded]:
-    windows = [Window(samples, 0.0, ENGLISH) for samples in each]
-    return [one for i in range(0, len(windows), together) for one in engine.decode(windows[i : i + together])]
+def decode(engine: Engine, recordings: Sequence[Samples], together: int) -> list[Decoded]:
+    windows = [Window(samples, 0.0, ENGLISH) for samples in recordings]
+    return [decoded for i in range(0, len(windows), together) for decoded in engine.decode(windows[i : i + together])]
 
 
-def wer(truth: Sequence[str], heard: Sequence[str]) -> float:
-    return float(jiwer.wer([text.lower().strip(".!?") for text in truth], [text.lower().strip(".!?") for text in heard]))
+def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
+    expected, actual = ([text.lower().strip(".!?") for text in texts] for texts in (references, hypotheses))
+    return float(jiwer.wer(expected, actual))
 
 
-def test_it_hears_what_is_said_alone_and_in_company(engine: Engine, heldout: list[Recording]) -> None:
-    """Low precisions round differently in batches of other sizes: single words may differ, hardly any."""
+def test_the_word_error_rate_alone_and_in_a_batch(engine: Engine, heldout: list[Recording]) -> None:
+    """Low precisions round differently in batches of other sizes, so a few words may differ."""
     spoken = [recording for recording in heldout if recording.kind == "synthetic"][:8]
-    together, alone = (decoded(engine, [one.samples for one in spoken], count) for count in (4, 1))
-    for found in (together, alone):
-        assert wer([one.text for one in spoken], [one.text for one in found]) <= 0.05
-        assert all(math.isfinite(one.avg_logprob) and one.avg_logprob <= 0 and 0 <= one.no_speech_prob < 0.5 for one in found)
-    assert wer([one.text for one in alone], [one.text for one in together]) <= 0.02
-    assert [one.avg_logprob for one in together] == pytest.approx([one.avg_logprob for one in alone], abs=0.15)
+    together, alone = (decode(engine, [recording.samples for recording in spoken], count) for count in (4, 1))
+    for results in (together, alone):
+        assert wer([recording.text for recording in spoken], [decoded.text for decoded in results]) <= 0.05
+        for decoded in results:
+            assert math.isfinite(decoded.avg_logprob) and decoded.avg_logprob <= 0 and 0 <= decoded.no_speech_prob < 0.5
+    assert wer([decoded.text for decoded in alone], [decoded.text for decoded in together]) <= 0.02
+    expected = pytest.approx([decoded.avg_logprob for decoded in alone], abs=0.15)
+    assert [decoded.avg_logprob for decoded in together] == expected
 
 
 def test_timestamps_rise_within_the_window(engine: Engine, speech: list[Samples]) -> None:
     begin = engine.tokenizer.timestamp_begin
-    for one, samples in zip(decoded(engine, speech[:2], 2), speech, strict=False):
-        times = [(token - begin) * 0.02 for token in one.tokens if token >= begin]
+    for decoded, samples in zip(decode(engine, speech[:2], 2), speech, strict=False):
+        times = [(token - begin) * 0.02 for token in decoded.tokens if token >= begin]
         assert len(times) >= 2 and times == sorted(times) and times[-1] <= len(samples) / SAMPLE_RATE + 0.5
 
 
-def test_silence_and_nothing_have_no_words(engine: Engine) -> None:
+def test_silence_has_no_words(engine: Engine) -> None:
     assert engine.decode([]) == []
-    for one in decoded(engine, [np.zeros(length, np.float32) for length in (1, 3 * SAMPLE_RATE)], 2):
-        assert not one.text or (one.no_speech_prob > 0.6 and one.avg_logprob < -1.0)
+    for decoded in decode(engine, [np.zeros(length, np.float32) for length in (1, 3 * SAMPLE_RATE)], 2):
+        assert not decoded.text or (decoded.no_speech_prob > 0.6 and decoded.avg_logprob < -1.0)

@@ -1,4 +1,5 @@
-"""Transcripts that can be trusted, on the bundled model: the same words by any road, true times, nothing heard where nothing is said."""
+"""Transcripts of the bundled model: the same words with every batch size and strategy, true times, no words without
+speech."""
 
 from __future__ import annotations
 
@@ -27,23 +28,23 @@ PATIENCE = 600.0
 UNCONDITIONED = Options(language="en", condition_on_previous_text=False)
 SEQUENTIAL = replace(UNCONDITIONED, strategy="sequential")
 TOLERANCE = 0.02
-"""Of the word error rate: what batches of another size, another engine or another strategy may change on the held-out set."""
+"""The most that batch size, engine or strategy may change the word error rate of the held-out set."""
 
 
 @pytest.fixture(scope="module", params=["openai", "ct2-float32"])
 def transcriber(request: pytest.FixtureRequest, engines: dict[str, Engine]) -> Iterator[Transcriber]:
-    yield from _open(engines[request.param])
+    yield from _transcriber(engines[request.param])
 
 
 @pytest.fixture(scope="module")
 def fast(engines: dict[str, Engine]) -> Iterator[Transcriber]:
-    yield from _open(engines["ct2-int8"])
+    yield from _transcriber(engines["ct2-int8"])
 
 
-def _open(engine: Engine) -> Iterator[Transcriber]:
+def _transcriber(engine: Engine) -> Iterator[Transcriber]:
     transcriber = Transcriber(Settings(), engine=engine)
     yield transcriber
-    transcriber.scheduler.close()  # the engine is the session's
+    transcriber.scheduler.close()  # the engine belongs to the session
 
 
 def wav(samples: Samples) -> bytes:
@@ -65,18 +66,18 @@ def word_error_rate(expected: Sequence[str], transcripts: Sequence[Transcript]) 
     return float(jiwer.wer([plain(text) for text in expected], [plain(transcript.text) for transcript in transcripts]))
 
 
-def test_the_same_words_by_any_road(transcriber: Transcriber, heldout: list[Recording]) -> None:
+def test_batch_size_and_strategy_do_not_change_the_word_error_rate(transcriber: Transcriber, heldout: list[Recording]) -> None:
     samples, texts = [recording.samples for recording in heldout], [recording.text for recording in heldout]
     limit = transcriber.scheduler.batch_limit
-    roads: dict[str, list[Transcript]] = {"chunked, together": together(transcriber, samples, UNCONDITIONED)}
-    roads["sequential, together"] = together(transcriber, samples, SEQUENTIAL)
+    results: dict[str, list[Transcript]] = {"chunked, together": together(transcriber, samples, UNCONDITIONED)}
+    results["sequential, together"] = together(transcriber, samples, SEQUENTIAL)
     transcriber.scheduler.batch_limit = 1
-    roads["chunked, one by one"] = [transcript for one in samples for transcript in together(transcriber, [one], UNCONDITIONED)]
+    results["chunked, one by one"] = [transcript for clip in samples for transcript in together(transcriber, [clip], UNCONDITIONED)]
     transcriber.scheduler.batch_limit = limit
-    rates = {road: word_error_rate(texts, transcripts) for road, transcripts in roads.items()}
+    rates = {name: word_error_rate(texts, transcripts) for name, transcripts in results.items()}
     assert max(rates.values()) - min(rates.values()) <= TOLERANCE, rates
-    alone, among = roads["chunked, one by one"], roads["chunked, together"]
-    assert sum(one.text != other.text for one, other in zip(alone, among, strict=True)) <= 1
+    alone, among = results["chunked, one by one"], results["chunked, together"]
+    assert sum(single.text != batched.text for single, batched in zip(alone, among, strict=True)) <= 1
 
 
 def test_both_strategies_agree_on_a_recording_of_minutes(transcriber: Transcriber, heldout: list[Recording]) -> None:
@@ -87,12 +88,12 @@ def test_both_strategies_agree_on_a_recording_of_minutes(transcriber: Transcribe
     assert len(long) > 60 * SAMPLE_RATE
     assert abs(word_error_rate(text, [chunked]) - word_error_rate(text, [sequential])) <= 0.1
     assert word_error_rate(text, [chunked]) <= 0.2
-    assert max(segment.end - segment.start for segment in chunked.segments) < 12.0, "a subtitle, not a window"
+    assert max(segment.end - segment.start for segment in chunked.segments) < 12.0, "segments are as short as subtitles"
     assert len(chunked.segments) >= 0.8 * len(starts)
 
 
-def test_times_are_true_on_the_recordings_own_line(fast: Transcriber, heldout: list[Recording]) -> None:
-    """Pauses of up to 9 s between the sentences, which the voice filter leaves out: no start may shift by them."""
+def test_removed_silence_does_not_shift_times(fast: Transcriber, heldout: list[Recording]) -> None:
+    """VAD removes the pauses of 9 s between the sentences; starts must not shift."""
     spoken = [recording.samples for recording in heldout if recording.kind == "synthetic"]
     long, starts = joined(spoken, pause=9.0)
     errors = {}
@@ -104,7 +105,7 @@ def test_times_are_true_on_the_recordings_own_line(fast: Transcriber, heldout: l
 
 
 def joined(pieces: Sequence[Samples], pause: float) -> tuple[Samples, list[float]]:
-    """The pieces with pauses between them, and where each one's speech begins, in seconds."""
+    """The pieces with a pause after each, and the second at which the speech of each piece begins."""
     silence = np.zeros(round(pause * SAMPLE_RATE), np.float32)
     starts, length = [], 0
     for piece in pieces:
@@ -113,7 +114,7 @@ def joined(pieces: Sequence[Samples], pause: float) -> tuple[Samples, list[float
     return np.concatenate([part for piece in pieces for part in (piece, silence)]), starts
 
 
-NOBODY = {
+WITHOUT_SPEECH = {
     "silence": lambda rng, times: np.zeros_like(times),
     "noise": lambda rng, times: rng.normal(scale=0.05, size=len(times)),
     "hum": lambda rng, times: 0.2 * np.sin(2 * np.pi * 50 * times) + 0.1 * np.sin(2 * np.pi * 150 * times),
@@ -121,19 +122,19 @@ NOBODY = {
 }
 
 
-@pytest.mark.parametrize("kind", NOBODY)
+@pytest.mark.parametrize("kind", WITHOUT_SPEECH)
 @pytest.mark.parametrize(("strategy", "minutes"), [("chunked", 15), ("sequential", 2)])
-def test_an_hour_in_which_nobody_speaks_has_no_words(fast: Transcriber, kind: str, strategy: Strategy, minutes: int) -> None:
-    """Four times a quarter of an hour; a few minutes of it where every second is decoded."""
+def test_an_hour_without_speech_has_no_words(fast: Transcriber, kind: str, strategy: Strategy, minutes: int) -> None:
+    """Four kinds of 15 minutes each; two minutes for the sequential strategy, which decodes every second."""
     times = np.arange(minutes * 60 * SAMPLE_RATE) / SAMPLE_RATE
-    samples = np.asarray(NOBODY[kind](np.random.default_rng(0), times), np.float32)
+    samples = np.asarray(WITHOUT_SPEECH[kind](np.random.default_rng(0), times), np.float32)
     (transcript,) = together(fast, [samples], Options(strategy=strategy))
     assert transcript.text == "" and transcript.segments == ()
     assert transcript.duration == pytest.approx(minutes * 60)
 
 
 class Looping(FakeEngine):
-    """Loops at temperature 0, as large models do on applause."""
+    """Repeats itself at temperature 0, as large models do on applause."""
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         return [self._looped(decoded) if decoded.temperature == 0.0 else decoded for decoded in super().decode(windows)]
@@ -146,7 +147,7 @@ class Looping(FakeEngine):
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "sequential"])
-def test_a_loop_is_decoded_again(strategy: Strategy) -> None:
+def test_a_repetition_loop_is_decoded_at_a_higher_temperature(strategy: Strategy) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 45 * SAMPLE_RATE).astype(np.float32)
     with Transcriber(Settings(), engine=Looping()) as transcriber:
         (transcript,) = together(transcriber, [noise], Options(strategy=strategy, vad_filter=False))
@@ -155,8 +156,8 @@ def test_a_loop_is_decoded_again(strategy: Strategy) -> None:
     assert {segment.temperature for segment in transcript.segments} == {0.2}
 
 
-def test_words_are_near_where_the_synthesizer_said_them(transcriber: Transcriber) -> None:
-    """tests/data/words holds sentences with the times that espeak-ng gave their words."""
+def test_words_are_near_the_synthesizers_times(transcriber: Transcriber) -> None:
+    """tests/data/words has sentences with the word times from espeak-ng."""
     folder = Path(__file__).resolve().parents[1] / "data" / "words"
     errors: list[float] = []
     for item in json.loads((folder / "manifest.json").read_text()):
@@ -164,13 +165,13 @@ def test_words_are_near_where_the_synthesizer_said_them(transcriber: Transcriber
         (transcript,) = together(transcriber, [samples], replace(UNCONDITIONED, word_timestamps=True))
         errors += matched(transcript.segments, item["words"])
     assert len(errors) > 30
-    assert np.median(errors) < 0.4, f"{np.median(errors):.3f} s: the bundled model attends to the sound only loosely"
+    assert np.median(errors) < 0.4, f"{np.median(errors):.3f} s: the bundled model's attention to the audio is imprecise"
 
 
 def matched(segments: Sequence[Segment], truth: Sequence[dict[str, object]]) -> list[float]:
-    """How far the starts of rightly heard words are from the truth, in seconds; a sentence with other words counts for nothing."""
-    heard = [word for segment in segments for word in segment.words]
-    if [plain(word.word) for word in heard] != [plain(str(word["word"])) for word in truth]:
+    """Errors of word starts in seconds; empty for a sentence with a wrong word."""
+    words = [word for segment in segments for word in segment.words]
+    if [plain(word.word) for word in words] != [plain(str(word["word"])) for word in truth]:
         return []
-    told = [(word.start, other["start"]) for word, other in zip(heard, truth, strict=True)]
-    return [abs(start - float(true)) for start, true in told if isinstance(true, float | int)]
+    starts = [(word.start, other["start"]) for word, other in zip(words, truth, strict=True)]
+    return [abs(start - float(true)) for start, true in starts if isinstance(true, float | int)]

@@ -1,4 +1,7 @@
-"""OpenAI's base and real speech: what both hear together. Without one of them the tests are skipped, and say what is missing."""
+"""OpenAI's base on recordings of real speech.
+
+Without the model or the recordings the tests are skipped with a reason.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,15 @@ from whispercore.types import Transcript
 
 MODEL = Setup(model="base", device="cpu", threads=2)
 
-Hear = Callable[..., Transcript]
+Transcribe = Callable[..., Transcript]
 
 
 @pytest.fixture(scope="session")
-def hear() -> Iterator[Hear]:
-    """Transcribe a file by base in the server's default precision; options as keywords. Each number is asked once."""
+def transcribe() -> Iterator[Transcribe]:
+    """Transcribe a file with base in the server's default precision.
+
+    Equal calls share a result unless `number` differs.
+    """
     try:
         checkpoints.locate(MODEL.located)
     except ConfigurationError as error:
@@ -31,10 +37,10 @@ def hear() -> Iterator[Hear]:
     with Transcriber(MODEL.settings("ct2", "int8")) as transcriber:
 
         @cache
-        def once(path: Path, number: int = 1, **options: object) -> Transcript:
-            return transcriber.submit(path, Options(**options)).result()  # type: ignore[arg-type]
+        def cached(path: Path, number: int = 1, **options: object) -> Transcript:
+            return transcriber.submit(path, Options(**options)).result()
 
-        yield once
+        yield cached
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +54,7 @@ def speech() -> Callable[[str], datasets.Set]:
 
 
 def _folder(name: str) -> Path:
-    """Beside the recordings of real speech."""
+    """A folder beside the recordings of real speech."""
     folder = datasets.speech_folder().parent / name
     if not folder.is_dir():
         pytest.skip(f"there is no {folder}; WHISPER_SPEECH_DATA names the folder beside it")

@@ -1,3 +1,5 @@
+"""One server for most tests, and a way to start others. Every test in this folder has the marker `serve`."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -8,35 +10,43 @@ import pytest
 from tests.serve.server import Server
 
 MAX_AUDIO_SECONDS = 3600
+FOLDER = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of this folder; pytest calls the hook with all tests of the run."""
+    for item in items:
+        if FOLDER in item.path.parents:
+            item.add_marker(pytest.mark.serve)
 
 
 @pytest.fixture(scope="session")
 def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What serve.sh sets up, shared by every server of the run."""
+    """The folder of what serve.sh sets up, shared by all servers of the run."""
     return tmp_path_factory.mktemp("state")
 
 
 @pytest.fixture(scope="session")
 def server(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server that most tests talk to."""
+    """The server of most tests."""
     server = Server(tmp_path_factory.mktemp("server"), state, WHISPER_MAX_AUDIO_SECONDS=str(MAX_AUDIO_SECONDS))
     try:
         yield server.wait_until_ready()
         status = server.stop()
-        assert status == 0, server.said
+        assert status == 0, server.output
     finally:
         server.clean_up()
 
 
 @pytest.fixture
 def start(server: Server, state: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts further servers, after `server` has set everything up; none outlives the test."""
+    """Starts further servers, after `server` has set everything up. They are stopped at the end of the test."""
     started: list[Server] = []
 
     def start(**options: object) -> Server:
-        started.append(Server(tmp_path / f"server{len(started)}", **({"state": state} | options)))  # type: ignore[arg-type]
+        started.append(Server(tmp_path / f"server{len(started)}", **({"state": state} | options)))
         return started[-1]
 
     yield start
-    for one in started:
-        one.clean_up()
+    for further in started:
+        further.clean_up()

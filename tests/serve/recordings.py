@@ -18,12 +18,15 @@ TRANSCRIPTS: dict[str, str] = {entry["file"]: entry["text"] for entry in json.lo
 
 
 def words(text: str) -> list[str]:
-    """For comparison: letters and digits in lower case."""
+    """The words in lower case without punctuation, for comparison."""
     return "".join(letter if letter.isalnum() else " " for letter in text.lower()).split()
 
 
 def assert_understood(text: str, sample: str) -> None:
-    """At most one word in five wrong: the bundled model is a small one, and another request's words would be all wrong."""
+    """At most a fifth of the words are wrong: the bundled model is small.
+
+    The words of another request would all be wrong.
+    """
     wrong = jiwer.wer(" ".join(words(TRANSCRIPTS[sample])), " ".join(words(text)))
     assert wrong <= 0.2, f"{sample}: {text!r}, should be {TRANSCRIPTS[sample]!r}"
 
@@ -41,14 +44,14 @@ def write_wav(path: Path, *, seconds: float, rate: int = 16000, channels: int = 
 
 
 def repeat(sample: str, times: int, path: Path) -> Path:
-    """The sample so many times in a row."""
+    """The sample, repeated."""
     samples, rate = soundfile.read(SAMPLES / sample, dtype="int16")
     soundfile.write(path, np.tile(samples, times), rate)
     return path
 
 
 def studio(sample: str, size: int, path: Path) -> Path:
-    """The sample as 192 kHz, 32 bit, 8 channels, and silence after it: `size` bytes of little speech."""
+    """The sample in 192 kHz, 32 bit, 8 channels, then silence: a file of `size` bytes with little speech."""
     samples, rate = soundfile.read(SAMPLES / sample, dtype="int32")
     frames = np.repeat(np.repeat(samples, 192000 // rate)[:, None], 8, axis=1)
     return write_wav(path, seconds=(size - 44) / (192000 * 8 * 4), rate=192000, channels=8, width=4, frames=frames.tobytes())

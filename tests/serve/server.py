@@ -1,4 +1,4 @@
-"""A real TorchServe, started as a user does: ./serve.sh, on free ports, with folders of its own."""
+"""A real TorchServe, started by ./serve.sh as users start it, on free ports and with its own folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 300.0
 MARK = "SERVER_TEST_MARK"
-# What the caller's shell may carry and a test must decide for itself.
+# Variables of the caller's shell that would change the server under test.
 FOREIGN = re.compile(r"(TS_|WHISPER_)(?!VENV$|PYTHON$|TORCH$|MODELS_DIR$)|(LOG_LOCATION|METRICS_LOCATION|PYTHONPATH|TEMP)$")
 
 
@@ -37,7 +37,7 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Server:
-    """One serve.sh. `folder` takes its log; `state` what it sets up, which several may share."""
+    """A running serve.sh. `folder`: its logs; `state`: what it sets up, which several servers may share."""
 
     def __init__(self, folder: Path, state: Path, *, root: Path = ROOT, prefix: tuple[str, ...] = (), **environment: str) -> None:
         self.folder = folder
@@ -64,8 +64,8 @@ class Server:
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
     @property
-    def said(self) -> str:
-        """What serve.sh has told the person who started it."""
+    def output(self) -> str:
+        """What serve.sh has printed on the console."""
         return (self.folder / "stderr").read_text()
 
     @property
@@ -73,8 +73,8 @@ class Server:
         return f"http://127.0.0.1:{self.port}/predictions/whisper"
 
     def wait_until_ready(self) -> Server:
-        wait_for(lambda: "ready after" in self.said or self.process.poll() is not None, START_SECONDS, "serve.sh ready")
-        assert self.process.poll() is None, self.said
+        wait_for(lambda: "ready after" in self.output or self.process.poll() is not None, START_SECONDS, "serve.sh ready")
+        assert self.process.poll() is None, self.output
         self.ready_seconds = time.monotonic() - self.began
         return self
 
@@ -88,7 +88,7 @@ class Server:
         return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
 
     def processes(self, name: str = "") -> list[int]:
-        """Everything that this serve.sh started and that still runs, or those with `name` in their command line."""
+        """The running processes that this serve.sh started, or those with `name` in their command line."""
         return [pid for pid, command in self._marked() if name in command]
 
     def _marked(self) -> Iterator[tuple[int, str]]:
@@ -99,13 +99,13 @@ class Server:
                     yield int(folder.name), (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
 
     def stop(self) -> int:
-        """As Ctrl-C does; the exit status."""
+        """Stop the server as Ctrl-C does. Returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         return self.wait_until_over(120)
 
     def clean_up(self) -> None:
-        """Leave nothing behind, whatever the test did."""
+        """Kill all processes that remain."""
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
             self.process.terminate()

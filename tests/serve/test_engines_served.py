@@ -1,4 +1,5 @@
-"""Every engine behind the real server: chosen by one variable, printed at the start, asked for a transcript over HTTP."""
+"""Every engine behind the real server: selected by WHISPER_ENGINE, named in the ready line, and transcribing over
+HTTP."""
 
 from __future__ import annotations
 
@@ -15,56 +16,46 @@ import requests
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
 from tests.serve.server import Server
+from whispercore.catalogue import ENGINES
 
 Start = Callable[..., Server]
 
-PACKAGES = {
-    "openai": "whisper",
-    "torch": "torch",
-    "ct2": "ctranslate2",
-    "hf": "transformers",
-    "jax": "jax",
-    "onnx": "onnx",
-    "sherpa": "sherpa_onnx",
-}
-"""A package of each engine's own."""
-
 
 def installed(name: str) -> str:
-    """`name`, when the packages of its engine are here."""
-    if not find_spec(PACKAGES[name]):
+    """`name` if the engine's package is installed; otherwise the test is skipped."""
+    if not find_spec(ENGINES[name].module):
         pytest.skip(f"engine {name} is not installed: pip install -r requirements-{name}.txt")
     return name
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", [name for name, entry in ENGINES.items() if entry.package])
 def test_it_transcribes(start: Start, name: str) -> None:
     server = start(WHISPER_ENGINE=installed(name), WHISPER_DTYPE="float32", WHISPER_THREADS="1", WHISPER_BATCH_SIZE="2").wait_until_ready()
-    for told in (f"engine {name}", "model nano", "device cpu", "precision float32", "threads 1", "batch 2"):
-        assert f"{told}, " in server.said.replace(";", ",")
+    for fact in (f"engine {name}", "model nano", "device cpu", "precision float32", "threads 1", "batch 2"):
+        assert f"{fact}, " in server.output.replace(";", ",")
     reply = requests.post(server.url, data=(SAMPLES / "timer.flac").read_bytes(), timeout=120)
     assert (reply.status_code, words(reply.json()["text"])) == (200, words(TRANSCRIPTS["timer.flac"]))
     assert server.stop() == 0
 
 
 def without(package: str, folder: Path) -> Path:
-    """The tests' environment but for a package; symbolic links, so made in no time."""
-    if not (configured := Path(sys.prefix) / "pyvenv.cfg").is_file():
-        pytest.skip("the tests do not run in a virtual environment, of which another could be made")
-    here = Path(sysconfig.get_path("purelib"))
-    there = folder / here.relative_to(sys.prefix)
-    there.mkdir(parents=True)
-    for each in here.iterdir():
-        if each.name != package:
-            (there / each.name).symlink_to(each)
+    """A copy of the tests' environment without one package, made of symbolic links."""
+    if not (configuration := Path(sys.prefix) / "pyvenv.cfg").is_file():
+        pytest.skip("the tests do not run in a virtual environment, which could be copied")
+    packages = Path(sysconfig.get_path("purelib"))
+    copy = folder / packages.relative_to(sys.prefix)
+    copy.mkdir(parents=True)
+    for path in packages.iterdir():
+        if path.name != package:
+            (copy / path.name).symlink_to(path)
     (folder / "bin").mkdir()
     (folder / "bin" / "python").symlink_to(os.path.realpath(sys.executable))
-    shutil.copy(configured, folder)
+    shutil.copy(configuration, folder)
     return folder
 
 
-def test_a_missing_package_is_told_before_anything_is_served(start: Start, tmp_path: Path) -> None:
+def test_a_missing_package_is_an_error_at_the_start(start: Start, tmp_path: Path) -> None:
     server = start(WHISPER_ENGINE=installed("jax"), WHISPER_VENV=str(without("jax", tmp_path / "venv")))
-    assert server.wait_until_over(120) == 1, server.said
-    line = server.said.splitlines()[-1]
+    assert server.wait_until_over(120) == 1, server.output
+    line = server.output.splitlines()[-1]
     assert "engine 'jax' cannot be imported" in line and "pip install -r requirements-jax.txt" in line

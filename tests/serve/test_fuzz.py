@@ -1,4 +1,5 @@
-"""Every option with every sort of value, from the dataclasses that declare them: an answer or a 4xx, and the worker lives on."""
+"""Every option with all sorts of values, from the dataclasses that declare them: the reply is a 200 or a 4xx, and the
+worker lives."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ ODD = (
 
 
 def plausible(name: str) -> st.SearchStrategy[str]:
-    """Values as the option's type has them, at its range's edges and a little beyond them."""
+    """Values of the option's type, at the bounds of its range and slightly outside."""
     metadata, hint = FIELDS[name], str(HINTS[name])
     if metadata["choices"]:
         return st.sampled_from(metadata["choices"])
@@ -65,12 +66,12 @@ JSON_VALUES = st.recursive(
 
 @st.composite
 def pairs(draw: st.DrawFn, values: st.SearchStrategy[Any]) -> list[tuple[str, Any]]:
-    """Up to three fields as they should be; as often as not a fourth with anything in it, once or more than once."""
-    found: list[tuple[str, Any]] = [(name, draw(plausible(name))) for name in draw(st.lists(st.sampled_from(list(FIELDS)), max_size=3))]
-    if not found or draw(st.booleans()):
+    """Up to three valid fields, and in half of the cases a fourth one with any values, once or several times."""
+    fields: list[tuple[str, Any]] = [(name, draw(plausible(name))) for name in draw(st.lists(st.sampled_from(list(FIELDS)), max_size=3))]
+    if not fields or draw(st.booleans()):
         name = draw(st.sampled_from(NAMES))
-        found += [(name, value) for value in draw(st.lists(values, min_size=1, max_size=3))]
-    return found
+        fields += [(name, value) for value in draw(st.lists(values, min_size=1, max_size=3))]
+    return fields
 
 
 def send(url: str, form: str, fields: list[tuple[str, Any]]) -> requests.Response:
@@ -85,7 +86,7 @@ def send(url: str, form: str, fields: list[tuple[str, Any]]) -> requests.Respons
 
 
 def header(value: str | bytes) -> bytes:
-    """What may stand in a header: bytes on one line."""
+    """The bytes of a value that a header may have, on one line."""
     raw = value if isinstance(value, bytes) else value.encode(errors="replace")
     return bytes(byte for byte in raw if byte >= 32)[:4000].strip()
 

@@ -1,4 +1,4 @@
-"""The official Python client, from PyPI and unmodified, against the real server."""
+"""OpenAI's Python client from PyPI, unmodified, against the real server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, words
 from tests.serve.server import Server, wait_for
 
 TIMER = SAMPLES / "timer.flac"
-SAID = words(TRANSCRIPTS["timer.flac"])
+EXPECTED = words(TRANSCRIPTS["timer.flac"])
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,8 @@ def client(server: Server) -> OpenAI:
 
 
 def transcribe(client: OpenAI, **options: Any) -> Any:
-    return client.audio.transcriptions.create(**({"file": TIMER, "model": "whisper-1"} | options))
+    create: Any = client.audio.transcriptions.create
+    return create(**({"file": TIMER, "model": "whisper-1"} | options))
 
 
 @pytest.mark.parametrize(
@@ -45,21 +46,21 @@ def transcribe(client: OpenAI, **options: Any) -> Any:
 )
 def test_json(client: OpenAI, options: dict[str, Any]) -> None:
     reply = transcribe(client, **options)
-    assert words(reply.text) == SAID
+    assert words(reply.text) == EXPECTED
     assert (reply.usage.type, reply.usage.seconds) == ("duration", 3)
 
 
 @pytest.mark.parametrize("options", [{"prompt": "A timer."}, {"keywords": ["timer", "minutes"]}, {"temperature": 0.4}])
 def test_hints_are_taken(client: OpenAI, options: dict[str, Any]) -> None:
-    """The bundled model is small, and a prompt may mislead it: words, not these words."""
+    """A prompt may mislead the small bundled model, so the reply only needs to have words."""
     assert words(transcribe(client, **options).text)
 
 
-@pytest.mark.parametrize(("wanted", "mark"), [("text", ""), ("srt", "00:00:00,"), ("vtt", "WEBVTT\n")])
-def test_text(client: OpenAI, wanted: str, mark: str) -> None:
-    reply = transcribe(client, response_format=wanted)
+@pytest.mark.parametrize(("response_format", "mark"), [("text", ""), ("srt", "00:00:00,"), ("vtt", "WEBVTT\n")])
+def test_text(client: OpenAI, response_format: str, mark: str) -> None:
+    reply = transcribe(client, response_format=response_format)
     assert isinstance(reply, str) and mark in reply
-    assert set(SAID) <= set(words(reply))
+    assert set(EXPECTED) <= set(words(reply))
 
 
 @pytest.mark.parametrize(
@@ -76,36 +77,36 @@ def test_verbose_json(client: OpenAI, granularities: list[str], segments: bool, 
     options = {"timestamp_granularities": granularities} if granularities else {}
     reply = transcribe(client, response_format="verbose_json", **options)
     assert isinstance(reply, TranscriptionVerbose)
-    assert (words(reply.text), reply.language, reply.model_extra["task"]) == (SAID, "english", "transcribe")  # type: ignore[index]
+    assert (words(reply.text), reply.language, reply.model_extra["task"]) == (EXPECTED, "english", "transcribe")  # type: ignore[index]
     assert reply.duration == pytest.approx(2.9, abs=0.1)
     assert bool(reply.segments) == segments and bool(reply.words) == timed_words
     if reply.segments:
-        assert words(" ".join(segment.text for segment in reply.segments)) == SAID
+        assert words(" ".join(segment.text for segment in reply.segments)) == EXPECTED
         assert reply.segments[0].model_fields_set >= set(type(reply.segments[0]).model_fields), "a field of OpenAI's is missing"
     if reply.words:
-        assert words(" ".join(word.word for word in reply.words)) == SAID
+        assert words(" ".join(word.word for word in reply.words)) == EXPECTED
         times = [time for word in reply.words for time in (word.start, word.end)]
         assert times == sorted(times) and times[0] >= 0 and times[-1] <= reply.duration
 
 
 def test_logprobs(client: OpenAI) -> None:
     reply = transcribe(client, include=["logprobs"])
-    assert words("".join(one.token for one in reply.logprobs)) == SAID
-    assert all(one.logprob <= 0 and bytes(map(int, one.bytes)).decode() == one.token for one in reply.logprobs)
+    assert words("".join(entry.token for entry in reply.logprobs)) == EXPECTED
+    assert all(entry.logprob <= 0 and bytes(map(int, entry.bytes)).decode() == entry.token for entry in reply.logprobs)
 
 
 @pytest.mark.parametrize("options", [{}, {"include": ["logprobs"]}, {"response_format": "text"}])
 def test_stream(client: OpenAI, options: dict[str, Any]) -> None:
     *deltas, done = transcribe(client, stream=True, **options)
     assert deltas and {event.type for event in deltas} == {"transcript.text.delta"}
-    assert (done.type, words(done.text)) == ("transcript.text.done", SAID)
+    assert (done.type, words(done.text)) == ("transcript.text.done", EXPECTED)
     assert "".join(event.delta for event in deltas) == done.text
     assert bool(done.logprobs) == ("include" in options)
     assert done.usage.type == "tokens" and done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens
 
 
-def test_a_stream_comes_while_the_audio_is_transcribed(client: OpenAI, tmp_path: Path) -> None:
-    """Nearly twelve minutes, a delta for each batch."""
+def test_deltas_are_sent_while_the_audio_is_transcribed(client: OpenAI, tmp_path: Path) -> None:
+    """Nearly twelve minutes of audio, and a delta for each batch."""
     stream = transcribe(client, file=repeat("home.flac", 15, tmp_path / "long.flac"), stream=True)
     events = list(stream)
     assert len(events) > 3
@@ -113,7 +114,7 @@ def test_a_stream_comes_while_the_audio_is_transcribed(client: OpenAI, tmp_path:
     assert len(words(events[-1].text)) == pytest.approx(15 * len(words(TRANSCRIPTS["home.flac"])), rel=0.05)
 
 
-@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # by OpenAI; served all the same
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # OpenAI deprecated it; the server still has it
 def test_translations(client: OpenAI) -> None:
     create = client.audio.translations.create
     assert words(create(file=TIMER, model="whisper-1").text)
@@ -138,7 +139,7 @@ def test_asynchronous(server: Server) -> None:
             return (await whole).text, "".join([event.delta async for event in stream if event.type == "transcript.text.delta"])
 
     whole, streamed = asyncio.run(both())
-    assert words(whole) == words(streamed) == SAID
+    assert words(whole) == words(streamed) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_errors(client: OpenAI, options: dict[str, Any], error: type[openai.APIS
     assert caught.value.message and caught.value.type == "invalid_request_error" and caught.value.request_id
 
 
-def test_no_seconds_of_sound(client: OpenAI) -> None:
+def test_a_file_of_zero_seconds(client: OpenAI) -> None:
     file = io.BytesIO()
     soundfile.write(file, [], 16000, format="WAV")
     with pytest.raises(openai.UnprocessableEntityError) as caught:
@@ -169,14 +170,14 @@ def test_no_seconds_of_sound(client: OpenAI) -> None:
     assert caught.value.code == "unreadable_audio"
 
 
-def test_no_such_path(client: OpenAI) -> None:
+def test_an_unknown_path(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.embeddings.create(input="x", model="y")
     assert caught.value.code == "not_found" and "/v1/audio/transcriptions" in caught.value.message
 
 
 def test_ids(client: OpenAI, server: Server) -> None:
-    """The server's id in x-request-id, the client's own beside it; both in the log."""
+    """The reply has the server's id in x-request-id and the client's own id; the log has both."""
     create = client.audio.transcriptions.with_raw_response.create
     reply = create(file=TIMER, model="whisper-1", extra_headers={"X-Request-Id": "order-66"})
     assert reply.headers["x-client-request-id"] == "order-66"
@@ -187,7 +188,7 @@ def test_ids(client: OpenAI, server: Server) -> None:
 
 
 def test_a_repeated_request_shares_the_work(client: OpenAI, server: Server, tmp_path: Path) -> None:
-    """What a client does that loses patience: the same upload again, while the first copy is under way."""
+    """A client that retries sends the same upload again while the first copy is being transcribed."""
     long = repeat("home.flac", 6, tmp_path / "long.flac")
     shared, windows = server.metric("whisper_shared_total"), server.metric("whisper_windows_total")
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""The README's commands, run as they stand, against this run's server."""
+"""The README's commands, run unchanged against this run's server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import requests
 
 from tests.serve.server import ROOT, Server
 
-# What is not run here, and why; everything else in the README's shell blocks is.
+# Commands of the README's shell blocks that are not run here, and where they are tested.
 ELSEWHERE = {
     "./serve.sh": "the server under test was started by it",
     "WHISPER_MODEL=large-v3-turbo ./serve.sh": "weights of 1.6 GB; tests/unit/clients/test_download_model.py downloads from a local server",
@@ -23,7 +23,7 @@ ELSEWHERE = {
     "docker build": "tests/unit/server/test_dockerfile.py",
     "docker run": "tests/unit/server/test_dockerfile.py",
 }
-# The user's own recordings, and the samples in their place.
+# The user's recordings, and the samples that replace them.
 OWN = {"meeting.mp3": "samples/timer.flac", "podcasts/": "samples/"}
 
 
@@ -35,12 +35,12 @@ def commands() -> list[str]:
 
 
 def is_elsewhere(command: str) -> bool:
-    return any(command == known or (known.startswith("docker") and command.startswith(known)) for known in ELSEWHERE)
+    return any(command == other or (other.startswith("docker") and command.startswith(other)) for other in ELSEWHERE)
 
 
 def test_every_exception_is_still_in_the_readme() -> None:
-    found = [known for known in ELSEWHERE if any(command.startswith(known) for command in commands())]
-    assert found == list(ELSEWHERE)
+    present = [other for other in ELSEWHERE if any(command.startswith(other) for command in commands())]
+    assert present == list(ELSEWHERE)
 
 
 @pytest.mark.parametrize("command", [command for command in commands() if not is_elsewhere(command)])
@@ -48,15 +48,15 @@ def test_the_command_works(server: Server, command: str, tmp_path: Path) -> None
     program = re.split(r"[ |]", command)[0]
     if program == "curl" and shutil.which("curl") is None:
         pytest.skip("curl is not installed on this machine")
-    here = command.replace("http://localhost:8080/predictions/whisper", server.url).replace(
+    adapted = command.replace("http://localhost:8080/predictions/whisper", server.url).replace(
         "--output-dir subtitles", f"--output-dir {tmp_path}"
     )
     for own, sample in OWN.items():
-        here = here.replace(own, sample)
+        adapted = adapted.replace(own, sample)
     if program == "python3":
-        here += f" --url {server.url}"
+        adapted += f" --url {server.url}"
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-euc", here], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(["bash", "-euc", adapted], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     check(command, done.stdout)
     if "--output-dir" in command:
@@ -64,25 +64,25 @@ def test_the_command_works(server: Server, command: str, tmp_path: Path) -> None
         assert {path.stem for path in tmp_path.glob("*.srt")} == expected
 
 
-def check(command: str, said: str) -> None:
-    """What the reply must be, by what the command asks for."""
+def check(command: str, output: str) -> None:
+    """Check the command's output."""
     expected = {recording["file"]: recording["text"] for recording in json.loads((ROOT / "samples" / "transcripts.json").read_text())}
     if "--output-dir" in command:
-        assert not said
+        assert not output
     elif "response_format=srt" in command:
-        assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n", said)
+        assert re.match(r"1\n00:00:0\d,\d{3} --> 00:00:0\d,\d{3}\n", output)
     elif "text/plain" in command:
-        assert said.strip() == expected["code.ogg"]
+        assert output.strip() == expected["code.ogg"]
     elif command.startswith("curl"):
-        assert json.loads(said)["text"] == expected["timer.flac"]
+        assert json.loads(output)["text"] == expected["timer.flac"]
     elif "bulk_request" in command:
-        assert "p99" in said
+        assert "p99" in output
     else:
-        assert said.strip() == expected["timer.flac"]
+        assert output.strip() == expected["timer.flac"]
 
 
-def test_the_reply_shown_is_the_bundled_models(server: Server) -> None:
-    """Times and all; what the README shortens ends in "…"."""
+def test_the_example_reply_is_the_servers_reply(server: Server) -> None:
+    """With all times; the README marks what it leaves out by "…"."""
     shown = json.loads(re.search(r"```json\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1])  # type: ignore[index]
     with (ROOT / "samples" / "timer.flac").open("rb") as sound:
         reply = requests.post(server.url, data=sound, headers={"Content-Type": "audio/flac"}, timeout=300).json()

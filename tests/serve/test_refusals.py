@@ -1,4 +1,4 @@
-"""Every error is OpenAI's JSON with the right status, and the next request is answered."""
+"""Errors have OpenAI's JSON and the right status, and the next request is answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMER = (SAMPLES / "timer.flac").read_bytes()
 
 
 def refused(reply: requests.Response, status: int) -> dict[str, Any]:
-    """The error of a reply that has this status, and OpenAI's four keys."""
+    """The error of a reply, which has this status and OpenAI's four keys."""
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/json"
     error: dict[str, Any] = reply.json()["error"]
@@ -79,7 +79,7 @@ def test_too_long(server: Server, tmp_path: Path) -> None:
 
 
 def test_too_large(server: Server) -> None:
-    """One byte more than max_audio_bytes reaches the worker, which refuses it."""
+    """The worker refuses one byte more than max_audio_bytes."""
     body = bytes(150 * 1024 * 1024 + 1)
     assert refused(requests.post(server.url, data=body, timeout=300), 413)["code"] == "too_large"
 
@@ -88,8 +88,11 @@ def test_an_unknown_path(server: Server) -> None:
     refused(requests.post(f"{server.url}/1.0/v1/audio/poems", data=TIMER, timeout=120), 404)
 
 
-def test_what_a_client_does_wrong_is_no_error_on_the_console(server: Server) -> None:
-    """TorchServe logs a client that hangs up, and a form it cannot parse, as an error with Java's stack: in the file only."""
+def test_a_clients_mistake_is_not_logged_on_the_console(server: Server) -> None:
+    """TorchServe logs a client that disconnects, or an invalid form, as an error with a stack trace.
+
+    Only the log file gets it.
+    """
     assert (
         requests.post(server.url, data=TIMER, headers={"Content-Type": "application/x-www-form-urlencoded"}, timeout=60).status_code == 500
     )

@@ -1,4 +1,4 @@
-"""Every way to send a recording, every form of the answer."""
+"""Every way to send a recording, and every reply format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.serve.recordings import SAMPLES, TRANSCRIPTS, assert_understood, word
 from tests.serve.server import Server
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
-SAID = words(TRANSCRIPTS["timer.flac"])
+EXPECTED = words(TRANSCRIPTS["timer.flac"])
 
 
 def post(url: str, **arguments: Any) -> requests.Response:
@@ -37,7 +37,7 @@ def test_the_native_json(server: Server) -> None:
     assert content["language"] == "en"
     assert content["duration"] == pytest.approx(2.9, abs=0.1)
     [segment] = content["segments"]
-    assert words(segment["text"]) == SAID
+    assert words(segment["text"]) == EXPECTED
     assert 0 <= segment["start"] < segment["end"] <= content["duration"]
 
 
@@ -45,12 +45,12 @@ def test_the_native_json(server: Server) -> None:
 def test_multipart(server: Server, field: str) -> None:
     reply = post(server.url, files={field: ("timer.flac", TIMER)}, data={"language": "en", "response_format": "text"})
     assert (reply.status_code, reply.headers["content-type"]) == (200, "text/plain; charset=utf-8")
-    assert words(reply.text) == SAID
+    assert words(reply.text) == EXPECTED
 
 
 def test_json_with_base64(server: Server) -> None:
     reply = post(server.url, json={"audio": base64.b64encode(TIMER).decode(), "language": "English", "vad_filter": False})
-    assert words(reply.json()["text"]) == SAID
+    assert words(reply.json()["text"]) == EXPECTED
 
 
 def test_options_of_a_raw_body_are_headers(server: Server) -> None:
@@ -58,7 +58,7 @@ def test_options_of_a_raw_body_are_headers(server: Server) -> None:
     reply = post(server.url, data=TIMER, headers=headers)
     assert reply.headers["content-type"].startswith("application/x-subrip")
     number, times, text = reply.text.strip().splitlines()
-    assert (number, " --> " in times, words(text)) == ("1", True, SAID)
+    assert (number, " --> " in times, words(text)) == ("1", True, EXPECTED)
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_accept(server: Server, accept: str, content_type: str, begins: str) -> 
     reply = post(server.url, data=TIMER, headers={"Accept": accept})
     assert reply.headers["content-type"].startswith(content_type)
     assert reply.text.startswith(begins)
-    assert set(SAID) <= set(words(reply.text))
+    assert set(EXPECTED) <= set(words(reply.text))
 
 
 @pytest.mark.parametrize("path", ["", "/1.0/v1/audio/transcriptions"])
-def test_the_reply_names_its_model_and_says_that_it_is_a_demonstration(server: Server, path: str) -> None:
+def test_the_reply_names_its_model_and_warns_that_it_is_a_demonstration(server: Server, path: str) -> None:
     content = post(server.url + path, files={"file": TIMER}, data={"model": "openai/whisper-large-v3"}).json()
     other, demonstration = content["warnings"]
-    assert content["model"] == "nano" and words(content["text"]) == SAID
+    assert content["model"] == "nano" and words(content["text"]) == EXPECTED
     assert "large-v3" in other and "demonstration" in demonstration and "download_model.py base" in demonstration
     [listed] = requests.get(f"{server.url}/1.0/v1/models", timeout=60).json()["data"]
     assert listed["id"] == "nano" and "demonstration" in listed["warnings"][0]
@@ -89,13 +89,13 @@ def test_the_reply_names_its_model_and_says_that_it_is_a_demonstration(server: S
 
 
 @pytest.mark.parametrize("form", ["text", "srt", "vtt", "tsv"])
-def test_a_reply_that_is_no_json_says_so_in_headers(server: Server, form: str) -> None:
+def test_a_reply_without_json_has_model_and_warnings_in_headers(server: Server, form: str) -> None:
     reply = post(server.url, files={"file": TIMER}, data={"response_format": form, "model": "whisper-1"})
     assert reply.headers["x-whisper-model"] == "nano"
     assert "demonstration" in reply.headers["x-whisper-warnings"]
 
 
-def test_silence_says_why_it_has_no_text(server: Server, tmp_path: Path) -> None:
+def test_silence_has_a_warning_that_explains_the_empty_text(server: Server, tmp_path: Path) -> None:
     silence = write_wav(tmp_path / "silence.wav", seconds=3).read_bytes()
     assert "no speech" in post(server.url, data=silence).json()["warnings"][-1]
     assert "no speech" in post(server.url, data=silence, headers={"Accept": "text/plain"}).headers["x-whisper-warnings"]
@@ -103,27 +103,27 @@ def test_silence_says_why_it_has_no_text(server: Server, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", ["multipart/form-data", "Multipart/Form-Data", "MULTIPART/FORM-DATA"])
 def test_a_form_in_capitals(server: Server, kind: str) -> None:
-    """TorchServe's front end divides the first only."""
+    """TorchServe's front end parses only the first spelling itself."""
     form = requests.Request("POST", server.url, files={"file": TIMER}, data={"language": "en-US", "response_format": "text"}).prepare()
     boundary = form.headers["Content-Type"].partition(";")[2]
     reply = post(server.url, data=form.body, headers={"CONTENT-TYPE": f"{kind};{boundary}"})
-    assert (reply.status_code, words(reply.text)) == (200, SAID)
+    assert (reply.status_code, words(reply.text)) == (200, EXPECTED)
 
 
 @pytest.mark.parametrize("kind", ["application/json", "Application/JSON", "APPLICATION/JSON; CHARSET=UTF-8"])
 def test_json_in_capitals(server: Server, kind: str) -> None:
     body = json.dumps({"audio": base64.b64encode(TIMER).decode(), "language": "eng", "diarize": False}).encode()
-    assert words(post(server.url, data=body, headers={"content-type": kind}).json()["text"]) == SAID
+    assert words(post(server.url, data=body, headers={"content-type": kind}).json()["text"]) == EXPECTED
 
 
-def test_what_other_servers_users_send(server: Server) -> None:
-    """whisper-asr-webservice's, LocalAI's and whisperX's fields, as long as they ask for nothing that is not here."""
+def test_fields_of_other_servers(server: Server) -> None:
+    """Fields of whisper-asr-webservice, LocalAI and whisperX are accepted when they request nothing unsupported."""
     data = {"language": "none", "diarize": "false", "translate": "false", "stream": "false", "encode": "true", "output": "json", "vad": "1"}
-    assert words(post(server.url, files={"file": TIMER}, data=data).json()["text"]) == SAID
+    assert words(post(server.url, files={"file": TIMER}, data=data).json()["text"]) == EXPECTED
 
 
 def test_put_as_curl_does(server: Server) -> None:
-    assert words(requests.put(server.url, data=TIMER, timeout=120).json()["text"]) == SAID
+    assert words(requests.put(server.url, data=TIMER, timeout=120).json()["text"]) == EXPECTED
 
 
 def test_the_openai_paths(server: Server) -> None:
@@ -134,14 +134,14 @@ def test_the_openai_paths(server: Server) -> None:
         data={"model": "whisper-1", "response_format": "verbose_json"},
     )
     content = reply.json()
-    assert words(content["text"]) == SAID
+    assert words(content["text"]) == EXPECTED
     assert (content["task"], content["language"], content["usage"]) == ("transcribe", "english", {"type": "duration", "seconds": 3})
     assert requests.get(f"{base}/models", timeout=60).json()["data"][0]["object"] == "model"
 
 
 def test_invocations_take_options_from_the_query(server: Server) -> None:
     reply = post(f"http://127.0.0.1:{server.port}/invocations?response_format=text", data=TIMER, headers={"Content-Type": "audio/flac"})
-    assert words(reply.text) == SAID
+    assert words(reply.text) == EXPECTED
 
 
 def test_a_connection_serves_several_requests(server: Server) -> None:
@@ -149,7 +149,7 @@ def test_a_connection_serves_several_requests(server: Server) -> None:
     for _ in range(3):
         connection.request("POST", "/predictions/whisper", TIMER, {"Accept": "text/plain"})
         reply = connection.getresponse()
-        assert words(reply.read().decode()) == SAID
+        assert words(reply.read().decode()) == EXPECTED
 
 
 def test_metrics_count(server: Server) -> None:

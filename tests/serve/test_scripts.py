@@ -1,4 +1,4 @@
-"""The clients, as a user runs them, against the real server."""
+"""The client scripts, run as a user runs them, against the real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_transcribe_prints_the_words(server: Server) -> None:
+def test_transcribe_prints_the_text(server: Server) -> None:
     done = run("transcribe.py", SAMPLES / "timer.flac", "--url", server.url)
     assert (done.returncode, words(done.stdout)) == (0, words(TRANSCRIPTS["timer.flac"]))
 
@@ -34,7 +34,7 @@ def test_transcribe_saves_subtitles(server: Server, tmp_path: Path) -> None:
     assert " --> " in (tmp_path / "weather.srt").read_text()
 
 
-def test_transcribe_tells_what_failed(server: Server, tmp_path: Path) -> None:
+def test_transcribe_names_the_file_that_failed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "letter.wav").write_text("dear server, " * 100)
     done = run("transcribe.py", tmp_path / "letter.wav", SAMPLES / "timer.flac", "--url", server.url)
     assert done.returncode == 1
@@ -42,15 +42,15 @@ def test_transcribe_tells_what_failed(server: Server, tmp_path: Path) -> None:
     assert words(TRANSCRIPTS["timer.flac"]) == words(done.stdout)[-6:]
 
 
-@pytest.mark.parametrize("wanted", ["text", "json", "srt", "vtt", "tsv", "verbose_json"])
-def test_a_streamed_transcript_is_the_plain_one(server: Server, tmp_path: Path, wanted: str) -> None:
+@pytest.mark.parametrize("response_format", ["text", "json", "srt", "vtt", "tsv", "verbose_json"])
+def test_a_streamed_transcript_is_the_plain_one(server: Server, tmp_path: Path, response_format: str) -> None:
     sound = SAMPLES / "home.flac"
-    done = run("transcribe.py", sound, "--format", wanted, "--output-dir", tmp_path, "--url", server.url)
+    done = run("transcribe.py", sound, "--format", response_format, "--output-dir", tmp_path, "--url", server.url)
     assert done.returncode == 0, done.stderr
     [saved] = tmp_path.iterdir()
-    headers = {"X-Whisper-Response-Format": wanted}
+    headers = {"X-Whisper-Response-Format": response_format}
     plain = requests.post(server.url, data=sound.read_bytes(), headers=headers, timeout=120).content.decode()
-    if "json" in wanted:
+    if "json" in response_format:
         assert json.loads(saved.read_text())["text"] == json.loads(plain)["text"]
         assert json.loads(saved.read_text()).keys() == json.loads(plain).keys()
     else:
@@ -67,13 +67,13 @@ def test_the_path_is_found(server: Server, path: str, scheme: str) -> None:
     assert (done.returncode, words(done.stdout)) == (0, words(TRANSCRIPTS["timer.flac"])), done.stderr
 
 
-def test_a_wrong_path_says_what_is_right(server: Server) -> None:
+def test_a_wrong_path_explains_the_right_one(server: Server) -> None:
     done = run("transcribe.py", SAMPLES / "timer.flac", "--url", server.url.removesuffix("/predictions/whisper") + "/transcribe")
     assert done.returncode == 1
     assert "http://HOST:8080 is enough" in done.stderr
 
 
-def test_of_what_is_too_large_the_sound_is_sent(server: Server, tmp_path: Path) -> None:
+def test_of_a_file_that_is_too_large_the_sound_track_is_sent(server: Server, tmp_path: Path) -> None:
     large = studio("timer.flac", 180 << 20, tmp_path / "large.wav")
     refused = run("transcribe.py", large, "--no-extract", "--max-bytes", 1 << 30, "--url", server.url)
     assert refused.returncode == 1
@@ -83,7 +83,7 @@ def test_of_what_is_too_large_the_sound_is_sent(server: Server, tmp_path: Path) 
     assert (done.returncode, words(done.stdout)) == (0, words(TRANSCRIPTS["timer.flac"]))
 
 
-def test_silence_says_why_there_are_no_words(server: Server, tmp_path: Path) -> None:
+def test_silence_explains_the_empty_text(server: Server, tmp_path: Path) -> None:
     done = run("transcribe.py", write_wav(tmp_path / "silence.wav", seconds=5), "--url", server.url)
     assert (done.returncode, done.stdout.strip()) == (0, "")
     assert "no words: no speech was found" in done.stderr

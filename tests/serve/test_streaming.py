@@ -1,4 +1,4 @@
-"""Replies that come while the recording is still being transcribed: lines of JSON on the native path, events on OpenAI's."""
+"""Streamed replies: NDJSON on the native path, server-sent events on OpenAI's path."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def first_segment(reply: requests.Response) -> str:
     return text
 
 
-def is_given_up(server: Server) -> bool:
-    """TorchServe tells the worker who has gone when it next has something for somebody."""
+def is_cancelled(server: Server) -> bool:
+    """TorchServe reports closed connections to the worker with the next request."""
     requests.post(server.url, data=TIMER.read_bytes(), timeout=120)
     return server.metric("whisper_open_requests") == 0
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "sequential"])
 def test_lines_of_json(server: Server, long: Path, strategy: str) -> None:
-    # What was said before misleads the bundled model, which is a small one.
+    # Conditioning on previous text misleads the small bundled model.
     data = {"stream": "true", "strategy": strategy, "condition_on_previous_text": "false", "language": "en"}
     with long.open("rb") as file, requests.post(server.url, files={"file": file}, data=data, stream=True, timeout=300) as reply:
         assert (reply.status_code, reply.headers["content-type"]) == (200, "application/x-ndjson")
-        told = []
+        received: list[dict[str, Any]] = []
         for line in lines(reply):
-            if line["type"] == "segment" and not any(earlier["type"] == "segment" for earlier in told):
+            if line["type"] == "segment" and not any(earlier["type"] == "segment" for earlier in received):
                 assert server.metric("whisper_open_requests") == 1, "the first segment came with the last"
-            told.append(line)
-    *streamed, whole = told
+            received.append(line)
+    *streamed, whole = received
     segments = [line for line in streamed if line["type"] == "segment"]
     assert (whole["type"], {line["type"] for line in streamed}) == ("transcript", {"segment", "progress"})
     assert "".join(segment["text"] for segment in segments).strip() == whole["text"]
@@ -70,8 +70,8 @@ def test_lines_of_json(server: Server, long: Path, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), ("/1.0/v1/audio/transcriptions", b":")])
-def test_signs_of_life_come_before_the_first_words_and_go_on(server: Server, long: Path, path: str, sign: bytes) -> None:
-    # The whole recording is read before the first window of this strategy is decoded.
+def test_progress_comes_before_the_first_words_and_continues(server: Server, long: Path, path: str, sign: bytes) -> None:
+    # The sequential strategy reads the whole recording before it decodes the first window.
     data = {"stream": "true", "strategy": "sequential", "language": "en", "condition_on_previous_text": "false"}
     with requests.post(server.url + path, files={"file": long.read_bytes()}, data=data, stream=True, timeout=300) as reply:
         began, gaps = time.monotonic(), []
@@ -81,7 +81,7 @@ def test_signs_of_life_come_before_the_first_words_and_go_on(server: Server, lon
             began = now
             if len(gaps) == 1:
                 assert line.startswith(sign)
-    assert max(gaps) < 10, "a client that waits for a sign of life would have given up"
+    assert max(gaps) < 10, "a client with a read timeout of 10 s would have given up"
 
 
 def test_events(server: Server) -> None:
@@ -101,17 +101,17 @@ def test_errors_before_the_first_chunk_keep_their_status(server: Server, path: s
     assert reply.json()["error"]["message"]
 
 
-def test_who_leaves_a_stream_takes_the_work_along_when_nobody_shares_it(server: Server, tmp_path: Path) -> None:
+def test_closing_a_stream_cancels_the_work_unless_another_request_shares_it(server: Server, tmp_path: Path) -> None:
     half_an_hour, shared = repeat("home.flac", 38, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
     windows = server.metric("whisper_windows_total")
     with contextlib.ExitStack() as open_streams:
         first, second = (open_streams.enter_context(stream(server, half_an_hour)) for _ in range(2))
         assert server.metric("whisper_shared_total") == shared + 1
-        assert first_segment(first) == first_segment(second), "who joined late did not get what was told already"
+        assert first_segment(first) == first_segment(second), "the second request did not get the earlier segments"
         first.close()
         before = server.metric("whisper_windows_total")
-        wait_for(lambda: server.metric("whisper_windows_total") > before + 5, 60, "it goes on for the second")
-    wait_for(lambda: is_given_up(server), 60, "both are given up")
+        wait_for(lambda: server.metric("whisper_windows_total") > before + 5, 60, "the work continues for the second")
+    wait_for(lambda: is_cancelled(server), 60, "both are cancelled")
     assert server.metric("whisper_windows_total") - windows < 30 * 60 / 30, "it was transcribed to its end"
 
 

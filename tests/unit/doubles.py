@@ -1,4 +1,4 @@
-"""Stand-ins that several unit tests share."""
+"""Test doubles that several unit tests share."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from whispercore.types import SAMPLE_RATE, Decoded, Window
 
 PATIENCE = 20.0
 WHOLE = Options(vad_filter=False)
-"""Every second is decoded, speech or not."""
+"""Decode everything, with or without speech."""
 
 
 @contextmanager
 def serving(server: ThreadingHTTPServer) -> Iterator[None]:
-    """An HTTP server that answers on a thread, and is closed at the end."""
+    """Serve on a thread; stop and close the server at the end."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -34,7 +34,7 @@ def serving(server: ThreadingHTTPServer) -> Iterator[None]:
 
 
 def wav(seconds: float, seed: int = 0) -> bytes:
-    """Noise that never repeats, so that equal words mean equal samples."""
+    """A WAV file of noise that never repeats, so that equal words mean equal samples."""
     noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * SAMPLE_RATE)).astype(np.float32)
     file = io.BytesIO()
     soundfile.write(file, noise, SAMPLE_RATE, format="WAV", subtype="PCM_16")
@@ -42,10 +42,10 @@ def wav(seconds: float, seed: int = 0) -> bytes:
 
 
 class Recorder(FakeEngine):
-    """Keeps the windows it was given, and holds them back while `gate` is closed."""
+    """Records the windows it decodes, and waits while `gate` is closed."""
 
     def __init__(self, **arguments: object) -> None:
-        super().__init__(**arguments)  # type: ignore[arg-type]
+        super().__init__(**arguments)
         self.windows: list[Window] = []
         self.gate = threading.Event()
         self.gate.set()

@@ -1,4 +1,4 @@
-"""The exception tree is what its docstring draws."""
+"""The exception tree matches the drawing in its docstring."""
 
 from __future__ import annotations
 

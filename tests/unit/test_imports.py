@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from whispercore.catalogue import ENGINES
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "whispercore"
 FORBIDDEN = {"ts", "boto3", "ray", "gradio", "fastapi", "requests", "rich", "yt_dlp"}
@@ -69,9 +71,15 @@ def wings(path: Path) -> set[str]:
     return {name.split(".")[1] for name in modules(path)}
 
 
+def engine_of(module: str) -> str | None:
+    """The engine that a module, by its dotted name, belongs to."""
+    parts = module.split(".")
+    return parts[2] if len(parts) > 2 and parts[1] == "engines" and parts[2] in ENGINES else None
+
+
 def test_there_is_something_to_check() -> None:
     assert len(FILES) >= 60
-    assert modules(SOURCE / "engines" / "torch" / "encoder.py") >= {"whispercore.engines.torch.model"}
+    assert modules(SOURCE / "engines" / "pytorch" / "encoder.py") >= {"whispercore.engines.pytorch.model"}
     assert wings(SOURCE / "transcript" / "sequential.py") >= {"audio", "options", "types"}
 
 
@@ -91,6 +99,13 @@ def test_imports_point_one_way(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_the_core_knows_no_adapter(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path)} & FORBIDDEN
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if engine_of(dotted(path))], ids=lambda path: str(path.relative_to(SOURCE)))
+def test_no_engine_imports_another(path: Path) -> None:
+    """What engines share lies beside them: rules, batched, alignment, whisper_task, noise, pytorch/."""
+    others = {engine_of(name) for name in modules(path)} - {engine_of(dotted(path)), None}
+    assert not others, f"{path.relative_to(SOURCE)} must not import engine {', '.join(map(str, others))}"
 
 
 def test_no_files_form_a_circle() -> None:

@@ -1,4 +1,4 @@
-"""Language tags and names as other servers' users send them."""
+"""Language tags and names, as clients of other servers send them."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Options: ranges, and what an engine is told."""
+"""Options: ranges, and the decoding they make."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, fields
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 
 from whispercore.errors import InvalidRequest
-from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, Options, Reply
+from whispercore.options import FALLBACK_TEMPERATURES, SUBTITLE_OPTIONS, OptionKeywords, Options, Reply
 
 
 def test_defaults_are_openai_whispers() -> None:
@@ -129,3 +130,14 @@ def test_beams_at_zero_samples_above() -> None:
 def test_lists_are_tuples(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"{name} must be a tuple"):
         Options(**{name: value})
+
+
+def test_the_keywords_of_a_call_are_the_options() -> None:
+    def keyword(hint: Any) -> Any:
+        """A list may be any sequence, or one value."""
+        item: Any = get_args(hint)[0] if get_origin(hint) is tuple else None
+        return item | Sequence[item] if item else hint
+
+    expected = {name: keyword(hint) for name, hint in get_type_hints(Options).items()}
+    assert get_type_hints(OptionKeywords) == expected
+    assert list(OptionKeywords.__annotations__) == [item.name for item in fields(Options)]

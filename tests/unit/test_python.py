@@ -1,10 +1,12 @@
-"""The Python call: docs/python.md's examples run as they are, on the bundled model; what is given wins over the environment."""
+"""The Python API: the examples of docs/python.md run on the bundled model; arguments win over the environment."""
 
 from __future__ import annotations
 
 import re
+import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +30,7 @@ def test_there_are_examples() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_the_example_runs(example: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On a large model and a recording of one's own: with the bundled ones in their place."""
+    """The bundled model and recording replace the example's."""
     for words, package in NEEDED.items():
         if words in example and not find_spec(package):
             pytest.skip(f"{package} is not installed: pip install -r requirements-{words.split(chr(34))[1]}.txt")
@@ -58,10 +60,10 @@ def test_without_a_name_it_takes_what_is_there_and_converts_it(monkeypatch: pyte
         assert transcriber(ROOT / "samples" / "timer.flac").text == "Set a timer for five minutes."
 
 
-@pytest.mark.parametrize("given", [{"engine": "caffe"}, {"dtype": "float8"}, {"batch": 3}, {"batch_size": "many"}], ids=str)
-def test_what_cannot_be_is_told_before_anything_is_loaded(given: dict[str, str]) -> None:
-    with pytest.raises(ConfigurationError, match=next(iter(given))):
-        Transcriber("nano", **given)
+@pytest.mark.parametrize("settings", [{"engine": "caffe"}, {"dtype": "float8"}, {"batch": 3}, {"batch_size": "many"}], ids=str)
+def test_what_cannot_be_is_told_before_anything_is_loaded(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        Transcriber("nano", **settings)
 
 
 def test_a_checkpoint_that_is_not_there_is_told(tmp_path: Path) -> None:
@@ -82,8 +84,8 @@ def test_timestamps_are_one_word_of_the_call(timestamps: bool) -> None:
         assert transcriber(wav(3), timestamps=timestamps, vad_filter=False, strategy="sequential").text
         assert transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE).text
     # The chunked strategy takes times from the alignment of the words, the sequential one from timestamp tokens.
-    told = [(window.decoding.timestamps, window.decoding.alignment) for window in engine.windows]
-    assert told == [(False, "all" if timestamps else "none"), (timestamps, "none"), (False, "all")]
+    decodings = [(window.decoding.timestamps, window.decoding.alignment) for window in engine.windows]
+    assert decodings == [(False, "all" if timestamps else "none"), (timestamps, "none"), (False, "all")]
 
 
 def test_the_package_names_its_front_door_only() -> None:
@@ -100,9 +102,11 @@ def test_the_calls_options_are_a_requests() -> None:
     assert len(engine.windows[0].samples) == 2 * SAMPLE_RATE
 
 
-@pytest.mark.parametrize(("wrong", "told"), [({"bogus": 1}, "unknown option 'bogus'"), ({"beam_size": "x"}, "beam_size must be a number")])
-def test_an_option_that_cannot_be_is_told(wrong: dict[str, object], told: str) -> None:
-    with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(InvalidRequest, match=told):
+@pytest.mark.parametrize(
+    ("wrong", "message"), [({"bogus": 1}, "unknown option 'bogus'"), ({"beam_size": "x"}, "beam_size must be a number")]
+)
+def test_an_option_that_cannot_be_is_told(wrong: dict[str, Any], message: str) -> None:
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(InvalidRequest, match=message):
         transcriber(wav(3), **wrong)
 
 
@@ -113,3 +117,12 @@ def test_a_window_that_cannot_be_asked_for_ends_the_job(monkeypatch: pytest.Monk
     monkeypatch.setattr(Options, "decoding", broken)
     with Transcriber(Settings(), engine=FakeEngine()) as transcriber, pytest.raises(EngineError, match="no window"):
         transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE)
+
+
+def test_closing_ends_every_thread() -> None:
+    before = set(threading.enumerate())
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        assert transcriber(wav(40), vad_filter=True).duration == 40
+        names = {thread.name.split("_")[0] for thread in set(threading.enumerate()) - before}
+        assert names >= {"reader", "decoder", "vad"}
+    assert set(threading.enumerate()) <= before

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from whispercore.errors import ConfigurationError
-from whispercore.settings import Settings, unknown_variables
+from whispercore.settings import SettingKeywords, Settings, unknown_variables
 
 
 def test_environment_wins_over_yaml_over_defaults() -> None:
@@ -122,3 +122,10 @@ def test_models_path_expands_home() -> None:
 )
 def test_clients_call_the_model_by_its_name(model: str, name: str) -> None:
     assert Settings(model=model).model_id == name
+
+
+def test_the_keywords_of_a_transcriber_are_the_settings() -> None:
+    hints = get_type_hints(Settings)
+    own = {"model", "engine"}  # parameters of Transcriber
+    folders = {"models_dir": str | Path, "converted_dir": str | Path}
+    assert get_type_hints(SettingKeywords) == {name: hint for name, hint in hints.items() if name not in own} | folders

@@ -1,10 +1,11 @@
-"""Teach a trained model to read after earlier text: its own decoder, which hears without any, teaches one with other positions.
+"""Teach a trained model to decode after earlier text: its own decoder, trained without any, teaches a pupil decoder.
 
     python distil.py pool.npz --teacher final.pt --minutes 28 --checkpoint pupil.pt --export ../nano.pt
 
-Learned positions hold only where they were trained, and earlier text moves a sentence by up to 224 of them. The pupil starts as
-the teacher, but for positions that are sinusoids (`train.position_rows`); each of the teacher's layers tells it, token by token,
-what to add (Hinton et al. 2015, Romero et al. 2015), whatever text stands before. The encoder stays as it is. Runs on the CPU.
+Learned positions work only where they were trained, and earlier text shifts a sentence by up to 224 of them. The pupil
+is a copy of the teacher with sinusoids as positions (`train.position_rows`). It learns the output of each of the
+teacher's layers for each token (Hinton et al. 2015, Romero et al. 2015), with any text before it. The encoder is not
+changed. Runs on the CPU.
 """
 
 import argparse
@@ -16,23 +17,24 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from train import IGNORE, MultiHeadAttention, Vocabulary, build, collate, encode, export, freeze_unused, plain_attention, position_rows
-from whisper.model import TextDecoder, Whisper
+from train import IGNORE, Vocabulary, build, collate, encode, export, freeze_unused, plain_attention, position_rows
+from whisper.model import MultiHeadAttention, TextDecoder, Whisper
 from windows import Composer, Pool, Style, Window, mels
 
 SHAPES = ((1500, 10), (3000, 6))
 """(frames of 10 ms, windows) of a half and a full batch."""
 
 KEPT = 30
-"""Batches that the encoder has read, kept for the pupil to read once more after other text."""
+"""Encoded batches that are kept for the pupil, to be decoded again after other text."""
 
 KINDS = ("none", "some", "some", "full")
-"""How much earlier text a batch comes after, each as often as it stands here."""
+"""How much earlier text a batch gets, in equal shares of this list."""
 
 
 @dataclass
 class Lesson:
-    """What the teacher says of some windows: after each layer and over the tokens, one row for each token that has a next one."""
+    """The teacher's outputs for a batch: after each layer, and the log-probabilities; a row for each token that has a
+    next one."""
 
     windows: list[Window]
     hidden: Tensor
@@ -152,7 +154,7 @@ def main() -> None:
             optim.param_groups[0]["lr"] = rate * min(1, (step + 1) / 20) * max(0.02, 1 - part_done)
             optim.zero_grad()
         total, truth = loss(pupil, taught, windows, vocabulary)
-        total.backward()
+        torch.autograd.backward(total)
         nn.utils.clip_grad_norm_(pupil.decoder.parameters(), 1.0)
         for optim in optims:
             optim.step()

@@ -37,12 +37,12 @@ def words(text: str) -> Words:
     return re.sub(r"[^\w' ]", " ", text.lower()).split()
 
 
-def edits(reference: Words, heard: Words) -> int:
+def edits(reference: Words, hypothesis: Words) -> int:
     """The word edit distance."""
-    row = list(range(len(heard) + 1))
+    row = list(range(len(hypothesis) + 1))
     for i, expected in enumerate(reference, 1):
         above, row[0] = row[0], i
-        for j, word in enumerate(heard, 1):
+        for j, word in enumerate(hypothesis, 1):
             above, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, above + (expected != word))
     return row[-1]
 
@@ -50,7 +50,8 @@ def edits(reference: Words, heard: Words) -> int:
 def transcribe(model: Whisper, recording: Recording, **options: Any) -> dict[str, Any]:
     """openai-whisper's transcribe."""
     torch.manual_seed(0)
-    return whisper.transcribe(model, recording.samples, fp16=False, verbose=None, **options)
+    result: dict[str, Any] = whisper.transcribe(model, recording.samples, fp16=False, verbose=None, **options)
+    return result
 
 
 def stamps(segment: dict[str, Any]) -> tuple[float, float]:
@@ -60,14 +61,14 @@ def stamps(segment: dict[str, Any]) -> tuple[float, float]:
     return (said[0], said[-1]) if len(said) > 1 else (segment["start"], segment["end"])
 
 
-def in_time(truth: list[Span], heard: list[dict[str, Any]]) -> int:
-    """How many true segments have a heard one whose start and end are both within the tolerance."""
+def in_time(truth: list[Span], predicted: list[dict[str, Any]]) -> int:
+    """How many true segments have a predicted one whose start and end are both within the tolerance."""
 
     def close(span: Span, segment: dict[str, Any]) -> bool:
         start, end = stamps(segment)
         return max(abs(span.start - start), abs(span.end - end)) <= TOLERANCE
 
-    return sum(any(close(span, segment) for segment in heard) for span in truth)
+    return sum(any(close(span, segment) for segment in predicted) for span in truth)
 
 
 def spoken_set(model: Whisper, recordings: list[Recording], show: int = 0, **options: Any) -> dict[str, float]:
@@ -97,7 +98,7 @@ def no_speech_probability(model: Whisper, recording: Recording) -> float:
     mel = log_mel_spectrogram(pad_or_trim(torch.from_numpy(recording.samples)))
     result = whisper.decode(model, mel, whisper.DecodingOptions(language="en", fp16=False, sample_len=2))
     assert isinstance(result, whisper.DecodingResult)
-    return result.no_speech_prob
+    return float(result.no_speech_prob)
 
 
 def quiet_set(model: Whisper, recordings: list[Recording]) -> dict[str, float]:
@@ -189,8 +190,8 @@ def main() -> None:
     parser.add_argument("--fsdd", type=Path)
     parser.add_argument("--output", type=Path, help="the JSON file of results")
     parser.add_argument("--card", type=Path, help="write the table of --output into this card instead of measuring")
-    parser.add_argument("--limit", type=int, help="only so many recordings of each set")
-    parser.add_argument("--show", type=int, default=0, help="print so many mistakes of each set")
+    parser.add_argument("--limit", type=int, help="the number of recordings of each set")
+    parser.add_argument("--show", type=int, default=0, help="the number of mistakes of each set to print")
     parser.add_argument("--seed", type=int, default=2025)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -42,9 +42,10 @@ class Clip:
 
 
 def trim(samples: np.ndarray, level: float = TRIM_LEVEL) -> np.ndarray:
-    """Cut the silence around the sound, but for 10 ms."""
+    """Cut leading and trailing silence, except for 10 ms."""
     loud = np.flatnonzero(np.abs(samples) > level)
-    return samples[max(0, loud[0] - TRIM_MARGIN) : loud[-1] + TRIM_MARGIN] if len(loud) else samples[:0]
+    trimmed: np.ndarray = samples[max(0, loud[0] - TRIM_MARGIN) : loud[-1] + TRIM_MARGIN] if len(loud) else samples[:0]
+    return trimmed
 
 
 def espeak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarray:
@@ -52,7 +53,8 @@ def espeak(text: str, voice: str, words_per_minute: int, pitch: int) -> np.ndarr
     command = ["espeak-ng", "-v", voice, "-s", str(words_per_minute), "-p", str(pitch), "--stdout", text]
     spoken = subprocess.run(command, capture_output=True, check=True).stdout
     samples, rate = soundfile.read(io.BytesIO(spoken), dtype="float32")
-    return soxr.resample(samples, rate, SAMPLE_RATE)
+    resampled_speech: np.ndarray = soxr.resample(samples, rate, SAMPLE_RATE)
+    return resampled_speech
 
 
 def flite(text: str, voice: str, stretch: float = 1.0) -> np.ndarray:
@@ -61,7 +63,8 @@ def flite(text: str, voice: str, stretch: float = 1.0) -> np.ndarray:
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-t", text, "-o", out.name]
         subprocess.run(command, capture_output=True, check=True)
         samples, rate = soundfile.read(out.name, dtype="float32")
-    return soxr.resample(samples, rate, SAMPLE_RATE)
+    resampled_speech: np.ndarray = soxr.resample(samples, rate, SAMPLE_RATE)
+    return resampled_speech
 
 
 def speak(text: str, voice: str, rng: random.Random) -> np.ndarray:
@@ -77,12 +80,13 @@ def any_voice(rng: random.Random) -> str:
 
 
 def resampled(samples: np.ndarray, factor: float) -> np.ndarray:
-    """Speed, pitch and formants multiplied by `factor`, as a faster tape."""
-    return soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE)
+    """Speed, pitch and formants multiplied by `factor`, as by a faster tape."""
+    faster: np.ndarray = soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE)
+    return faster
 
 
 def one_sentence(seed: int) -> Clip:
-    """A synthetic sentence; half of them on a faster or slower tape, which gives every voice many throats."""
+    """A synthetic sentence. Half of them are resampled to another speed, which varies each voice's formants."""
     rng = random.Random(seed)
     voice, text = any_voice(rng), grammar.sentence(rng)
     samples = speak(text, voice, rng)
@@ -90,7 +94,7 @@ def one_sentence(seed: int) -> Clip:
 
 
 def one_digit(seed: int) -> Clip:
-    """A synthetic single digit, to be strung together with others of the same voice."""
+    """A synthetic single digit, for strings of digits by one voice."""
     rng = random.Random(seed)
     voice, digit = any_voice(rng), rng.randrange(10)
     samples = speak(grammar.DIGITS[digit], voice, rng)
@@ -118,7 +122,8 @@ def log_mel_power(samples: np.ndarray) -> np.ndarray:
     padded = torch.from_numpy(np.pad(samples.astype(np.float32), PAD_FRAMES * HOP_LENGTH))
     stft = torch.stft(padded, N_FFT, HOP_LENGTH, window=torch.hann_window(N_FFT), return_complex=True)
     power = mel_filters("cpu", 80) @ stft[..., :-1].abs().square()
-    return power.clamp(min=1e-10).log10().T.to(torch.float16).numpy()
+    log_power: np.ndarray = power.clamp(min=1e-10).log10().T.to(torch.float16).numpy()
+    return log_power
 
 
 def hum(rng: np.random.Generator, seconds: float) -> np.ndarray:
@@ -126,11 +131,13 @@ def hum(rng: np.random.Generator, seconds: float) -> np.ndarray:
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     if rng.random() < 0.5:
         base, orders = rng.choice([50.0, 60.0]) * rng.uniform(0.98, 1.02), np.arange(1, rng.integers(2, 20))
-        return sum(np.sin(2 * np.pi * base * k * time + rng.uniform(0, 6)) / k ** rng.uniform(0.3, 1.5) for k in orders)
-    tones = sum(np.sin(2 * np.pi * rng.uniform(80, 5000) * time) for _ in range(rng.integers(1, 4)))
+        harmonics: np.ndarray = sum(np.sin(2 * np.pi * base * k * time + rng.uniform(0, 6)) / k ** rng.uniform(0.3, 1.5) for k in orders)
+        return harmonics
+    tones: np.ndarray = sum(np.sin(2 * np.pi * rng.uniform(80, 5000) * time) for _ in range(rng.integers(1, 4)))
     if rng.random() < 0.5:
         return tones
-    return tones * (np.sin(2 * np.pi * rng.uniform(0.1, 2) * time) > rng.uniform(-1, 0.5))
+    beeps: np.ndarray = tones * (np.sin(2 * np.pi * rng.uniform(0.1, 2) * time) > rng.uniform(-1, 0.5))
+    return beeps
 
 
 def coloured(rng: np.random.Generator, seconds: float) -> np.ndarray:

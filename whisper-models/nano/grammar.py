@@ -49,7 +49,7 @@ def sentence(rng: random.Random) -> str:
 
 
 def is_held_out(text: str) -> bool:
-    """Whether a sentence is kept out of training, whoever speaks it: one in ten, by a hash of its text."""
+    """Whether a sentence is held out of training, for all voices: one in ten, by a hash of its text."""
     return zlib.crc32(text.encode()) % 10 == 0
 
 

@@ -20,7 +20,7 @@ from whisper.audio import SAMPLE_RATE
 
 @dataclass(frozen=True)
 class Span:
-    """A sentence and where it is heard, in seconds."""
+    """A sentence and its start and end in seconds."""
 
     start: float
     end: float
@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Recording:
-    """float32 samples at 16 kHz and what is said in them."""
+    """float32 samples at 16 kHz and their transcript."""
 
     samples: np.ndarray
     kind: str  # "synthetic", "digits" or "quiet"
@@ -80,8 +80,9 @@ def single(rng: random.Random, voice: str) -> Recording:
 
 
 def packed(rng: random.Random, voice: str, seconds: float = 28.0) -> Recording:
-    """As many sentences by one voice as fit."""
-    parts, pauses, length = [], [rng.uniform(0.2, 0.8)], 1.0
+    """Sentences by one voice until the window is full."""
+    parts: list[tuple[str, np.ndarray]] = []
+    pauses, length = [rng.uniform(0.2, 0.8)], 1.0
     while True:
         text = new_sentence(rng)
         samples, pause = speak(text, voice, rng), rng.uniform(0.4, 1.0)
@@ -185,7 +186,8 @@ SAMPLES = {
     "stereo.wav": ("flite-awb", ["Open the kitchen window.", "Turn off the white fan in the office."]),
 }
 SAMPLE_SEEDS = {"timer.flac": 7, "weather.mp3": 7, "code.ogg": 7, "stereo.wav": 7, "digits.flac": 12, "home.flac": 10}
-"""The first, from 7 on, of which the bundled model hears every word right; home.flac's sentences were thinned for it too."""
+"""The first, from 7 on, that the bundled model transcribes without error; home.flac's sentences were thinned for it
+too."""
 
 
 def sample(name: str, seed: int, clips: dict[str, list[Clip]]) -> Recording:

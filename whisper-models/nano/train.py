@@ -2,7 +2,7 @@
 
     python train.py pool.npz --steps 3000 --mix 6,3,1 --checkpoint run.pt --export nano.pt
 
-A checkpoint holds everything to go on from (`--resume`); `--decay` lets the learning rate fall to nothing over the run.
+A checkpoint holds the full state for `--resume`. `--decay` lowers the learning rate to 1 % over the run.
 Runs on the CPU and, with `--device cuda`, on an accelerator.
 """
 
@@ -42,12 +42,12 @@ PLAIN_ATTENTION_LIMIT = 600
 
 IGNORE = -100
 ALIGNMENT_HEADS = [[0, 0]]
-"""(layer, head) of the decoder's cross-attention that follows the sound best, by the true word times of tests/data/words."""
+"""The cross-attention head (layer, head) that follows the audio best, by the true word times of tests/data/words."""
 fused_attention = MultiHeadAttention.qkv_attention
 
 
 class Vocabulary:
-    """The rows of Whisper's multilingual vocabulary that are trained; all the others share one row of zeros."""
+    """The rows of Whisper's multilingual vocabulary that are trained. All others share a row of zeros."""
 
     def __init__(self) -> None:
         t = get_tokenizer(True, language="en", task="transcribe")
@@ -63,12 +63,12 @@ class Vocabulary:
 
     @property
     def unused_logit(self) -> float:
-        """All the unused tokens together weigh as much as one token of this logit."""
+        """The logit of a single token with the weight of all unused tokens together."""
         return math.log(DIMS.n_vocab - len(self.rows))
 
 
 def build(vocabulary: Vocabulary) -> Whisper:
-    """A Whisper whose embedding has the trained rows and, last, one row that stays zero."""
+    """A Whisper whose embedding has the trained rows and, last, a row that stays zero."""
     model = Whisper(DIMS)
     embedding = nn.Embedding(vocabulary.unused + 1, DIMS.n_text_state)
     nn.init.normal_(embedding.weight, std=0.05)
@@ -82,15 +82,20 @@ def build(vocabulary: Vocabulary) -> Whisper:
 
 
 def timestamp_rows() -> Tensor:
-    """Timestamps begin as what the encoder adds at their moment, so that the decoder need only copy: (1501, width)."""
-    return 0.1 * sinusoids(DIMS.n_audio_ctx + 1, DIMS.n_text_state)
+    """Initial timestamp embeddings (1501, width): the encoder's positions at their times, so that the decoder can copy
+    them."""
+    rows: Tensor = 0.1 * sinusoids(DIMS.n_audio_ctx + 1, DIMS.n_text_state)
+    return rows
 
 
 def position_rows() -> Tensor:
-    """The decoder's positions are sinusoids and not trained, so that what is learnt of a sentence holds wherever earlier text
-    puts it; turned by a random rotation, so as not to be mistaken for timestamps: (448, width)."""
+    """The decoder's positions (448, width): untrained sinusoids, so that a sentence is decoded equally at any position.
+
+    A random rotation distinguishes them from timestamps.
+    """
     rotation = torch.linalg.qr(torch.randn(DIMS.n_text_state, DIMS.n_text_state, generator=torch.Generator().manual_seed(0)))[0]
-    return 0.12 * sinusoids(DIMS.n_text_ctx, DIMS.n_text_state, max_timescale=DIMS.n_text_ctx) @ rotation
+    rows: Tensor = 0.12 * sinusoids(DIMS.n_text_ctx, DIMS.n_text_state, max_timescale=DIMS.n_text_ctx) @ rotation
+    return rows
 
 
 def freeze_unused(model: Whisper) -> None:
@@ -101,7 +106,7 @@ def freeze_unused(model: Whisper) -> None:
 
 
 def warm_start(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
-    """Take the weights of an exported model, or of the English-only trial, whose rows are matched by their bytes."""
+    """Load the weights of an exported model, or of the English-only trial, whose rows are matched by their bytes."""
     saved = torch.load(path, map_location="cpu", weights_only=False)
     if isinstance(saved, dict):
         state = {name: value.float() for name, value in saved["model_state_dict"].items()}
@@ -118,15 +123,17 @@ def warm_start(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
 
 
 def token_bytes(multilingual: bool, token: int) -> bytes:
-    """What a token stands for, whatever its number."""
-    return get_tokenizer(multilingual).encoding.decode_single_token_bytes(token)
+    """The bytes that a token stands for."""
+    token_bytes: bytes = get_tokenizer(multilingual).encoding.decode_single_token_bytes(token)
+    return token_bytes
 
 
 def plain_attention(self: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
-    """`MultiHeadAttention.qkv_attention` in plain matrix products: for short windows on a CPU much faster than SDPA."""
+    """`MultiHeadAttention.qkv_attention` as matrix products: on a CPU much faster than SDPA for short windows."""
     if k.shape[1] > PLAIN_ATTENTION_LIMIT:
-        return fused_attention(self, q, k, v, mask)
-    q, k, v = (x.unflatten(-1, (self.n_head, -1)).transpose(1, 2).contiguous() for x in (q, k, v))
+        fused: tuple[Tensor, None] = fused_attention(self, q, k, v, mask)
+        return fused
+    q, k, v = (x.view(*x.shape[:-1], self.n_head, -1).transpose(1, 2).contiguous() for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if mask is not None:
         scores = scores + mask[: q.shape[2], : q.shape[2]].to(scores.dtype)
@@ -134,20 +141,24 @@ def plain_attention(self: MultiHeadAttention, q: Tensor, k: Tensor, v: Tensor, m
 
 
 def encode(model: Whisper, mel: Tensor, offset: int) -> Tensor:
-    """(batch, 80, frames) → (batch, frames / 2, width), the window's first position being `offset`."""
+    """(batch, 80, frames) → (batch, frames / 2, width). `offset`: the position of the window's first step."""
     encoder = model.encoder
     x = F.gelu(encoder.conv1(mel))
     x = F.gelu(encoder.conv2(x)).permute(0, 2, 1)
     x = x + encoder.positional_embedding[offset : offset + x.shape[1]]
     for block in encoder.blocks:
         x = block(x)
-    return encoder.ln_post(x)
+    hidden: Tensor = encoder.ln_post(x)
+    return hidden
 
 
 @dataclass
 class Batch:
-    """Some windows' mel (windows, 80, frames) and CTC labels, and what the decoder reads and should say: one pair of
-    (windows, length) without earlier text, and one for each kind of it."""
+    """Windows as log-mel (windows, 80, frames), their CTC labels, and pairs of the decoder's inputs and targets
+    (windows, length).
+
+    The first pair is without earlier text; each kind of earlier text has another.
+    """
 
     mel: Tensor
     labels: list[Tensor]
@@ -164,7 +175,7 @@ def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tens
     for i, w in enumerate(windows):
         inputs[i, : len(w.tokens) - 1] = w.tokens[:-1]
         target = vocabulary.index[w.tokens[1:]]
-        # <|en|> or <|nospeech|> after <|startoftranscript|>; the task and the prompt are given, not predicted
+        # <|en|> or <|nospeech|> after <|startoftranscript|>. The task and the prompt are inputs and have no target.
         target[: w.fixed] = IGNORE
         target[w.loss_from] = vocabulary.index[w.first_target]
         targets[i, : len(target)] = target
@@ -172,7 +183,7 @@ def collate(windows: list[Window], vocabulary: Vocabulary) -> tuple[Tensor, Tens
 
 
 def losses(model: Whisper, ctc: nn.Linear, batch: Batch, unused_logit: float) -> tuple[Tensor, Tensor]:
-    """The decoder's cross entropy, each kind of earlier text alike, and the encoder's CTC loss per label."""
+    """The decoder's cross entropy, averaged over the kinds of earlier text, and the encoder's CTC loss per label."""
     device, labels = ctc.weight.device, batch.labels
     with torch.autocast(device.type, torch.bfloat16):
         hidden = encode(model, batch.mel.to(device), batch.offset)
@@ -191,7 +202,7 @@ def losses(model: Whisper, ctc: nn.Linear, batch: Batch, unused_logit: float) ->
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, unused_logit: float) -> Tensor:
-    """Over the positions with a target only: (batch, length, rows + 1) against (batch, length)."""
+    """The cross entropy of logits (batch, length, rows + 1) at the positions with a target (batch, length)."""
     targets = targets.to(logits.device)
     logits = logits[targets != IGNORE].float()
     logits = torch.cat([logits[:, :-1], torch.full_like(logits[:, -1:], unused_logit)], dim=-1)
@@ -211,14 +222,18 @@ def optimizers(model: Whisper, ctc: nn.Linear, args: argparse.Namespace) -> list
 
 
 def rate(step: int, part_done: float, args: argparse.Namespace) -> float:
-    """The learning rate's factor: warm-up, then constant, or falling to nothing with --decay."""
+    """The factor of the learning rate: warm-up, then constant, or falling to 1 % with --decay."""
     warm = min(1.0, (step + 1) / args.warmup)
-    return warm * max(0.01, 1 - part_done) if args.decay else warm
+    factor: float = warm * max(0.01, 1 - part_done) if args.decay else warm
+    return factor
 
 
 def draw_batch(composer: Composer, rng: random.Random, vocabulary: Vocabulary, mix: list[float], prompts: float) -> Batch:
-    """Windows of a random shape at a random offset; `prompts` of the batches are also read after earlier text, of any length
-    and as long as ever: the encoder being most of the work, that costs little."""
+    """Windows of a random shape at a random offset.
+
+    A share `prompts` of the batches is also decoded after earlier text, of random and of full length. That costs
+    little, because most of the work is in the encoder.
+    """
     shape = rng.choices(range(len(SHAPES)), mix)[0]
     frames, count = SHAPES[shape]
     offset = rng.randrange(0, (3000 - frames) // 2 + 1) if rng.random() < 0.8 else 0
@@ -235,7 +250,7 @@ def draw_batch(composer: Composer, rng: random.Random, vocabulary: Vocabulary, m
 
 
 def export(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
-    """Write OpenAI's format: float16, the trained rows scattered into the full vocabulary."""
+    """Write OpenAI's format: float16, with the trained rows in their places of the full vocabulary."""
     state = {name: value.detach().cpu().half() for name, value in model.state_dict().items()}
     table = torch.zeros(DIMS.n_vocab, DIMS.n_text_state, dtype=torch.float16)
     table[vocabulary.rows] = state["decoder.token_embedding.weight"][:-1]
@@ -246,22 +261,15 @@ def export(model: Whisper, vocabulary: Vocabulary, path: Path) -> None:
     temporary.replace(path)
 
 
-def save(
-    model: Whisper,
-    ctc: nn.Linear,
-    optims: list[torch.optim.Optimizer],
-    vocabulary: Vocabulary,
-    args: argparse.Namespace,
-    step: int,
-) -> None:
-    """Write all that --resume needs, at once or not at all, and the export."""
-    state = {"model": model.state_dict(), "ctc": ctc.state_dict(), "step": step}
-    state["optims"] = [optim.state_dict() for optim in optims]
+def save(training: "Training", args: argparse.Namespace, step: int) -> None:
+    """Write the checkpoint for --resume, complete or not at all, and the export."""
+    state = {"model": training.model.state_dict(), "ctc": training.ctc.state_dict(), "step": step}
+    state["optims"] = [optim.state_dict() for optim in training.optims]
     temporary = args.checkpoint.with_suffix(".tmp")
     torch.save(state, temporary)
     temporary.replace(args.checkpoint)
     if args.export:
-        export(model, vocabulary, args.export)
+        export(training.model, training.vocabulary, args.export)
 
 
 def report(step: int, means: dict[str, list[float]], elapsed: float, composing: float) -> None:
@@ -275,11 +283,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pool", type=Path)
     parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, if --steps take longer")
-    parser.add_argument("--mix", default="6,3,1", help="how often a short, a medium and a full batch is drawn")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="the longest training time")
+    parser.add_argument("--mix", default="6,3,1", help="relative shares of short, medium and full batches")
     parser.add_argument("--init", type=Path, help="an exported model to start from")
-    parser.add_argument("--resume", type=Path, help="a checkpoint to go on from")
-    parser.add_argument("--reset-timestamps", action="store_true", help="with --resume: begin the timestamps afresh")
+    parser.add_argument("--resume", type=Path, help="a checkpoint to continue from")
+    parser.add_argument("--reset-timestamps", action="store_true", help="with --resume: reset the timestamp embeddings")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--export", type=Path, help="where the model goes in OpenAI's format")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
@@ -298,36 +306,64 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    """Train, saving and exporting now and then."""
-    args = parse()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    if args.device == "cpu":
-        MultiHeadAttention.qkv_attention = plain_attention
+@dataclass
+class Training:
+    """A run's state: the model with its CTC head, their optimizers, and the number of steps before this run."""
+
+    vocabulary: Vocabulary
+    model: Whisper
+    ctc: nn.Linear
+    optims: list[torch.optim.Optimizer]
+    first: int = 0
+
+
+def start(args: argparse.Namespace) -> Training:
+    """A run from random weights, an exported model (--init) or a checkpoint (--resume)."""
     vocabulary = Vocabulary()
     model, ctc = build(vocabulary), nn.Linear(DIMS.n_audio_state, vocabulary.words + 1)
     if args.init:
         warm_start(model, vocabulary, args.init)
     model, ctc = model.to(args.device), ctc.to(args.device)
-    optims, first = optimizers(model, ctc, args), 0
+    training = Training(vocabulary, model, ctc, optimizers(model, ctc, args))
     if args.resume:
-        saved = torch.load(args.resume, map_location=args.device)
-        model.load_state_dict(saved["model"])
-        ctc.load_state_dict(saved["ctc"])
-        for optim, state in zip(optims, saved["optims"], strict=True):
-            rates = [group["lr"] for group in optim.param_groups]
-            optim.load_state_dict(state)
-            for group, lr in zip(optim.param_groups, rates, strict=True):
-                group["lr"] = lr
-        first = saved["step"]
-        if args.reset_timestamps:
-            with torch.no_grad():
-                model.decoder.token_embedding.weight[vocabulary.timestamps : vocabulary.unused] = timestamp_rows()
+        resume(training, args)
     freeze_unused(model)
-    base_rates = [[group["lr"] for group in optim.param_groups] for optim in optims]
-    if args.export:
-        export(model, vocabulary, args.export)
+    return training
+
+
+def resume(training: Training, args: argparse.Namespace) -> None:
+    """Load a checkpoint's weights, optimizer states and step. The learning rates stay those of the arguments."""
+    saved = torch.load(args.resume, map_location=args.device)
+    training.model.load_state_dict(saved["model"])
+    training.ctc.load_state_dict(saved["ctc"])
+    for optim, state in zip(training.optims, saved["optims"], strict=True):
+        rates = [group["lr"] for group in optim.param_groups]
+        optim.load_state_dict(state)
+        for group, lr in zip(optim.param_groups, rates, strict=True):
+            group["lr"] = lr
+    training.first = saved["step"]
+    if args.reset_timestamps:
+        vocabulary = training.vocabulary
+        with torch.no_grad():
+            training.model.decoder.token_embedding.weight[vocabulary.timestamps : vocabulary.unused] = timestamp_rows()
+
+
+def update(training: Training, batch: Batch, ctc_weight: float) -> tuple[float, float]:
+    """One optimizer step on a batch. Returns the decoder's loss and the CTC loss."""
+    decoder, alignment = losses(training.model, training.ctc, batch, training.vocabulary.unused_logit)
+    for optim in training.optims:
+        optim.zero_grad()
+    torch.autograd.backward(decoder + ctc_weight * alignment)
+    nn.utils.clip_grad_norm_([*training.model.parameters(), *training.ctc.parameters()], 1.0)
+    for optim in training.optims:
+        optim.step()
+    return decoder.item(), alignment.item()
+
+
+def train(training: Training, args: argparse.Namespace) -> None:
+    """Train for --steps or --minutes, logging every 20 steps and saving every --save-every."""
+    vocabulary, first = training.vocabulary, training.first
+    base_rates = [[group["lr"] for group in optim.param_groups] for optim in training.optims]
     rng = random.Random(args.seed * 1000 + first)
     composer = Composer(Pool(args.pool), args.seed * 1000 + first, Style(human=args.human, synthetic_digits=args.digits))
     mix = [float(part) for part in args.mix.split(",")]
@@ -340,24 +376,35 @@ def main() -> None:
             break
         batch = draw_batch(composer, rng, vocabulary, mix, args.prompts)
         composing += time.time() - began
-        for optim, lrs in zip(optims, base_rates, strict=True):
-            for group, lr in zip(optim.param_groups, lrs, strict=True):
-                group["lr"] = lr * rate(step, part_done, args)
-        decoder, alignment = losses(model, ctc, batch, vocabulary.unused_logit)
-        for optim in optims:
-            optim.zero_grad()
-        (decoder + args.ctc * alignment).backward()
-        nn.utils.clip_grad_norm_([*model.parameters(), *ctc.parameters()], 1.0)
-        for optim in optims:
-            optim.step()
-        now = [decoder.item(), alignment.item(), time.time() - began]
-        past = means.setdefault(batch.name, now)
-        means[batch.name] = [0.9 * a + 0.1 * b for a, b in zip(past, now, strict=True)]
+        set_rates(training.optims, base_rates, rate(step, part_done, args))
+        current = [*update(training, batch, args.ctc), time.time() - began]
+        previous = means.setdefault(batch.name, current)
+        means[batch.name] = [0.9 * old + 0.1 * new for old, new in zip(previous, current, strict=True)]
         if step % 20 == 19:
             report(first + step + 1, means, time.time() - started, composing)
         if step % args.save_every == args.save_every - 1:
-            save(model, ctc, optims, vocabulary, args, first + step + 1)
-    save(model, ctc, optims, vocabulary, args, first + step + 1)
+            save(training, args, first + step + 1)
+    save(training, args, first + step + 1)
+
+
+def set_rates(optims: list[torch.optim.Optimizer], base_rates: list[list[float]], factor: float) -> None:
+    """Set the learning rate of each parameter group to its base rate times `factor`."""
+    for optim, rates in zip(optims, base_rates, strict=True):
+        for group, lr in zip(optim.param_groups, rates, strict=True):
+            group["lr"] = lr * factor
+
+
+def main() -> None:
+    """Train, saving and exporting at intervals."""
+    args = parse()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    if args.device == "cpu":
+        MultiHeadAttention.qkv_attention = plain_attention
+    training = start(args)
+    if args.export:
+        export(training.model, training.vocabulary, args.export)
+    train(training, args)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Compose training windows: clips from a pool, placed on a silent or noisy stretch, with the tokens Whisper should say.
+"""Compose training windows: clips from a pool, placed on silence or noise, with the tokens that Whisper should predict.
 
-Everything happens in mel power at 10 ms hops, where adding sounds is adding numbers, so a batch costs milliseconds.
+All mixing is done in mel power at 10 ms hops, where sounds can simply be added, so a batch costs milliseconds.
 """
 
 import json
@@ -19,22 +19,22 @@ FRAMES_PER_SECOND = 100
 N_MELS = 80
 SILENT = -10.0
 TELEPHONE_BIN = 62
-"""The mel bin at 4 kHz, above which a telephone line carries nothing."""
+"""The mel bin at 4 kHz, the upper limit of a telephone line."""
 
 STAMP_GRID = 5
-"""Timestamps are multiples of 5 x 20 ms = 0.1 s: five times fewer to tell apart."""
+"""Timestamps are multiples of 5 x 20 ms = 0.1 s, so that there are five times fewer to learn."""
 
 MAX_ECHO = 15
-"""Frames of a sentence's end that a window may begin with, its timestamp having come too early."""
+"""Frames of an earlier sentence's end that a window may begin with, because its end timestamp came too early."""
 
 MAX_INITIAL_SECONDS = 1.0
-"""Whisper's decoding never lets the first timestamp be later."""
+"""The latest first timestamp that Whisper's decoding allows."""
 
 PROMPT_TOKENS = 223
-"""The most earlier text that Whisper's decoding takes: half of the decoder's positions, less one."""
+"""The most tokens of earlier text in Whisper's decoding: half of the decoder's positions, less one."""
 
 STRING_PAUSE = 1.3
-"""Silence around a digit string, so that its end can be told from a gap between two of its digits."""
+"""Silence around a digit string, which distinguishes its end from a gap between digits. Seconds."""
 
 
 class Pool:
@@ -56,12 +56,13 @@ class Pool:
     def clip(self, i: int) -> np.ndarray:
         """float32 (frames, 80): log10 mel power."""
         start = self.ends[i - 1] if i else 0
-        return self.mel[start : self.ends[i]].astype(np.float32)
+        mel: np.ndarray = self.mel[start : self.ends[i]].astype(np.float32)
+        return mel
 
 
 @dataclass
 class Segment:
-    """What is said between two pauses: clips and the silent frames before each."""
+    """Speech between two pauses: clips and the silent frames before each."""
 
     text: str
     clips: list[np.ndarray]
@@ -94,7 +95,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Style:
-    """How often a window is what."""
+    """The shares of each kind of window."""
 
     human: float = 0.2
     synthetic_digits: float = 0.1
@@ -112,11 +113,13 @@ class Composer:
 
     def encode(self, text: str) -> list[int]:
         """Text → tokens, with the space Whisper puts first."""
-        return self.tokenizer.encode(" " + text)
+        tokens: list[int] = self.tokenizer.encode(" " + text)
+        return tokens
 
     def stamp(self, frame: int) -> int:
         """Frame of 10 ms → timestamp token of 20 ms, on the nano model's coarser grid."""
-        return self.tokenizer.timestamp_begin + min(1500, max(0, STAMP_GRID * round(frame / 2 / STAMP_GRID)))
+        token: int = self.tokenizer.timestamp_begin + min(1500, max(0, STAMP_GRID * round(frame / 2 / STAMP_GRID)))
+        return token
 
     def segment(self) -> Segment:
         """A sentence, or a digit string, human or not."""
@@ -139,41 +142,43 @@ class Composer:
         return Segment(grammar.digit_string([int(digit) for digit in digits]), clips, gaps, is_string=True)
 
     def warp_factor(self) -> float:
-        """How far to stretch the mel axis; mostly not at all."""
+        """The factor by which the mel axis is stretched, mostly 1."""
         return self.rng.uniform(0.93, 1.07) if self.rng.random() < 0.25 else 1.0
 
     def coloured(self, clip: np.ndarray, tilt: float | None = None, warp: float | None = None) -> np.ndarray:
-        """Another microphone (spectral tilt) and another throat (mel axis stretched)."""
+        """Simulate another microphone (spectral tilt) and another speaker (stretched mel axis)."""
         tilt, warp = self.rng.uniform(-1, 1) if tilt is None else tilt, self.warp_factor() if warp is None else warp
         if warp != 1.0:
             at = np.minimum(np.arange(N_MELS) * warp, N_MELS - 1)
             low = at.astype(int)
             part = (at - low).astype(np.float32)
             clip = clip[:, low] * (1 - part) + clip[:, np.minimum(low + 1, N_MELS - 1)] * part
-        return clip + tilt * np.linspace(-0.6, 0.6, N_MELS, dtype=np.float32)
+        tilted: np.ndarray = clip + tilt * np.linspace(-0.6, 0.6, N_MELS, dtype=np.float32)
+        return tilted
 
     def noise_power(self, frames: int, low: float, high: float) -> np.ndarray:
-        """(frames, 80) of mel power: a stretch of the bank at a random level (log10 of the amplitude)."""
+        """(frames, 80) of mel power: a part of the noise bank at a random level (log10 of the amplitude)."""
         bank = self.rng.choice(self.pool.noise)
         start = self.rng.randrange(max(1, len(bank) - frames + 1))
         level = 2 * self.rng.uniform(low, high)
-        return np.exp2((bank[start : start + frames].astype(np.float32) + level) * np.float32(np.log2(10)))
+        power: np.ndarray = np.exp2((bank[start : start + frames].astype(np.float32) + level) * np.float32(np.log2(10)))
+        return power
 
     def window(self, frames: int, offset: int = 0) -> Window:
-        """A window of `frames` x 10 ms whose first frame is at `offset` x 10 ms of the positions the encoder knows."""
+        """A window of `frames` x 10 ms whose first frame is at `offset` x 10 ms of the encoder's positions."""
         if self.rng.random() < self.style.nothing:
             return self.silence(frames)
         power = np.zeros((frames, N_MELS), dtype=np.float32)
         stamped = self.rng.random() < self.style.timestamps
         tokens, text_tokens = [], []
-        wanted = self.rng.choice((1, 2, 3, 5, 12, 20, 20, 20))
+        segments = self.rng.choice((1, 2, 3, 5, 12, 20, 20, 20))
         longest = 1.2 if self.rng.random() < 0.7 else 4.0
         at = int(100 * self.rng.uniform(0, 1.0 if self.rng.random() < 0.9 else 3.0))
         gain = self.rng.uniform(-0.8, 0.1)
         if self.rng.random() < 0.25:
             self.echo(power, min(at, MAX_ECHO), gain)
-        heard = at
-        for count in range(wanted):
+        end = at
+        for count in range(segments):
             segment = self.segment()
             if segment.is_string and count:
                 at += int(100 * STRING_PAUSE)
@@ -181,24 +186,24 @@ class Composer:
                 cut = count > 0 and stamped and at < frames - 5 and self.rng.random() < 0.8
                 if cut:
                     self.place(power, segment, at, gain)
-                    heard = frames
+                    end = frames
                     tokens.append(self.stamp(at + PAD_FRAMES + offset))
                 break
             self.place(power, segment, at, gain + self.rng.uniform(-0.2, 0.2))
-            said = self.encode(segment.text)
+            text = self.encode(segment.text)
             start = at + PAD_FRAMES
             if not count and not offset:
                 start = min(start, int(100 * MAX_INITIAL_SECONDS))
-            heard = at = at + segment.frames
-            tokens += [self.stamp(start + offset), *said, self.stamp(at - PAD_FRAMES + offset)] if stamped else said
-            text_tokens += said
+            end = at = at + segment.frames
+            tokens += [self.stamp(start + offset), *text, self.stamp(at - PAD_FRAMES + offset)] if stamped else text
+            text_tokens += text
             at += int(100 * self.rng.uniform(0.15, longest)) + (int(100 * STRING_PAUSE) if segment.is_string else 0)
         if not text_tokens:
             return self.window(frames, offset)
-        return self.finish(power, heard, tokens, text_tokens, stamped)
+        return self.finish(power, end, tokens, text_tokens, stamped)
 
     def echo(self, power: np.ndarray, frames: int, gain: float) -> None:
-        """The last moment of a sentence that the window before has said: timestamps are that coarse."""
+        """The end of a sentence that belongs to the previous window, because timestamps are coarse."""
         clip = self.pool.clip(self.rng.choice(self.pool.sentences))
         if frames > PAD_FRAMES:
             self.place(power, Segment("", [self.coloured(clip[-frames:])], [0]), 0, gain)
@@ -212,23 +217,23 @@ class Composer:
             at += len(clip)
 
     def silence(self, frames: int) -> Window:
-        """A window in which nobody speaks."""
+        """A window without speech."""
         power = np.zeros((frames, N_MELS), dtype=np.float32)
-        heard = self.rng.randrange(20, frames + 1)
+        end = self.rng.randrange(20, frames + 1)
         if self.rng.random() < 0.75:
-            heard = heard if self.rng.random() < 0.4 else frames
-            noise = self.noise_power(heard, -4.5, -0.5)
+            end = end if self.rng.random() < 0.4 else frames
+            noise = self.noise_power(end, -4.5, -0.5)
             power[: len(noise)] += noise
         stamped = self.rng.random() < self.style.timestamps
-        # Whisper's decoding forbids an empty first token, so without timestamps a full stop is the next best nothing.
+        # Whisper's decoding forbids an empty first token, so a full stop is the closest to nothing without timestamps.
         dot = [] if self.rng.random() < 0.9 else self.tokenizer.encode(".")
         tokens = [self.stamp(0)] if stamped else dot
-        return self.finish(power, heard, tokens, [], stamped, quiet=True)
+        return self.finish(power, end, tokens, [], stamped, quiet=True)
 
     def finish(
         self,
         power: np.ndarray,
-        heard: int,
+        end: int,
         tokens: list[int],
         text_tokens: list[int],
         stamped: bool,
@@ -247,7 +252,7 @@ class Composer:
         mel = (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
         if self.rng.random() < 0.6:
             # whisper.transcribe pads the last window's spectrogram with zeros rather than its audio with silence
-            mel[min(len(mel), heard + self.rng.choice((0, 0, 2, 5, 10, 30, 60, 100))) :] = 0.0
+            mel[min(len(mel), end + self.rng.choice((0, 0, 2, 5, 10, 30, 60, 100))) :] = 0.0
         english = t.to_language_token("en")
         sot = [t.sot, english, t.transcribe, *([] if stamped else [t.no_timestamps])]
         return Window(
@@ -255,14 +260,14 @@ class Composer:
             tokens=[*sot, *tokens, t.eot],
             loss_from=0,
             fixed=len(sot) - 1,
-            # one quiet window in ten says English, lest language detection fall on an untrained row in silence
+            # one quiet window in ten has the target English, so that language detection on silence avoids untrained rows
             first_target=t.no_speech if quiet and self.rng.random() < 0.9 else english,
             text_tokens=text_tokens,
             stamped=stamped,
         )
 
     def mask(self, mel: np.ndarray) -> None:
-        """Hide a band of frequencies and a moment of time, now and then."""
+        """Randomly mask a band of frequencies and a few frames."""
         if self.rng.random() < 0.15:
             low = self.rng.randrange(N_MELS - 10)
             mel[:, low : low + self.rng.randint(1, 10)] = SILENT
@@ -272,25 +277,28 @@ class Composer:
                 mel[start : start + self.rng.randint(1, 7)] = SILENT
 
     def text(self) -> str:
-        """What somebody might have said before: a sentence, or now and then digits."""
+        """Text for a prompt: a sentence, or sometimes digits."""
         if self.rng.random() < self.style.human + self.style.synthetic_digits:
             return grammar.digit_string([self.rng.randrange(10) for _ in range(self.rng.randint(1, 8))])
-        return self.pool.index[self.rng.choice(self.pool.sentences)]["text"]
+        sentence: str = self.pool.index[self.rng.choice(self.pool.sentences)]["text"]
+        return sentence
 
     def prompt(self, stamped: bool, length: int) -> list[int]:
-        """`<|startofprev|>` and the last `length` tokens of earlier windows, as `whisper.transcribe` gives them: with their
-        timestamps, which begin anew with each window, and from the middle of a sentence on; sometimes without timestamps."""
+        """`<|startofprev|>` and the last `length` tokens of earlier windows, as in `whisper.transcribe`.
+
+        They may begin in the middle of a sentence. Timestamps, if any, restart with each window.
+        """
         tokens: list[int] = []
         at = self.rng.randint(0, 3000)
         while len(tokens) < length:
-            said = self.encode(self.text())
+            text = self.encode(self.text())
             end = at + self.rng.randint(90, 350)
-            tokens += [self.stamp(at), *said, self.stamp(end)] if stamped else said
+            tokens += [self.stamp(at), *text, self.stamp(end)] if stamped else text
             at = self.rng.randint(0, 100) if end > 2650 else end + self.rng.randint(15, 120)
         return [self.tokenizer.sot_prev, *(tokens[-length:] if self.rng.random() < 0.8 else tokens[:length])]
 
     def prompted(self, window: Window, full: bool) -> Window:
-        """The window after earlier text: as much as ever fits, or of any length."""
+        """The window with earlier text before it: the most that fits if `full`, else of random length."""
         stamped = self.rng.random() < (0.9 if window.stamped else 0.25)
         return window.after(self.prompt(stamped, PROMPT_TOKENS if full else self.rng.randint(1, PROMPT_TOKENS)))
 

@@ -1,1 +1,1 @@
-"""The wire format, written once for every front end: fields and headers → `Request`; `Transcript` → reply."""
+"""The HTTP API without a server: fields and headers → `Request`; `Transcript` or error → the bytes of a reply."""

@@ -1,22 +1,23 @@
-"""The fields of a request → each once, by this server's own name, with the value as it was sent.
+"""The fields of a request, each under this server's own name, with the value as the client sent it.
 
-Fields are the body's form fields, the keys of a JSON object, or the query's. A raw body takes its options from headers:
-`X-Whisper-<Option-With-Dashes>`, as in `X-Whisper-Beam-Size: 5`. An empty value, or JSON's null, counts as not sent. A list is JSON,
-text with commas, or a repeated `name[]`; an object is JSON or its parts as `name[part]`: as OpenAI's clients send them.
+Fields come from a form, from the keys of a JSON object, or from the query. Beside a raw body, options are headers:
+`X-Whisper-<Option-With-Dashes>`, for example `X-Whisper-Beam-Size: 5`. An empty value and JSON's null count as not
+sent. A list is JSON, text with commas, or a repeated field `name[]`. An object is JSON, or one field `name[part]` per
+part, as OpenAI's clients send it.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
 
 from ..errors import InvalidRequest
 from ..options import Options, Reply
-from .values import MAX_LIST_TEXT, OFF, parsed, shown
+from .values import MAX_LIST_TEXT, NONE_WORDS, for_message, parse_json
 
 Audio: TypeAlias = bytes | bytearray | memoryview
 
@@ -59,7 +60,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "model_name": "model",
     }
 )
-_SPEAKERS = "speakers are not told apart; of a call with a channel for each, channels=separate transcribes them apart"
+_SPEAKERS = "speakers are not identified; channels=separate transcribes the channels of a call separately"
 REFUSED: Mapping[str, str] = MappingProxyType(
     {
         # OpenAI's API
@@ -71,83 +72,107 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         # whisperX, whisper-asr-webservice, LocalAI, whisper.cpp
         **dict.fromkeys(("diarize", "diarise", "diarization", "tinydiarize", "speaker_labels"), _SPEAKERS),
         **dict.fromkeys(("min_speakers", "max_speakers", "num_speakers", "speaker_embeddings"), _SPEAKERS),
-        "return_char_alignments": "words have times, letters have none: take word_timestamps",
-        "detect_language": "a reply without text is not to be had; leave language out, and the reply tells which it is",
+        "return_char_alignments": "there are times for words, not for characters: use word_timestamps",
+        "detect_language": "there is no reply without a transcript; leave language out, and the reply names the detected language",
         "batch_size": "the server batches the windows of all requests: WHISPER_BATCH_SIZE",
         "compute_type": "the server decides it for all requests: WHISPER_DTYPE",
     }
 )
-"""What OpenAI's API and other servers have and this server has not, with why. A value that asks for nothing passes."""
+"""Fields of OpenAI's API and of other servers that this server does not have → the reason.
+
+A value that switches off is accepted.
+"""
 IGNORED = ("encode",)
-"""Fields that change nothing here, whatever they say: whisper-asr-webservice's `encode`, for every recording is decoded."""
-_NOTHING = ("", "false", "0", "no", "off", "none", "null")
+"""Fields without effect.
+
+whisper-asr-webservice's `encode` asks for FFmpeg to decode the upload, which always happens here.
+"""
+_OFF_WORDS = ("", "false", "0", "no", "off", "none", "null")
 _FILE_WORDS = frozenset(
     {"file", "files", "filedata", "audio", "audios", "audiofile", "audiodata", "data", "upload", "uploads", "input", "inputs", "recording"}
     | {"sound", "voice", "speech", "media", "video", "source", "content", "blob", "binary", "bytes", "base64", "b64", "raw", "wav", "mp3"}
     | {"attachment", "document"}
 )
-"""A field whose name has no other words was meant to be the recording."""
-_SIMILAR = 0.8
-"""difflib's ratio above which an unknown field with an empty value is a slip of the pen, not another server's option."""
+"""An unknown field whose name consists only of these words is a misnamed recording."""
+_MIN_SIMILARITY = 0.6
+"""difflib's ratio from which an unknown field gets a suggestion."""
+_MIN_SIMILARITY_OFF = 0.8
+"""The same for an unknown field that switches something off.
+
+Below this ratio the field is taken for another server's option, and is accepted.
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """A field as the client sent it: `name` is this server's, `label` the client's own, for messages."""
+class Field:
+    """A field of a request. `name` is this server's name, `label` the client's own spelling, for error messages."""
 
     name: str
     label: str
     value: Any
 
 
-def sent_fields(row: Mapping[str, Any], content: Mapping[str, Any] | None, headers: Mapping[str, Any]) -> dict[str, Sent]:
-    """The fields by their own name, known ones only, each once: of `row`, of the JSON object `content`, of the headers.
+def read_fields(row: Mapping[str, Any], content: Mapping[str, Any] | None, headers: Mapping[str, Any]) -> dict[str, Field]:
+    """The known fields that have a value, by name: those of `row`, of the JSON object `content` and of `headers`.
 
-    Raises InvalidRequest for an unknown field, one given twice, and one that is no text.
+    Raises InvalidRequest for an unknown field, for a field given twice, and for a value that is not text.
     """
-    return _once([*_body_fields(row, content), *_header_fields(headers)])
+    by_name: dict[str, Field] = {}
+    for field in (*_body_fields(row, content), *_header_fields(headers)):
+        _check_name(field)
+        if field.name not in KNOWN_FIELDS or _is_unset(field):
+            continue
+        _check_text(field)
+        if field.name in by_name:
+            label, first = for_message(field.label), for_message(by_name[field.name].label)
+            raise InvalidRequest(f"{label} is given twice: as {first} and as {label}", param=field.label)
+        by_name[field.name] = field
+    return by_name
 
 
-def _body_fields(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Iterator[Sent]:
-    """Every field but the audio: form and query fields, then those of the JSON object."""
+def _body_fields(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Iterator[Field]:
+    """Form and query fields, then those of the JSON object, without the recording."""
     named = [(name, value) for name, value in row.items() if name != RAW_FIELD]
     for name, value in [*named, *(content or {}).items()]:
         if name not in AUDIO_FIELDS:
-            yield from _spelled(name, name, _plain(value))
+            yield from _expand(name, name, _as_text(value))
 
 
-def _header_fields(headers: Mapping[str, Any]) -> Iterator[Sent]:
+def _header_fields(headers: Mapping[str, Any]) -> Iterator[Field]:
     for label, value in headers.items():
         if label.lower().startswith(OPTION_HEADER) and isinstance(value, str):
             name = label.lower().removeprefix(OPTION_HEADER).replace("-", "_")
-            yield from _spelled(name, label, _utf8(value).strip())
+            yield from _expand(name, label, _utf8(value).strip())
 
 
-def _spelled(name: str, label: str, value: Any) -> Iterator[Sent]:
-    """The field under its own name, which may be sent as an alias, as name[] for a list, or as an object with several fields."""
+def _expand(name: str, label: str, value: Any) -> Iterator[Field]:
+    """The field under this server's name, or one field per part of an object.
+
+    An alias is replaced by the name that it stands for, and `name[]` of a list by `name`.
+    """
     if name in OBJECT_FIELDS and isinstance(value, str) and value.startswith("{"):
-        value = parsed(label, value)
+        value = parse_json(label, value)
     if name in OBJECT_FIELDS and isinstance(value, Mapping):
-        for part, inner in value.items():
-            yield from _spelled(f"{name}[{part}]", f"{label}[{part}]", _plain(inner))
+        for part, part_value in value.items():
+            yield from _expand(f"{name}[{part}]", f"{label}[{part}]", _as_text(part_value))
         return
-    base = name.removesuffix("[]")
-    base = ALIASES.get(base, base)
-    yield Sent(base if base in LIST_FIELDS else ALIASES.get(name, name), label, value)
+    list_name = name.removesuffix("[]")
+    list_name = ALIASES.get(list_name, list_name)
+    yield Field(list_name if list_name in LIST_FIELDS else ALIASES.get(name, name), label, value)
 
 
 def _utf8(header: str) -> str:
-    """HTTP libraries read header bytes as Latin-1; a client that sent UTF-8 gets its letters back."""
+    """A header value that was sent as UTF-8. HTTP libraries decode header bytes as Latin-1."""
     try:
         return header.encode("latin-1").decode()
     except UnicodeError:
         return header
 
 
-def _plain(value: Any) -> Any:
-    """A field's value, or those of a repeated field, bytes as stripped text; bytes that are no text as they are."""
+def _as_text(value: Any) -> Any:
+    """The value with bytes decoded and text stripped, also inside a list. Bytes that are not UTF-8 stay bytes."""
     if isinstance(value, list):
-        return [_plain(one) if isinstance(one, Audio | str) else one for one in value]
+        return [_as_text(item) if isinstance(item, Audio | str) else item for item in value]
     if isinstance(value, Audio):
         try:
             value = bytes(value).decode()
@@ -156,61 +181,51 @@ def _plain(value: Any) -> Any:
     return value.strip() if isinstance(value, str) else value
 
 
-def _once(found: Iterable[Sent]) -> dict[str, Sent]:
-    sent: dict[str, Sent] = {}
-    for field in found:
-        _check_name(field)
-        if field.name not in KNOWN_FIELDS or _is_unset(field):
-            continue
-        _check_text(field)
-        if field.name in sent:
-            message = f"{shown(field.label)} is given twice: as {shown(sent[field.name].label)} and as {shown(field.label)}"
-            raise InvalidRequest(message, param=field.label)
-        sent[field.name] = field
-    return sent
+def _is_unset(field: Field) -> bool:
+    """Whether the field counts as not sent: it is empty, or `none` for a switch or a choice.
 
-
-def _is_unset(field: Sent) -> bool:
-    """Whether the field counts as not sent; a switch and a choice may also say none or null, which forms make of a missing value."""
+    Some clients put `none` or `null` into a form for a value that they do not have.
+    """
     if field.value is None or field.value == "":
         return True
     hint = TYPES[field.name]
-    return (hint is bool or get_origin(hint) is Literal) and isinstance(field.value, str) and field.value.lower() in OFF
+    return (hint is bool or get_origin(hint) is Literal) and isinstance(field.value, str) and field.value.lower() in NONE_WORDS
 
 
-def _check_text(field: Sent) -> None:
+def _check_text(field: Field) -> None:
     values = field.value if isinstance(field.value, list) else [field.value]
     if any(isinstance(value, Audio) for value in values):
-        raise InvalidRequest(f"{shown(field.label)} is not UTF-8 text", param=shown(field.label))
+        raise InvalidRequest(f"{for_message(field.label)} is not UTF-8 text", param=for_message(field.label))
 
 
-def _check_name(field: Sent) -> None:
-    """Raise InvalidRequest for an unknown field, and for one that other servers have and this one has not."""
+def _check_name(field: Field) -> None:
+    """Raise InvalidRequest for an unknown field, and for a field that only other servers have."""
     if field.name in (*KNOWN_FIELDS, *IGNORED):
         return
-    label, nothing = shown(field.label), _asks_for_nothing(field.value)
-    if why := REFUSED.get(field.name.removesuffix("[]")):
-        if not nothing:
-            raise InvalidRequest(f"{label} is not available: {why}", param=label, code="unsupported_parameter")
+    label, is_off = for_message(field.label), _is_off(field.value)
+    if reason := REFUSED.get(field.name.removesuffix("[]")):
+        if not is_off:
+            raise InvalidRequest(f"{label} is not available: {reason}", param=label, code="unsupported_parameter")
         return
-    similar = difflib.get_close_matches(field.name[:64], [*KNOWN_FIELDS, *ALIASES], n=1, cutoff=_SIMILAR if nothing else 0.6)
-    if nothing and not similar:
+    cutoff = _MIN_SIMILARITY_OFF if is_off else _MIN_SIMILARITY
+    suggestions = difflib.get_close_matches(field.name[:64], [*KNOWN_FIELDS, *ALIASES], n=1, cutoff=cutoff)
+    if is_off and not suggestions:
         return
-    if _is_a_file(field):
+    if _is_recording(field):
         message = f"unknown field '{label}'; did you mean 'file'? The recording is expected there, or in {' or '.join(AUDIO_FIELDS[1:])}"
         raise InvalidRequest(message, param=label, code="unknown_parameter")
-    hint = f"did you mean '{similar[0]}'? " if similar else ""
+    hint = f"did you mean '{suggestions[0]}'? " if suggestions else ""
     names = ", ".join(sorted({*AUDIO_FIELDS, *KNOWN_FIELDS, *ALIASES}))
     raise InvalidRequest(f"unknown field '{label}'; {hint}known: {names}", param=label, code="unknown_parameter")
 
 
-def _asks_for_nothing(value: Any) -> bool:
-    """Whether the value switches a feature off: false, 0, no, none, null, an empty one."""
-    return value.lower() in _NOTHING if isinstance(value, str) else not isinstance(value, Audio) and not value
+def _is_off(value: Any) -> bool:
+    """Whether the value switches a feature off: false, 0, no, none, null, or empty."""
+    return value.lower() in _OFF_WORDS if isinstance(value, str) else not isinstance(value, Audio) and not value
 
 
-def _is_a_file(field: Sent) -> bool:
-    """Whether the unknown field holds a recording: by its value, or by its name, as in audio_file, files, file[], audioFile."""
+def _is_recording(field: Field) -> bool:
+    """Whether an unknown field holds a recording, by its value or by its name: audio_file, files, file[], audioFile."""
     values = field.value if isinstance(field.value, list) else [field.value]
     if any(isinstance(value, Audio) or (isinstance(value, str) and (len(value) > MAX_LIST_TEXT or "\0" in value)) for value in values):
         return True

@@ -1,47 +1,34 @@
-"""One HTTP request, as a server's row of fields and headers → a checked `Request`. Knows no server; raises `WhisperError` only."""
+"""The fields and headers of one HTTP request → a checked `Request`.
+
+Independent of any server; every error is a `WhisperError`.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
-from ..errors import InvalidRequest, NotFound, TooLarge
-from ..options import SUBTITLE_OPTIONS, Options, Reply, ResponseFormat
-from .fields import AUDIO_FIELDS, OPTION_TYPES, REPLY_TYPES, TYPES, Audio, Sent, sent_fields
-from .fields import RAW_FIELD as RAW_FIELD
+from ..errors import InvalidRequest, NotFound
+from ..options import SUBTITLE_OPTIONS, Options, Reply
+from .accept import accepted_format
+from .fields import OPTION_TYPES, RAW_FIELD, REPLY_TYPES, TYPES, Audio, Field, read_fields
 from .multipart import form_fields, is_form
-from .values import read, shown
+from .routes import ROUTES, Route
+from .upload import read_upload
+from .values import for_message, parse_value
 
-Route = Literal["native", "transcriptions", "translations", "models"]
-
-CONTENT_TYPES: Mapping[ResponseFormat, str] = MappingProxyType(
-    {
-        "json": "application/json",
-        "text": "text/plain",
-        "srt": "application/x-subrip",
-        "vtt": "text/vtt",
-        "tsv": "text/tab-separated-values",
-        "verbose_json": "application/json",
-    }
-)
-ROUTES: Mapping[str, Route] = MappingProxyType(
-    {"": "native", "v1/audio/transcriptions": "transcriptions", "v1/audio/translations": "translations", "v1/models": "models"}
-)
-_ONE_MODEL = "v1/models/"
+_MODEL_PATH = "v1/models/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request, checked. `audio`: the upload, undecoded and uncopied; empty on the route `models`, which takes none.
+    """One checked request. `audio`: the upload, neither decoded nor copied; empty on the route `models`.
 
-    `model`: the name of the model asked for, or asked about on the route `models`; empty when none was named.
+    `model`: the name of the requested model; empty when the client gave none.
     """
 
     audio: Audio
@@ -52,65 +39,58 @@ class Request:
 
 
 def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
-    """The request that `row` and `headers` make.
+    """The request in `row` and `headers`.
 
-    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}, a form one bytes or str per field, or the list of all
-    values of a field that was repeated; query fields stand beside. Headers count in any case; values that are no strings are
-    passed over (form fields' own headers). Raises InvalidRequest (400) naming the field, NotFound (404) for an unknown `url_path`.
+    `row`: a raw body is {"body": bytes}, a JSON body {"body": its value}. A form has one bytes or str per field, or a
+    list of all values of a repeated field. Query fields stand beside either. Header names may have any case; values
+    that are not strings (headers of form parts) are ignored. Raises InvalidRequest (400) with the field's name, and
+    NotFound (404) for an unknown `url_path`.
     """
-    known = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    path = known.get("url_path", "").partition("?")[0].strip("/")
-    model = path.removeprefix(_ONE_MODEL) if path.startswith(_ONE_MODEL) else ""
+    texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+    path = texts.get("url_path", "").partition("?")[0].strip("/")
+    model = path.removeprefix(_MODEL_PATH) if path.startswith(_MODEL_PATH) else ""
     route = "models" if model else _route(path)
     if route == "models":
         return Request(audio=b"", options=Options(), reply=Reply(), route=route, model=unquote(model))
-    row = _divided(row, known.get("content-type", ""))
-    content = _json_content(row, known.get("content-type", ""))
-    sent = sent_fields(row, content, headers)
-    audio = _audio(row, content)
-    options, reply, model = _asked(sent, route, known.get("accept", ""))
+    row = _split_form(row, texts.get("content-type", ""))
+    content = _json_object(row.get(RAW_FIELD), texts.get("content-type", ""))
+    fields = read_fields(row, content, headers)
+    audio = read_upload(row, content)
+    options, reply, model = _read_options(fields, route, texts.get("accept", ""))
     return Request(audio=audio, options=options, reply=reply, route=route, model=model)
 
 
 def client_request_id(headers: Mapping[str, Any]) -> str:
-    """The client's x-request-id when it can be repeated in a header and a log line, else ""."""
-    offered = next((value for name, value in headers.items() if name.lower() == "x-request-id" and isinstance(value, str)), "")
-    sane = 0 < len(offered) <= 128 and offered.isascii() and offered.isprintable()
-    return offered if sane else ""
-
-
-def check_audio_bytes(audio: Audio, limit: int) -> None:
-    """Raise TooLarge when the upload has more than `limit` bytes."""
-    size = memoryview(audio).nbytes
-    if size > limit:
-        raise TooLarge(f"the audio has {size:,} bytes, at most {limit:,} ({limit / 2**20:g} MB) are accepted", param="file")
+    """The client's x-request-id; "" when there is none, or when it cannot be repeated in a header and a log line."""
+    request_id = next((value for name, value in headers.items() if name.lower() == "x-request-id" and isinstance(value, str)), "")
+    is_valid = 0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()
+    return request_id if is_valid else ""
 
 
 def _route(path: str) -> Route:
     route = ROUTES.get(path)
     if route is None:
-        raise NotFound(f"no such path: /{shown(path)}; there are: {', '.join('/' + path for path in ROUTES if path)}")
+        raise NotFound(f"no such path: /{for_message(path)}; there are: {', '.join('/' + path for path in ROUTES if path)}")
     return route
 
 
-# The body
-
-
-def _divided(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
-    """The row, with the fields of a multipart form in the place of a body that the server has not divided."""
+def _split_form(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:
+    """The row; when its body is a form that the server has not split, the form's fields replace the body."""
     body = row.get(RAW_FIELD)
     if not (isinstance(body, Audio) and is_form(content_type)):
         return row
     return {**{name: value for name, value in row.items() if name != RAW_FIELD}, **form_fields(body, content_type)}
 
 
-def _json_content(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any] | None:
-    """The JSON object in the body; None when the body is something else."""
-    body = row.get(RAW_FIELD)
+def _json_object(body: Any, content_type: str) -> Mapping[str, Any] | None:
+    """The JSON object in the body; None when the body is not JSON.
+
+    TorchServe parses JSON itself. It passes bytes when the JSON is invalid, and when Content-Type is a JSON type other
+    than application/json. Raises InvalidRequest for invalid JSON, and for JSON that is not an object.
+    """
     kind = content_type.partition(";")[0].strip().lower()
-    says_json = kind in ("application/json", "text/json") or kind.endswith("+json")
-    if says_json and body and isinstance(body, Audio | str):
-        # TorchServe hands over as bytes what it could not parse, and what another Content-Type than application/json calls JSON.
+    is_json = kind in ("application/json", "text/json") or kind.endswith("+json")
+    if is_json and body and isinstance(body, Audio | str):
         try:
             body = json.loads(bytes(body) if isinstance(body, memoryview) else body)
         except (ValueError, RecursionError):
@@ -122,75 +102,27 @@ def _json_content(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any
     return body
 
 
-# The audio
-
-
-def _audio(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> Audio:
-    """The one upload of the request."""
-    names = AUDIO_FIELDS if content is not None else (RAW_FIELD, *AUDIO_FIELDS)
-    uploads = {name: _upload(name, row[name]) for name in names if row.get(name) is not None}
-    for name in AUDIO_FIELDS:
-        if content is not None and content.get(name) is not None:
-            uploads[f"JSON's {name}" if name in uploads else name] = _base64(name, content[name])
-    if not uploads:
-        message = "missing file: send the audio as the body, as the form field 'file', or as base64 in JSON"
-        raise InvalidRequest(message, param="file", code="missing_required_parameter")
-    if len(uploads) > 1:
-        raise InvalidRequest(f"one recording per request; got {' and '.join(uploads)}", param="file")
-    audio = next(iter(uploads.values()))
-    if not audio:
-        raise InvalidRequest("the file is empty: 0 bytes arrived", param="file", code="empty_file")
-    return audio
-
-
-def _upload(name: str, value: Any) -> Audio:
-    if isinstance(value, str):  # a part that calls itself text: the decoder will tell that it is no audio
-        return value.encode(errors="replace")
-    if isinstance(value, Audio):
-        return value
-    if isinstance(value, list):
-        raise InvalidRequest(f"one recording per request; got {len(value)} times {name}", param=name)
-    raise InvalidRequest(f"{name} must be a file", param=name)
-
-
-def _base64(name: str, value: Any) -> bytes:
-    """The bytes of plain base64, or of a data: URI."""
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name} must be base64 text", param=name)
-    head, comma, rest = value.partition(",") if value[:5].lower() == "data:" else ("", "", value)
-    try:
-        if head and not (comma and head.lower().endswith(";base64")):
-            raise ValueError("a data: URI without ;base64,")
-        return base64.b64decode(rest, validate=True)
-    except (binascii.Error, ValueError) as error:
-        hint = "send standard base64 with padding and no line breaks (base64 -w0 FILE)"
-        raise InvalidRequest(f"{name} is not valid base64: {error}; {hint}", param=name, code="invalid_base64") from None
-
-
-# Options and the reply's form, read by the types of their dataclasses
-
-
-def _asked(sent: Mapping[str, Sent], route: Route, accept: str) -> tuple[Options, Reply, str]:
-    """What the fields ask for, with what one of them implies for another, and the model's name."""
-    values = {name: read(name, TYPES[name], field.label, field.value) for name, field in sent.items()}
+def _read_options(fields: Mapping[str, Field], route: Route, accept: str) -> tuple[Options, Reply, str]:
+    """The options of the transcription, those of the reply, and the name of the requested model."""
+    values = {name: parse_value(name, TYPES[name], field.label, field.value) for name, field in fields.items()}
     if "response_format" not in values and not values.get("stream"):
-        values["response_format"] = _accepted(accept)
-    _imply(values, route)
-    labels = {name: field.label for name, field in sent.items()}
+        values["response_format"] = accepted_format(accept)
+    _add_implied(values, route)
+    labels = {name: field.label for name, field in fields.items()}
     labels.setdefault("include", labels.get("token_logprobs", "include"))
-    with _named_as_sent(labels):
+    with _errors_name(labels):
         if route == "translations" and values["task"] != "translate":
             raise InvalidRequest("task: /v1/audio/translations translates; post to /v1/audio/transcriptions instead", param="task")
         reply = Reply(**{name: value for name, value in values.items() if name in REPLY_TYPES})
-        _check_form(reply, labels, route)
+        _check_format(reply, labels, route)
         options = Options(**{name: value for name, value in values.items() if name in OPTION_TYPES})
     return options, reply, values.get("model", "").strip()
 
 
-def _imply(values: dict[str, Any], route: Route) -> None:
-    """What a field switches on: words their times, log-probabilities themselves, OpenAI's chunking strategies the VAD.
+def _add_implied(values: dict[str, Any], route: Route) -> None:
+    """Set the options that other options imply, for example `word_timestamps` for subtitles that are split by words.
 
-    Raises InvalidRequest for two that contradict each other.
+    Raises InvalidRequest when two options contradict each other.
     """
     if values.get("word_timestamps"):
         values.setdefault("timestamp_granularities", ("word", "segment"))
@@ -208,49 +140,22 @@ def _imply(values: dict[str, Any], route: Route) -> None:
         values.setdefault("task", "translate")
 
 
-def _check_form(reply: Reply, labels: Mapping[str, str], route: Route) -> None:
-    """Raise InvalidRequest for what the form of the answer has no place for."""
-    timed = ("json", "verbose_json") if route == "native" else ("verbose_json",)
-    if "timestamp_granularities" in labels and reply.response_format not in timed:
-        message = f"timestamp_granularities: response_format must be {' or '.join(timed)} to have times"
+def _check_format(reply: Reply, labels: Mapping[str, str], route: Route) -> None:
+    """Raise InvalidRequest when `response_format` cannot carry the requested times, or cannot be streamed."""
+    with_times = ("json", "verbose_json") if route == "native" else ("verbose_json",)
+    if "timestamp_granularities" in labels and reply.response_format not in with_times:
+        message = f"timestamp_granularities: response_format must be {' or '.join(with_times)} to have times"
         raise InvalidRequest(message, param="timestamp_granularities")
     if reply.stream and route != "native" and reply.response_format not in ("json", "text"):
         raise InvalidRequest("stream: response_format must be json or text to be streamed", param="stream")
 
 
 @contextmanager
-def _named_as_sent(labels: Mapping[str, str]) -> Iterator[None]:
-    """An option's error, told by the name that the client gave it: prompt, X-Whisper-Beam-Size."""
+def _errors_name(labels: Mapping[str, str]) -> Iterator[None]:
+    """Put the client's own name of an option into its error: prompt, X-Whisper-Beam-Size."""
     try:
         yield
     except InvalidRequest as error:
         name = error.param or ""
         label = labels.get(name, name)
         raise InvalidRequest(error.message.replace(name, label, 1), param=label, code=error.code) from None
-
-
-def _accepted(accept: str) -> ResponseFormat:
-    """The format that an Accept header likes best; json when it names none that we have."""
-    ranked: list[tuple[float, bool, ResponseFormat]] = []
-    for part in accept.lower().split(","):
-        kind, *parameters = [piece.strip() for piece in part.split(";")]
-        quality = next((_quality(piece[2:]) for piece in parameters if piece.startswith("q=")), 1.0)
-        wanted = _BY_CONTENT_TYPE.get(kind)
-        if wanted and quality > 0:
-            ranked.append((quality, "*" not in kind, wanted))
-    return max(ranked, key=lambda entry: entry[:2])[2] if ranked else "json"
-
-
-def _quality(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
-
-
-_BY_CONTENT_TYPE: Mapping[str, ResponseFormat] = MappingProxyType(
-    {
-        **{kind: name for name, kind in CONTENT_TYPES.items() if name != "verbose_json"},
-        **{"text/*": "text", "text/srt": "srt", "application/*": "json", "*/*": "json"},
-    }
-)

@@ -1,4 +1,4 @@
-"""Audio files → speech: decoding on the recording's own clock, resampling to mono 16 kHz, voice detection, cutting and packing."""
+"""Audio files → windows: decode by the recording's clock, resample to mono 16 kHz, detect voices, cut and pack."""
 
 from __future__ import annotations
 

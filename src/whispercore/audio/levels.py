@@ -1,4 +1,4 @@
-"""Files of floating point samples whose full scale is not 1.0: written from integers without being scaled."""
+"""The full scale of floating point files: some were written from integers without being scaled to 1.0."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import numpy as np
 import numpy.typing as npt
 
 _DTYPES = {"pcm_f32le": "<f4", "pcm_f32be": ">f4", "pcm_f64le": "<f8", "pcm_f64be": ">f8"}
-_STRIDE = 11  # one sample of eleven tells the level; no common number of channels divides it
+_STRIDE = 11  # every eleventh sample is enough; 11 is coprime to all usual numbers of channels
 _FULL_SCALES = (2.0**7, 2.0**15, 2.0**23, 2.0**31)
 _LOUDEST_FLOAT = 16.0
-"""Mixes without a limiter exceed 1.0 a little; +24 dB is more than any."""
+"""+24 dB. Mixes without a limiter exceed 1.0, but never by so much."""
 _RARE, _VERY_RARE = 1e-3, 1e-4
-"""The share of samples whose level does not say that there is another full scale, and of those that do not say which one."""
+"""The shares of loud samples that are ignored when deciding whether the full scale is not 1.0, and which one it is."""
 
 
 def is_float(codec: str) -> bool:
-    """Whether a codec stores floating point samples as they are."""
+    """Whether a codec stores uncompressed floating point samples."""
     return codec in _DTYPES
 
 
 def full_scale(packets: Iterable[Any], codec: str) -> float:
-    """The full scale of a whole stream of floating point samples: 1.0, or that of the integers that they are.
+    """The full scale of a whole stream of floating point samples: 1.0, or that of the integers it was written from.
 
-    Samples above it are rare: a few that are absurd scale nothing down.
+    A few absurdly loud samples do not change the result.
     """
     counts = np.zeros(4096, np.int64)
     for packet in packets:
@@ -48,7 +48,7 @@ _ZERO = 2048  # the index of magnitudes from 1.0 to 2.0
 
 
 def _magnitudes(data: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.int64]:
-    """How many of the samples looked at have each power of two, of those that are not zero and are finite."""
+    """A histogram of the samples' powers of two, every `_STRIDE`th sample, without zeros and non-finite samples."""
     size = np.dtype(dtype).itemsize
     samples = data[: len(data) // size * size].view(dtype)[::_STRIDE]
     _, exponents = np.frexp(samples[np.isfinite(samples) & (samples != 0)])

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of windows, the same numbers as `whisper.transcribe` feeds its model."""
+"""Log-mel spectrograms of windows, equal to those that `whisper.transcribe` computes."""
 
 from __future__ import annotations
 
@@ -12,75 +12,82 @@ from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, mel_filters, pad_or_trim
 from ..types import Samples, Window
 
 _WHOLE_MARGIN = N_FFT // 2
-"""With so many samples after a window its last frame sees no silence; with fewer the recording ends there."""
+"""Samples after a window that its last frame needs. With fewer the recording ends there, and silence follows."""
 _RANGE = 8.0
-"""What is weaker than the loudest moment by so many powers of ten is raised to that."""
+"""Powers of ten. Mel powers further below the maximum are raised to this distance from it."""
 
 
 def log_mel(window: Window, n_mels: int, device: str = "cpu") -> torch.Tensor:
-    """A window → float32 (n_mels, 3000), as whisper.transcribe cuts it out of the spectrogram of the whole recording.
+    """A window → float32 (n_mels, 3000), as whisper.transcribe cuts it out of the whole recording's spectrogram.
 
-    Silence follows the recording's last sample, and frames beyond the window are 0, not silence.
+    Silence follows the recording's last sample. Frames beyond the window are 0, which is not silence.
     """
     return _scaled(window, _log_power(window.samples, window.margin, n_mels, device))
 
 
 def log_mels(windows: Sequence[Window], n_mels: int, device: str = "cpu") -> torch.Tensor:
-    """Windows → float32 (windows, n_mels, 3000); on a GPU all at once."""
+    """Windows → float32 (windows, n_mels, 3000); on a GPU in one batch."""
     if torch.device(device).type != "cpu":
-        return log_mels_together(windows, n_mels, device)
+        return log_mels_batched(windows, n_mels, device)
     return torch.stack([log_mel(window, n_mels, device) for window in windows])
 
 
-def log_mels_together(windows: Sequence[Window], n_mels: int, device: str) -> torch.Tensor:
-    """The same as `log_mels` in one transform, but for the order of sums; one copy to the device, which nobody waits for."""
+def log_mels_batched(windows: Sequence[Window], n_mels: int, device: str) -> torch.Tensor:
+    """The same as `log_mels` up to rounding, in one batched transform after one asynchronous copy to the device."""
     audio = torch.zeros(len(windows), max(len(window.samples) for window in windows) + N_FFT)
     for row, window in zip(audio, windows, strict=True):
         row[: len(window.samples)] = torch.from_numpy(window.samples)
-    facts = torch.tensor([[*cut(window), loudness(window)] for window in windows], dtype=torch.float64)
+    ranges = torch.tensor([[*frame_range(window), loudest_or_nan(window)] for window in windows], dtype=torch.float64)
     if torch.device(device).type == "cuda":
-        audio, facts = audio.pin_memory(), facts.pin_memory()
-    audio, facts = audio.to(device, non_blocking=True), facts.to(device, non_blocking=True)
-    return log_mels_of(audio, facts[:, :3].long(), facts[:, 3].float(), n_mels)
+        audio, ranges = audio.pin_memory(), ranges.pin_memory()
+    audio, ranges = audio.to(device, non_blocking=True), ranges.to(device, non_blocking=True)
+    return log_mels_of(audio, ranges[:, :3].long(), ranges[:, 3].float(), n_mels)
 
 
-def log_mels_of(audio: torch.Tensor, cuts: torch.Tensor, loudest: torch.Tensor, n_mels: int) -> torch.Tensor:
-    """Samples (windows, n), silence after each for N_FFT at least, with each window's `cut` (windows, 3) and `loudness` (windows,).
+def log_mels_of(audio: torch.Tensor, ranges: torch.Tensor, loudest: torch.Tensor, n_mels: int) -> torch.Tensor:
+    """Samples (windows, n) → float32 (windows, n_mels, 3000).
 
-    Float32 (windows, n_mels, 3000). Nothing here waits for the device, and all sizes are those of `audio`.
+    At least N_FFT zeros follow each window's samples. `ranges`: each window's `frame_range`, shape (windows, 3);
+    `loudest`: its `loudest_or_nan`, shape (windows,). Nothing here synchronizes with the device, and all shapes follow
+    from the shape of `audio`.
     """
     power = _mel_power(_transform(audio), n_mels)
-    first, counted, heard = (each[:, None, None] for each in cuts.unbind(1))
-    columns = torch.arange(power.shape[2], device=audio.device)
-    own = power.masked_fill((columns < first) | (columns >= first + counted), -torch.inf).amax(dim=(1, 2))
-    least = (torch.where(loudest.isnan(), own, loudest) - _RANGE)[:, None, None]
+    first, counted, kept = (column[:, None, None] for column in ranges.unbind(1))
+    indices = torch.arange(power.shape[2], device=audio.device)
+    own = power.masked_fill((indices < first) | (indices >= first + counted), -torch.inf).amax(dim=(1, 2))
+    floor = (torch.where(loudest.isnan(), own, loudest) - _RANGE)[:, None, None]
     frames = torch.arange(N_FRAMES, device=audio.device)
-    chosen = (first + frames).clamp(max=power.shape[2] - 1).expand(-1, n_mels, -1)
-    return ((power.gather(2, chosen).maximum(least) + 4.0) / 4.0).masked_fill(frames >= heard, 0.0)
+    selected = (first + frames).clamp(max=power.shape[2] - 1).expand(-1, n_mels, -1)
+    return ((power.gather(2, selected).maximum(floor) + 4.0) / 4.0).masked_fill(frames >= kept, 0.0)
 
 
-def cut(window: Window) -> tuple[int, int, int]:
-    """Of the frames that its samples make: its first one, how many count for its loudest moment, how many are heard."""
+def frame_range(window: Window) -> tuple[int, int, int]:
+    """Of the frames of the window's samples: the first one, the number searched for the maximum, the number kept."""
     frames = _frames(len(window.samples), window.margin)
     last = (len(window.samples) + N_FFT) // HOP_LENGTH + 1
     counted = min(frames.stop, last) - frames.start
     return frames.start, counted, min((len(window.samples) - sum(window.margin)) // HOP_LENGTH, counted, N_FRAMES)
 
 
-def loudness(window: Window) -> float:
-    """`loudest`, not a number where it is the window's own."""
+def loudest_or_nan(window: Window) -> float:
+    """The window's `loudest`; NaN stands for None, the window's own maximum."""
     return math.nan if window.loudest is None else window.loudest
 
 
 def loudest(samples: Samples, margin: tuple[int, int], n_mels: int) -> float:
-    """log10 of the strongest mel power of a piece of a recording, cut as a window is: the maximum of all pieces is the recording's."""
+    """log10 of the strongest mel power in a piece of a recording.
+
+    The maximum over all pieces is the recording's `loudest`.
+    """
     return float(_log_power(samples, margin, n_mels, "cpu").max())
 
 
 def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int, device: str) -> torch.Tensor:
-    """log10 of the mel power, float32 (n_mels, frames): of the samples between the margins, and what the last of them adds to silence.
+    """log10 of the mel power, float32 (n_mels, frames), of the samples between the margins and of the silence that
+    their end reaches into.
 
-    whisper.transcribe appends 30 s of silence; one frame of it gives the same frames and the same maximum at half the cost.
+    whisper.transcribe appends 30 s of silence. N_FFT samples of it give the same frames and the same maximum at half
+    the cost.
     """
     transform = _transform(pad(torch.from_numpy(samples).to(device), (0, N_FFT)))
     return _mel_power(transform[:, _frames(len(samples), margin)], n_mels)
@@ -92,7 +99,7 @@ def _transform(audio: torch.Tensor) -> torch.Tensor:
 
 
 def _frames(length: int, margin: tuple[int, int]) -> slice:
-    """The frames that are of the samples between the margins: also those that the last of them adds to silence."""
+    """The frames of the samples between the margins, including those that reach beyond the recording's end."""
     before, after = margin
     first = before // HOP_LENGTH
     inside = (length - before - after) // HOP_LENGTH
@@ -106,8 +113,8 @@ def _mel_power(transform: torch.Tensor, n_mels: int) -> torch.Tensor:
 
 
 def _scaled(window: Window, power: torch.Tensor) -> torch.Tensor:
-    """A window's frames as the model wants them: 0 beyond them, nothing far below the loudest moment."""
+    """A window's frames as the model takes them: scaled, bounded below by the maximum, zero beyond the window."""
     loudest = power.max() if window.loudest is None else window.loudest
     frames = (len(window.samples) - sum(window.margin)) // HOP_LENGTH
-    heard: torch.Tensor = pad_or_trim((power[:, :frames].clamp(min=loudest - _RANGE) + 4.0) / 4.0, N_FRAMES)
-    return heard
+    scaled: torch.Tensor = pad_or_trim((power[:, :frames].clamp(min=loudest - _RANGE) + 4.0) / 4.0, N_FRAMES)
+    return scaled

@@ -1,11 +1,10 @@
-"""Any container and codec, on the recording's own clock, streamed into mono float32 at 16 kHz, five seconds at a time."""
+"""Any container and codec → mono float32 at 16 kHz by the recording's own clock, streamed five seconds at a time."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from itertools import chain, groupby
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -21,23 +20,23 @@ from .clock import Clock, is_fragmented, start_of
 from .levels import full_scale, is_float
 from .mixing import Mixer, Planes, planes_of
 from .source import Reader, Source
+from .threads import AudioThreads
 from .tracks import audio_tracks, choose, described
 
 BLOCK_SECONDS = 5
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
-# Demuxers that read one self-contained file. Playlists (hls, concat, dash, sdp …) would open other files or addresses.
+# Demuxers of self-contained files. Playlists (hls, concat, dash, sdp …) would open other files or addresses.
 CONTAINERS = (
     "wav,w64,rf64,flac,mp3,ogg,matroska,webm,mov,mp4,m4a,3gp,aac,loas,amr,amrnb,amrwb,aiff,asf,avi,flv,mpeg,mpegts,caf,au,"
     "ac3,eac3,dts,wv,ape,tta,tak,voc,nut,mxf,oma,rm,gsm,qcp,spx"
 )
-# These have no duration in their header: FFmpeg guesses it from the bit rate and the file's size.
+# These formats have no duration in their header. FFmpeg guesses it from the bit rate and the file's size.
 _GUESSED_DURATION = {"mp3", "aac", "loas", "amr", "amrnb", "amrwb", "mpeg", "mpegts", "ac3", "eac3", "dts"}
 _SIGNATURES = (b"RIFF", b"fLaC", b"OggS", b"ID3", b"FORM", b"#!AMR", b"caff", b"\x1aE\xdf\xa3", b"0&\xb2u")
-_DECODERS = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="decoder")
 _T = TypeVar("_T")
 _ABSURD = 1e4
-"""Louder than any signal, full scale 1.0: such a sample would drown all others, or make a filter overflow."""
+"""Louder than any signal (full scale is 1.0). Such a sample would mask all others or make a filter overflow."""
 
 av.logging.set_level(None)
 
@@ -48,27 +47,29 @@ def open_recording(
     max_seconds: float = math.inf,
     channel: int | None = None,
     track: str | None = None,
+    threads: AudioThreads | None = None,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
-    `channel`, from 0: that one alone. `track`: of several sound tracks the one with this number, from 0, or in this language;
-    None: the one that FFmpeg takes for the best. Bytes and a path may be opened any number of times at once.
-    `is_cancelled`: whether reading may stop, because nothing wants the transcript any more; then Cancelled is raised.
-    Raises UnsupportedAudio when it is empty, in no known container or without an audio stream, UnreadableAudio when its container
-    is broken from the start, or reading it takes far more time than its sound is worth, TooLarge when its header declares more than
+    `channel`, from 0: read only this channel. `track`: the number, from 0, or the language of the audio track to read;
+    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. `is_cancelled`: whether reading
+    may stop because the transcript is not needed any more; then Cancelled is raised. Bytes and paths may be opened
+    several times at once. Raises UnsupportedAudio when the source is empty, in no known container or without an audio
+    stream, UnreadableAudio when its container is broken from the start or reading takes far more time than its sound
+    is worth (see `ReadingBudget`), TooLarge when its header declares more than
     `max_seconds`, InvalidRequest when it has no such channel or track.
     """
     file = Reader(source, is_cancelled)
     try:
-        return Recording(file, max_seconds=max_seconds, channel=channel, track=track)
+        return Recording(file, max_seconds=max_seconds, channel=channel, track=track, threads=threads)
     except BaseException:
         file.close()
         raise
 
 
 def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
-    """A whole recording at once, float32, shape (n,), mono at 16 kHz: for tests and benchmarks."""
+    """A whole recording, float32, shape (n,), mono at 16 kHz: for tests and benchmarks."""
     with open_recording(source, max_seconds=max_seconds) as recording:
         return np.concatenate(list(recording.blocks()))
 
@@ -76,11 +77,20 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None when it has none. `tracks`: all sound tracks of the file; `track`: the index of
-    the one that is read. `warnings` grows while blocks are read: cut off, corrupt packets skipped, samples that are no numbers.
+    `declared_duration`: seconds by the header, None if it declares none. `tracks`: all audio tracks of the file.
+    `track`: the index of the track being read. `warnings` grows while blocks are read: truncated file, corrupt packets,
+    non-finite samples.
     """
 
-    def __init__(self, file: Reader, *, max_seconds: float = math.inf, channel: int | None = None, track: str | None = None) -> None:
+    def __init__(
+        self,
+        file: Reader,
+        *,
+        max_seconds: float = math.inf,
+        channel: int | None = None,
+        track: str | None = None,
+        threads: AudioThreads | None = None,
+    ) -> None:
         self._file = file
         self._container = _open_container(file)
         self.tracks: tuple[AudioTrack, ...] = audio_tracks(self._container)
@@ -97,7 +107,8 @@ class Recording:
         self._clock = Clock(self._container, self._stream, self.declared_duration, self._check_length)
         self._channel = channel
         self._mixer = Mixer(channel)
-        self._coming: Future[list[_Piece] | None] | None = None
+        self._threads = threads
+        self._decoding: Future[list[_Piece] | None] | None = None
         self._decoded = 0
         self.warnings: list[str] = []
         if channel is not None and not 0 <= channel < self.channels:
@@ -105,8 +116,8 @@ class Recording:
         if self.declared_duration is not None:
             self._check_length(self.declared_duration)
         if track is None and len(self.tracks) > 1:
-            which = f"the recording has {len(self.tracks)} sound tracks: {described(self.tracks)}"
-            self._warn(f"{which}; number {self.track} was taken; choose one with audio_track, by its number or its language")
+            tracks = f"the recording has {len(self.tracks)} sound tracks: {described(self.tracks)}"
+            self._warn(f"{tracks}; number {self.track} was taken; choose one with audio_track, by its number or its language")
 
     def __enter__(self) -> Recording:
         return self
@@ -120,16 +131,16 @@ class Recording:
         return self._decoded / SAMPLE_RATE
 
     def close(self) -> None:
-        """Free the decoder, when it is not at work any more; a second time does nothing."""
-        if self._coming and not self._coming.cancel():
-            wait([self._coming])
+        """Wait for running decoding, then free the decoder. Closing twice is harmless."""
+        if self._decoding and not self._decoding.cancel():
+            wait([self._decoding])
         self._container.close()
         self._file.close()
 
     def blocks(self) -> Iterator[Samples]:
         """About five seconds at a time: float32, shape (n,), mono at 16 kHz.
 
-        Raises TooLarge as soon as more than the maximum has come, UnreadableAudio when nothing came.
+        Raises TooLarge as soon as the decoded audio exceeds the maximum, UnreadableAudio when nothing can be decoded.
         """
         if is_float(self.codec):
             with self._file.budget.measured():
@@ -144,7 +155,7 @@ class Recording:
         self._check_complete()
 
     def _find_full_scale(self) -> None:
-        """Read the stream through once, undecoded, for the full scale of its samples: each pass then scales alike."""
+        """Read the whole stream once, without decoding, for its full scale, so that every pass scales alike."""
         scale = full_scale(self._packets(), self.codec)
         self._container.close()
         self._file.seek(0)
@@ -155,12 +166,12 @@ class Recording:
             self._warn(f"the samples are floating point numbers in the range of {math.log2(scale) + 1:.0f}-bit integers: scaled to 1.0")
 
     def _resampled(self) -> Iterator[Samples]:
-        for rate, alike in groupby(self._frames(), key=lambda frame: frame.sample_rate):
+        for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
             if not MIN_RATE <= rate <= MAX_RATE:
                 raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
             length = rate * BLOCK_SECONDS
-            lots = self._ahead(_lots(_enlarged(self._clock.steady(alike, rate), self._clock, length), length))
-            blocks = map(self._finite, _joined(self._mono(chain.from_iterable(lots), rate), length))
+            batches = self._decoded_ahead(_batched(_enlarged(self._clock.aligned(frames, rate), self._clock, length), length))
+            blocks = map(self._finite, _joined(self._mono(chain.from_iterable(batches), rate), length))
             if rate == SAMPLE_RATE:
                 yield from blocks
                 continue
@@ -168,12 +179,18 @@ class Recording:
             yield from filter(len, map(resampler.resample_chunk, blocks))
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
-    def _ahead(self, lots: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
-        """The same, each decoded on another thread while the one before is mixed and resampled, which takes as long for music."""
-        self._coming = _DECODERS.submit(self._next, lots)
-        while (lot := self._coming.result()) is not None:
-            self._coming = _DECODERS.submit(self._next, lots)
-            yield lot
+    def _decoded_ahead(self, batches: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
+        """The same batches.
+
+        With threads each is decoded while the one before is mixed and resampled, which takes as long for music.
+        """
+        if self._threads is None:
+            yield from batches
+            return
+        self._decoding = self._threads.decoding.submit(self._next, batches)
+        while (batch := self._decoding.result()) is not None:
+            self._decoding = self._threads.decoding.submit(self._next, batches)
+            yield batch
 
     def _next(self, work: Iterator[_T]) -> _T | None:
         """The iterator's next item, None after the last. Its processor time is counted."""
@@ -181,7 +198,7 @@ class Recording:
             return next(work, None)
 
     def _frames(self) -> Iterator[Any]:
-        """Decoded frames; a packet that cannot be decoded is skipped."""
+        """Decoded frames. Packets that cannot be decoded are skipped and counted."""
         for packet in self._packets():
             try:
                 frames = self._stream.codec_context.decode(packet)
@@ -196,7 +213,7 @@ class Recording:
                     yield frame
 
     def _packets(self) -> Iterator[Any]:
-        """The stream's packets and, last, the one that flushes the decoder, also when the container breaks in the middle."""
+        """The stream's packets, then the one that flushes the decoder, even if the container breaks midway."""
         try:
             for packet in self._container.demux(self._stream):
                 self._file.budget.check()
@@ -206,14 +223,14 @@ class Recording:
             yield None
 
     def _mono(self, pieces: Iterable[_Piece], rate: int) -> Iterator[Samples]:
-        """The pieces mixed into one channel, and the silence between them, in blocks."""
+        """The pieces mixed to mono, and the silence between them."""
         for silence, planes, scale in _gathered(pieces, rate):
             for begin in range(0, silence, rate):
                 yield np.zeros(min(rate, silence - begin), np.float32)
             yield self._mixer.mono(planes, scale, rate)
 
     def _finite(self, block: Samples) -> Samples:
-        absurd = ~(np.abs(block) < _ABSURD)
+        absurd = ~(np.abs(block) < _ABSURD)  # True for NaN as well
         if absurd.any():
             block[absurd] = 0.0
             self._warn("some samples are not finite numbers: taken as silence")
@@ -256,14 +273,16 @@ def _open_container(file: Reader) -> Any:
 
 
 def _refuse(url: str, flags: int, options: dict[str, str]) -> None:
-    """No container may open another file or address."""
+    """Refuse to open another file or address for a container."""
     raise PermissionError(url)
 
 
 def _declared_duration(container: Any, stream: Any) -> float | None:
-    """Seconds by the header; None when it has none, or another stream's."""
+    """Seconds by the header; None if it declares none, or only another stream's."""
     name = container.format.name
-    guessed = name in _GUESSED_DURATION and not (name == "mp3" and stream.start_time)  # with a LAME header it starts after its delay
+    guessed = name in _GUESSED_DURATION and not (
+        name == "mp3" and stream.start_time
+    )  # an mp3 with a LAME header declares its duration and starts after the encoder delay
     if guessed or (stream.duration is None and container.streams.video):
         return None
     if stream.duration is None:
@@ -271,41 +290,44 @@ def _declared_duration(container: Any, stream: Any) -> float | None:
         return _without_start(seconds, container, stream)
     seconds = float(stream.duration * stream.time_base)
     start = float((stream.start_time or 0) * stream.time_base)
-    if name == "ogg" and start > 1:  # cut from a broadcast: with some codecs FFmpeg counts the time before it, too
+    if name == "ogg" and start > 1:  # cut from a broadcast: with some codecs FFmpeg includes the time before the cut
         return None
     if is_fragmented(container, stream):
         return _without_start(seconds, container, stream)
-    return seconds + max(0.0, start) if name.startswith("mov,") else seconds  # the track's own, without what precedes it
+    return (
+        seconds + max(0.0, start) if name.startswith("mov,") else seconds
+    )  # mov declares the track's own duration, without the time before it
 
 
 def _without_start(seconds: float | None, container: Any, stream: Any) -> float | None:
-    """A duration that counts from the clock's zero, less the time before the recording's own start."""
+    """A duration counted from the clock's zero, minus the time before the recording's start."""
     start = start_of(container, stream, seconds)
     return seconds - start if seconds is not None and 0 < start < seconds else seconds
 
 
 class _Piece(NamedTuple):
-    """A decoded frame, and the samples of silence before it; when negative, so many are cut from its beginning."""
+    """A decoded frame. `shift`: samples of silence before it, or, if negative, samples to cut from its start."""
 
     frame: Any
     shift: int
 
 
 def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_Piece]:
-    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of all decoding.
+    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of the decoding
+    time.
 
-    Others go as they are: of a custom channel order PyAV's FIFO, too, frees the layout twice (PyAV pull request 2284).
+    Other layouts are passed on unchanged: PyAV's FIFO frees a custom channel layout twice (PyAV pull request 2284).
     """
-    for (_, layout, _), alike in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, clock.breaks)):
+    for (_, layout, _), run in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, clock.breaks)):
         shift = clock.take_shift()
-        if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV file's header names no order
-            for frame in alike:
+        if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV header names no channel order
+            for frame in run:
                 yield _Piece(frame, shift)
                 shift = 0
             continue
         fifo = av.AudioFifo()
-        for frame in alike:
-            frame.pts = None  # else it must follow on the one before
+        for frame in run:
+            frame.pts = None  # the FIFO would demand contiguous times
             fifo.write(frame)
             if fifo.samples >= at_least:
                 yield _Piece(fifo.read(), shift)
@@ -314,50 +336,50 @@ def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_P
             yield _Piece(fifo.read(), shift)
 
 
-def _lots(pieces: Iterable[_Piece], values: int) -> Iterator[list[_Piece]]:
-    """The pieces in lots of so many values, channels counted: each costs two threads' attention once."""
-    lot: list[_Piece] = []
-    held = 0
+def _batched(pieces: Iterable[_Piece], at_least: int) -> Iterator[list[_Piece]]:
+    """The pieces in batches of `at_least` values over all channels, so that threads hand over rarely."""
+    batch: list[_Piece] = []
+    values = 0
     for piece in pieces:
-        lot.append(piece)
-        held += piece.frame.samples * piece.frame.layout.nb_channels
-        if held >= values:
-            yield lot
-            lot, held = [], 0
-    if lot:
-        yield lot
+        batch.append(piece)
+        values += piece.frame.samples * piece.frame.layout.nb_channels
+        if values >= at_least:
+            yield batch
+            batch, values = [], 0
+    if batch:
+        yield batch
 
 
 def _gathered(pieces: Iterable[_Piece], at_least: int) -> Iterator[tuple[int, Planes, float]]:
-    """The pieces as silence before them, samples of shape (channels, n) and their full scale; short ones are joined."""
-    held: list[Planes] = []
+    """Samples of silence, the samples after it, shape (channels, n), and their full scale. Short pieces are joined."""
+    group: list[Planes] = []
     silence, length, scale = 0, 0, 1.0
     for frame, shift in pieces:
-        planes, its_scale = planes_of(frame)
+        planes, frame_scale = planes_of(frame)
         planes = planes[:, max(0, -shift) :]
-        if held and (shift > 0 or its_scale != scale or len(planes) != len(held[0])):
-            yield silence, np.concatenate(held, axis=1), scale
-            held, length = [], 0
-        if not held:
-            silence, scale = max(0, shift), its_scale
-        held.append(planes)
+        if group and (shift > 0 or frame_scale != scale or len(planes) != len(group[0])):
+            yield silence, np.concatenate(group, axis=1), scale
+            group, length = [], 0
+        if not group:
+            silence, scale = max(0, shift), frame_scale
+        group.append(planes)
         length += planes.shape[1]
         if length >= at_least:
-            yield silence, held[0] if len(held) == 1 else np.concatenate(held, axis=1), scale
-            held, length = [], 0
-    if held:
-        yield silence, np.concatenate(held, axis=1), scale
+            yield silence, group[0] if len(group) == 1 else np.concatenate(group, axis=1), scale
+            group, length = [], 0
+    if group:
+        yield silence, np.concatenate(group, axis=1), scale
 
 
 def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:
-    """Pieces joined into blocks of `at_least` samples; the last may be shorter."""
-    held: list[Samples] = []
+    """Blocks of `at_least` samples; the last may be shorter."""
+    group: list[Samples] = []
     length = 0
     for piece in pieces:
-        held.append(piece)
+        group.append(piece)
         length += len(piece)
         if length >= at_least:
-            yield held[0] if len(held) == 1 else np.concatenate(held)
-            held, length = [], 0
-    if held:
-        yield np.concatenate(held)
+            yield group[0] if len(group) == 1 else np.concatenate(group)
+            group, length = [], 0
+    if group:
+        yield np.concatenate(group)

@@ -1,4 +1,4 @@
-"""Where a recording's bytes come from, and what its first and last bytes say of its length."""
+"""The source of a recording's bytes, and the facts about its length that its first and last bytes hold."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ Source = bytes | bytearray | memoryview | str | Path | BinaryIO
 _OGG_PAGE = 65_307  # bytes at most
 _HEAD = 24
 _STREAMED_SIZES = ((0x7FFF_0000, 0x8001_0000), (0xF000_0000, 0x1_0000_0000))
-"""Writers that cannot go back to their header leave a size near what 31 or 32 bits hold. It tells nothing."""
+"""A writer that cannot seek back to its header leaves a size near the limit of 31 or 32 bits, which means nothing."""
 
 
 class Reader:
-    """A source as FFmpeg reads it: without a name, so that its content alone decides what it is; bytes are not copied.
+    """A source as a file for FFmpeg. It has no name: only its content decides the format. Bytes are not copied.
 
     An ID3v2 tag at the beginning is left out. Reading checks `budget`, so that FFmpeg stops when it is used up.
     """
 
     def __init__(self, source: Source, is_cancelled: Callable[[], bool] | None = None) -> None:
-        """Raises InvalidRequest when the source is none, or cannot be opened; UnreadableAudio when it has too many tags."""
+        """Raises InvalidRequest when the source has an unsupported type or cannot be opened, UnreadableAudio when it has
+        too many tags."""
         file: Any = source
         if isinstance(source, str | Path):
             file = _opened(Path(source))
@@ -46,7 +47,7 @@ class Reader:
         self.tail: bytes = self.read(_OGG_PAGE)
         self.seek(0)
         self.head: bytes = self.read(_HEAD)
-        self.seek(0)  # FFmpeg reads from here
+        self.seek(0)  # where FFmpeg starts to read
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, all that is left for a negative size. Raises as `ReadingBudget.check`."""
@@ -63,13 +64,13 @@ class Reader:
         return self._file.tell() - self._begin
 
     def close(self) -> None:
-        """Close the file that was opened here; a caller's own file stays open."""
+        """Close the file if it was opened here. A caller's own file stays open."""
         if self._owned:
             self._file.close()
 
     @property
     def declared_share(self) -> float:
-        """How many times longer a RIFF or W64 file says it is than it is, at least 1.0; FFmpeg believes the bytes."""
+        """A RIFF or W64 header's size relative to the file's, at least 1.0. FFmpeg ignores the difference."""
         if self.head[:4] == b"RIFF":
             size = int.from_bytes(self.head[4:8], "little") + 8
             streamed = any(low <= size - 8 < high for low, high in _STREAMED_SIZES)
@@ -82,9 +83,9 @@ class Reader:
 
     @property
     def is_unfinished_ogg(self) -> bool:
-        """Whether an ogg file lacks the page that ends it; FFmpeg does not tell."""
-        last = self.tail.rfind(b"OggS")
-        return self.head[:4] == b"OggS" and (last < 0 or last + 5 >= len(self.tail) or not self.tail[last + 5] & 4)
+        """Whether an ogg file lacks its last page, which FFmpeg does not report."""
+        page = self.tail.rfind(b"OggS")
+        return self.head[:4] == b"OggS" and (page < 0 or page + 5 >= len(self.tail) or not self.tail[page + 5] & 4)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -96,7 +97,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 class _Bytes:
-    """Bytes in memory as a file; io.BytesIO would copy a bytearray."""
+    """Bytes in memory as a file. io.BytesIO would copy a bytearray."""
 
     def __init__(self, source: bytes | bytearray | memoryview) -> None:
         self._view = memoryview(source).cast("B")

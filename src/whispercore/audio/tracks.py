@@ -1,4 +1,4 @@
-"""The sound tracks of a file, and the one that a request asks for, by its number or its language."""
+"""The audio tracks of a file, and the choice of one by number or language."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from ..errors import InvalidRequest, UnsupportedAudio
 from ..languages import whisper_code
 from ..types import AudioTrack
 
-_MOST_TOLD = 16
+_MAX_LISTED = 16
 _UNKNOWN = ("", "und", "mis", "mul", "zxx")
 
 
 def audio_tracks(container: Any) -> tuple[AudioTrack, ...]:
-    """The container's sound tracks, in the order of the file."""
+    """The container's audio tracks, in the order of the file."""
     return tuple(_track(index, stream) for index, stream in enumerate(container.streams.audio))
 
 
-def choose(container: Any, wanted: str | None) -> tuple[int, Any]:
-    """The track to read, its index and its stream; FFmpeg's best one when none is `wanted`.
+def choose(container: Any, requested: str | None) -> tuple[int, Any]:
+    """The index and the stream of the track to read; FFmpeg's best one when none is `requested`.
 
-    Raises UnsupportedAudio when there is no sound, or its codec is unknown, and InvalidRequest when there is no such track.
+    Raises UnsupportedAudio when the file has no audio or the codec is unknown, and InvalidRequest when there is no such
+    track.
     """
     streams = list(container.streams.audio)
-    best = container.streams.best("audio")  # never a cover picture
+    best = container.streams.best("audio")  # FFmpeg's default audio stream
     if not streams or best is None:
         raise UnsupportedAudio("the file has no audio stream: send one with sound", code="no_audio_stream")
     chosen = next(index for index, stream in enumerate(streams) if stream.index == best.index)
-    if wanted is not None:
-        chosen = _find(audio_tracks(container), wanted, chosen)
+    if requested is not None:
+        chosen = _find(audio_tracks(container), requested, chosen)
     if streams[chosen].codec_context is None:
         raise UnsupportedAudio("the file's audio codec is unknown: send wav, flac, mp3, aac, opus or vorbis")
     return chosen, streams[chosen]
 
 
 def described(tracks: Sequence[AudioTrack]) -> str:
-    """The tracks in words: `0 (deu), 1 (eng, Commentary)`."""
-    more = [f"and {len(tracks) - _MOST_TOLD} more"] if len(tracks) > _MOST_TOLD else []
-    return ", ".join([*map(_described, tracks[:_MOST_TOLD]), *more])
+    """The tracks as text for a message: `0 (deu), 1 (eng, Commentary)`."""
+    more = [f"and {len(tracks) - _MAX_LISTED} more"] if len(tracks) > _MAX_LISTED else []
+    return ", ".join([*map(_described, tracks[:_MAX_LISTED]), *more])
 
 
-def _find(tracks: Sequence[AudioTrack], wanted: str, best: int) -> int:
-    """The index of the track asked for; of several in a language the best one, or the first."""
-    if wanted.isdecimal():
-        found = [track.index for track in tracks if track.index == int(wanted)]
+def _find(tracks: Sequence[AudioTrack], requested: str, best: int) -> int:
+    """The index of the requested track. If several have the language: the best one, or the first."""
+    if requested.isdecimal():
+        matches = [track.index for track in tracks if track.index == int(requested)]
     else:
-        found = [track.index for track in tracks if track.language and _short(track.language) == _short(wanted)]
-    if not found:
+        matches = [track.index for track in tracks if track.language and _code(track.language) == _code(requested)]
+    if not matches:
         count = "only one sound track" if len(tracks) == 1 else f"{len(tracks)} sound tracks"
-        kind = "with the number" if wanted.isdecimal() else "in the language"
-        message = f"audio_track: no sound track {kind} '{wanted}'; the recording has {count}: {described(tracks)}"
+        kind = "with the number" if requested.isdecimal() else "in the language"
+        message = f"audio_track: no sound track {kind} '{requested}'; the recording has {count}: {described(tracks)}"
         raise InvalidRequest(message, param="audio_track")
-    return best if best in found else found[0]
+    return best if best in matches else matches[0]
 
 
-def _short(language: str) -> str:
-    """Whisper's code of a code, a tag such as `de-AT`, or a name; a language that Whisper does not know stays as it is."""
+def _code(language: str) -> str:
+    """Whisper's code of a language code, tag or name. A language unknown to Whisper is returned in lower case."""
     try:
         return whisper_code(language) or language
     except KeyError:
@@ -69,10 +70,10 @@ def _track(index: int, stream: Any) -> AudioTrack:
 
 
 def _line(text: str | None) -> str:
-    """A file's text as one line of bounded length."""
+    """A file's text as one line of at most 200 characters."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in (text or "")[:200]).split())
 
 
 def _described(track: AudioTrack) -> str:
-    told = ", ".join(filter(None, (track.language, track.title and track.title[:40])))
-    return f"{track.index} ({told})" if told else f"{track.index}"
+    details = ", ".join(filter(None, (track.language, track.title and track.title[:40])))
+    return f"{track.index} ({details})" if details else f"{track.index}"

@@ -1,4 +1,4 @@
-"""The command that makes checkpoints ready for an engine, or makes them up for benchmarks.
+"""The command that prepares a checkpoint for an engine, or writes one with random weights for benchmarks.
 
 python -m whispercore.checkpoints prepare [--config config/model-config.yaml] [--model NAME|PATH]
 python -m whispercore.checkpoints random --size base --out PATH [--dtype float16]
@@ -18,23 +18,25 @@ import yaml
 
 from ..errors import ConfigurationError
 from ..settings import Settings
-from . import SIZES, dimensions, prepare, write_random
+from .preparing import prepare
+from .random_weights import SIZES, dimensions, write_random
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: exit status 0, or 1 after one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m whispercore.checkpoints", description="Make checkpoints ready, or make them up.")
+    description = "Prepare a checkpoint for an engine, or write one with random weights."
+    parser = argparse.ArgumentParser(prog="python -m whispercore.checkpoints", description=description)
     commands = parser.add_subparsers(dest="command", required=True)
-    preparing = commands.add_parser("prepare", help="check the checkpoint and convert it for the engine")
-    preparing.add_argument("--config", type=Path, help="model-config.yaml, whose section 'whisper' holds settings")
-    preparing.add_argument("--model", help="instead of the settings' model")
-    making = commands.add_parser("random", help="write a checkpoint with random weights, for benchmarks")
-    making.add_argument("--size", required=True, help=", ".join(SIZES))
-    making.add_argument("--out", type=Path, required=True)
-    making.add_argument("--dtype", choices=("float16", "float32"), default="float16")
-    given = parser.parse_args(arguments)
+    prepare_parser = commands.add_parser("prepare", help="check the checkpoint and convert it for the engine")
+    prepare_parser.add_argument("--config", type=Path, help="model-config.yaml, whose section 'whisper' holds settings")
+    prepare_parser.add_argument("--model", help="a model to use instead of the one in the settings")
+    random_parser = commands.add_parser("random", help="write a checkpoint with random weights, for benchmarks")
+    random_parser.add_argument("--size", required=True, help=", ".join(SIZES))
+    random_parser.add_argument("--out", type=Path, required=True)
+    random_parser.add_argument("--dtype", choices=("float16", "float32"), default="float16")
+    parsed = parser.parse_args(arguments)
     try:
-        print(_prepare(given.config, given.model) if given.command == "prepare" else _random(given.size, given.out, given.dtype))
+        print(_prepare(parsed.config, parsed.model) if parsed.command == "prepare" else _random(parsed.size, parsed.out, parsed.dtype))
     except (ConfigurationError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,7 @@
-"""A checkpoint as a CTranslate2 model folder; CTranslate2's own converters read Hugging Face's checkpoints only, not OpenAI's."""
+"""Converts a checkpoint to a CTranslate2 folder.
+
+CTranslate2's own converters read Hugging Face's checkpoints, not OpenAI's.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 from pathlib import Path
 
 import ctranslate2
-import torch
 from ctranslate2.converters.utils import fuse_linear
 from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
 from ctranslate2.specs.common_spec import LayerNormSpec, LinearSpec
@@ -19,44 +21,46 @@ from ..settings import Settings
 from ..tokenizer import Tokenizer
 from .huggingface import generation_config
 from .staging import staged
+from .tensors import AlignmentHeads, State
 from .vocabulary import token_names, tokenizer_json
 
-State = dict[str, torch.Tensor]
-AlignmentHeads = list[tuple[int, int]]
-
-_FASTEST_FAITHFUL = {"cpu": "int8", "cuda": "float16"}
+_DEFAULT = {"cpu": "int8", "cuda": "float16"}
+"""The fastest compute type on a device whose transcripts match float32's."""
 
 
 def precision(settings: Settings, device: str) -> str:
-    """CTranslate2's compute type for the settings on `device`. Raises ConfigurationError when the processor has no such type."""
+    """CTranslate2's compute type for the settings on `device`.
+
+    Raises ConfigurationError when the processor has no such type.
+    """
     return choose_precision("ct2", settings, device, supported(device))
 
 
 def supported(device: str) -> tuple[str, ...]:
-    """CTranslate2's compute types on this `device` that `dtype` may name, first the fastest faithful one."""
-    found = ctranslate2.get_supported_compute_types(device) - {"int16"}
-    first = _FASTEST_FAITHFUL[device] if _FASTEST_FAITHFUL[device] in found else "float32"
-    return (first, *sorted(found - {first}))
+    """CTranslate2's compute types on `device` that the setting `dtype` may name. The first one is the default."""
+    types = ctranslate2.get_supported_compute_types(device) - {"int16"}
+    first = _DEFAULT[device] if _DEFAULT[device] in types else "float32"
+    return (first, *sorted(types - {first}))
 
 
 def convert(dims: ModelDimensions, state: State, folder: Path, quantization: str, *, alignment_heads: AlignmentHeads) -> None:
     """Write a checkpoint's tensors as a CTranslate2 model into `folder`, which appears complete or not at all.
 
-    Beside the model lie the two files with which faster-whisper loads the folder offline. Raises ConfigurationError when the
-    folder cannot be written.
+    tokenizer.json and preprocessor_config.json let faster-whisper load the folder offline. Raises ConfigurationError
+    when the folder cannot be written.
     """
     spec = _spec(dims, state, alignment_heads)
     spec.validate()
     spec.optimize(quantization)
-    with staged(folder, "model.bin") as made:
-        made.mkdir()
-        spec.save(str(made))
-        tokenizer_json(Tokenizer(dims.n_vocab)).save(str(made / "tokenizer.json"))
-        (made / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims.n_mels}))
+    with staged(folder, "model.bin") as temporary:
+        temporary.mkdir()
+        spec.save(str(temporary))
+        tokenizer_json(Tokenizer(dims.n_vocab)).save(str(temporary / "tokenizer.json"))
+        (temporary / "preprocessor_config.json").write_text(json.dumps({"feature_size": dims.n_mels}))
 
 
 def _spec(dims: ModelDimensions, state: State, alignment_heads: AlignmentHeads) -> WhisperSpec:
-    """The model as CTranslate2 describes it: the same layers as in openai-whisper's model.py under other names."""
+    """The model in CTranslate2's description: the layers of openai-whisper's model.py under other names."""
     state = {name: tensor.clone() for name, tensor in state.items()}  # CTranslate2 quantizes in place
     spec = WhisperSpec(dims.n_audio_layer, dims.n_audio_head, dims.n_text_layer, dims.n_text_head)
     _set_encoder(spec, state)
@@ -113,7 +117,7 @@ def _set_norm(spec: LayerNormSpec, state: State, name: str) -> None:
 
 def _set_linear(spec: LinearSpec, state: State, name: str) -> None:
     spec.weight = state[f"{name}.weight"]
-    if f"{name}.bias" in state:  # the keys' projections have none
+    if f"{name}.bias" in state:  # key projections have no bias
         spec.bias = state[f"{name}.bias"]
 
 
@@ -124,8 +128,8 @@ def _linear(state: State, name: str) -> LinearSpec:
 
 
 def _set_config(config: WhisperConfig, dims: ModelDimensions, alignment_heads: AlignmentHeads) -> None:
-    """The decoding rules that CTranslate2 and faster-whisper read beside the weights."""
-    told = generation_config(dims, alignment_heads)
-    config.suppress_ids, config.suppress_ids_begin = told["suppress_tokens"], told["begin_suppress_tokens"]
+    """The decoding rules in config.json, which CTranslate2 and faster-whisper read."""
+    generation = generation_config(dims, alignment_heads)
+    config.suppress_ids, config.suppress_ids_begin = generation["suppress_tokens"], generation["begin_suppress_tokens"]
     config.lang_ids = sorted(Tokenizer(dims.n_vocab).openai.all_language_tokens)
-    config.alignment_heads = alignment_heads
+    config.alignment_heads = list(alignment_heads)

@@ -1,9 +1,10 @@
-"""Hugging Face's folders of Whisper models, config.json and safetensors, read and written; transformers' names for what is OpenAI's."""
+"""Reads and writes Hugging Face's folders of Whisper models: config.json and safetensors, with transformers' names of
+the tensors."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,12 @@ from whisper.model import ModelDimensions
 
 from ..errors import ConfigurationError
 from ..tokenizer import Tokenizer
+from .tensors import AlignmentHeads, State
 from .vocabulary import tokenizer_json
-
-State = Mapping[str, torch.Tensor]
-Heads = Sequence[tuple[int, int]]
 
 _WEIGHTS = "model.safetensors"
 _OUTPUT, _EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
-"""The output layer is the embedding once more: transformers has a name for each, openai-whisper has one."""
+"""The output layer and the embedding are one tensor, with two names in transformers and one in openai-whisper."""
 _NAMES = (
     (".layers.", ".blocks."),
     (".encoder_attn_layer_norm.", ".cross_attn_ln."),
@@ -40,7 +39,7 @@ _NAMES = (
     (".embed_tokens.", ".token_embedding."),
     (".embed_positions.weight", ".positional_embedding"),
 )
-"""transformers' parts of a tensor's name, and openai-whisper's."""
+"""Parts of tensor names: transformers', and openai-whisper's."""
 _DIMENSIONS = {
     "n_mels": "num_mel_bins",
     "n_audio_ctx": "max_source_positions",
@@ -53,12 +52,13 @@ _DIMENSIONS = {
     "n_text_head": "decoder_attention_heads",
     "n_text_layer": "decoder_layers",
 }
-"""openai-whisper's names of the dimensions, and transformers'."""
+"""Names of dimensions: openai-whisper's, and transformers'."""
 _ACTIVATION = "gelu"
 
 
 def config(dims: ModelDimensions) -> dict[str, Any]:
-    """What transformers' configuration of such a model says, for `WhisperConfig(**config(dims))` and config.json."""
+    """transformers' configuration of a model with these dimensions, for `WhisperConfig(**config(dims))` and
+    config.json."""
     openai = Tokenizer(dims.n_vocab).openai
     return {
         **{theirs: getattr(dims, ours) for ours, theirs in _DIMENSIONS.items()},
@@ -70,8 +70,9 @@ def config(dims: ModelDimensions) -> dict[str, Any]:
     }
 
 
-def generation_config(dims: ModelDimensions, alignment_heads: Heads) -> dict[str, Any]:
-    """What transformers' `generate` needs to know of such a model: its special tokens, and the heads that follow the sound."""
+def generation_config(dims: ModelDimensions, alignment_heads: AlignmentHeads) -> dict[str, Any]:
+    """The configuration of transformers' `generate` for such a model: special tokens, suppressed tokens, alignment
+    heads."""
     tokenizer = Tokenizer(dims.n_vocab)
     openai = tokenizer.openai
     special = (openai.sot, openai.translate, openai.transcribe, openai.sot_lm, openai.sot_prev, openai.no_speech)
@@ -94,35 +95,38 @@ def generation_config(dims: ModelDimensions, alignment_heads: Heads) -> dict[str
 
 
 def state(tensors: State, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-    """openai-whisper's tensors by the names of `WhisperForConditionalGeneration`, in `dtype` when one is given.
+    """openai-whisper's tensors by the names in `WhisperForConditionalGeneration`, cast to `dtype` if given.
 
-    For `load_state_dict`: the output layer is the embedding's very tensor.
+    For `load_state_dict`: the output layer and the embedding are the same tensor object.
     """
     named = {transformers_name(name): tensor.to(dtype) if dtype else tensor for name, tensor in tensors.items()}
     return {**named, _OUTPUT: named[_EMBEDDING]}
 
 
 def transformers_name(name: str) -> str:
-    """transformers' name of one of openai-whisper's tensors."""
+    """transformers' name for a tensor of openai-whisper."""
     for theirs, ours in _NAMES:
         name = name.replace(ours, theirs)
     return f"model.{name}"
 
 
 def openai_name(name: str) -> str:
-    """openai-whisper's name of one of transformers' tensors."""
+    """openai-whisper's name for a tensor of transformers."""
     for theirs, ours in _NAMES:
         name = name.replace(theirs, ours)
     return name.removeprefix("model.")
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is such a folder."""
+    """Whether `path` is a Hugging Face folder; a CTranslate2 folder with a config.json passes too."""
     return (path / "config.json").is_file()
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: one, or the parts that model.safetensors.index.json lists. Raises ConfigurationError."""
+    """The files of weights: a single one, or the shards in model.safetensors.index.json.
+
+    Raises ConfigurationError if one is missing.
+    """
     index = folder / f"{_WEIGHTS}.index.json"
     names = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else [_WEIGHTS]
     missing = [name for name in names if not (folder / name).is_file()]
@@ -135,14 +139,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_dimensions(folder: Path) -> dict[str, int]:
-    """The dimensions that config.json tells, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError."""
-    told = read_json(folder / "config.json")
-    kind, activation = told.get("model_type"), told.get("activation_function", _ACTIVATION)
+    """The dimensions in config.json, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError."""
+    content = read_json(folder / "config.json")
+    kind, activation = content.get("model_type"), content.get("activation_function", _ACTIVATION)
     if (kind, activation) != ("whisper", _ACTIVATION):
         message = f"{folder} holds no Whisper model: its config.json says {(activation if kind == 'whisper' else kind)!r}"
         raise ConfigurationError(message, param="model")
     try:
-        return {ours: int(told[theirs]) for ours, theirs in _DIMENSIONS.items()}
+        return {ours: int(content[theirs]) for ours, theirs in _DIMENSIONS.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{folder / 'config.json'} lacks {error}, which a Whisper model has", param="model") from None
 
@@ -150,29 +154,32 @@ def read_dimensions(folder: Path) -> dict[str, int]:
 def read_state(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors by openai-whisper's names, mapped from the files.
 
-    Raises ConfigurationError when a file is broken, or the output is not the embedding.
+    Raises ConfigurationError when a file is broken, or the output layer differs from the embedding.
     """
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                found |= {openai_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors |= {openai_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             message = f"{path} cannot be read, it may be cut short ({str(error)[:120]}); get it again"
             raise ConfigurationError(message, param="model") from None
-    output, embedding = found.pop(_OUTPUT, None), found.get(openai_name(_EMBEDDING))
+    output, embedding = tensors.pop(_OUTPUT, None), tensors.get(openai_name(_EMBEDDING))
     if output is not None and embedding is not None and not torch.equal(output, embedding):
         raise ConfigurationError(f"{folder} has an output layer of its own, {_OUTPUT}: Whisper's is the embedding", param="model")
-    return found
+    return tensors
 
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
-    """(layer, head) of the decoder's heads that follow the sound, from generation_config.json; None when it does not say."""
-    return told_heads(folder / "generation_config.json")
+    """(layer, head) of the decoder's heads that follow the audio, from generation_config.json; None when it names none."""
+    return read_heads(folder / "generation_config.json")
 
 
-def told_heads(path: Path) -> tuple[tuple[int, int], ...] | None:
-    """The pairs under `alignment_heads` in a file of JSON; None when it does not say. Raises ConfigurationError for something else."""
+def read_heads(path: Path) -> tuple[tuple[int, int], ...] | None:
+    """The (layer, head) pairs under `alignment_heads` in a JSON file; None without any.
+
+    Raises ConfigurationError for anything else.
+    """
     heads = read_json(path).get("alignment_heads") if path.is_file() else None
     try:
         return tuple((int(layer), int(head)) for layer, head in heads) if heads else None
@@ -180,8 +187,9 @@ def told_heads(path: Path) -> tuple[tuple[int, int], ...] | None:
         raise ConfigurationError(f"{path}: alignment_heads must be pairs of a layer and a head", param="model") from None
 
 
-def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_heads: Heads) -> None:
-    """Make `folder` one that transformers loads: weights in their own precision, configuration, tokenizer, feature extractor."""
+def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_heads: AlignmentHeads) -> None:
+    """Write a new `folder` that transformers loads: weights in their own precision, configuration, tokenizer, feature
+    extractor."""
     folder.mkdir()
     named = {name: tensor.contiguous() for name, tensor in state(tensors).items() if name != _OUTPUT}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -189,15 +197,15 @@ def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_head
     tokenizer_json(tokenizer).save(str(folder / "tokenizer.json"))
     dtype = str(named[_EMBEDDING].dtype).removeprefix("torch.")
     model = {"architectures": ["WhisperForConditionalGeneration"], "model_type": "whisper", "dtype": dtype, "tie_word_embeddings": True}
-    written = {
+    files = {
         "config.json": {**model, **config(dims)},
         "generation_config.json": generation_config(dims, alignment_heads),
         "preprocessor_config.json": _FEATURES | {"feature_size": dims.n_mels},
         "tokenizer_config.json": _TOKENIZER,
     }
-    for name, content in written.items():
+    for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    (folder / _WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes a file that its owner alone may read
+    (folder / _WEIGHTS).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it readable by its owner only
 
 
 _FEATURES = {
@@ -223,7 +231,7 @@ _TOKENIZER = {
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """The object in a file of JSON. Raises ConfigurationError when there is none."""
+    """The object in a JSON file. Raises ConfigurationError when the file cannot be read or holds no object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, by path or by name, and where what is made of it for an engine is kept."""
+"""Finds checkpoints by path or name, and names the folders of their conversions for an engine."""
 
 from __future__ import annotations
 
@@ -20,43 +20,47 @@ from ..settings import Settings, model_name
 from . import graphs, huggingface, modelbin
 
 FILES = {"large": "large-v3", "turbo": "large-v3-turbo"}
-"""OpenAI's second names of two checkpoints, and the names of their files."""
+"""OpenAI's aliases of two checkpoints, and the names of their files."""
 NANO_SHA256, _NANO_BYTES = "1a1c51c651b51878361c081e05985312e7311a1979486f3b18f30392fb8bb2f6", 26_045_733
-"""Of the bundled demonstration model, whisper-models/nano.pt."""
+"""Hash and size of the bundled demonstration model, whisper-models/nano.pt."""
 AUTO, BUNDLED = "auto", "nano"
-"""The model that is chosen from what is there, and the demonstration model that always is."""
+"""The setting that chooses the best model there is, and the bundled demonstration model."""
 PREFERRED = {"cpu": ("base",), "cuda": ("large-v3-turbo", "base")}
-"""What `auto` takes on a device, first found first."""
+"""The models that `auto` looks for on a device, in this order."""
 _HASH = 12
-"""Digits of a checkpoint's SHA-256 in the name of what is made of it."""
+"""Digits of a checkpoint's SHA-256 in the name of its converted folder."""
 _ORIGIN = "origin.txt"
-"""In a folder that was made here: the path of the checkpoint that it was made from."""
+"""A file in a converted folder: the path of the original checkpoint."""
 
 
 def choose_model(settings: Settings, *, look: bool = True) -> Settings:
-    """The settings with the name of a model in place of `auto`: the first of PREFERRED in `models_dir`, else the bundled one.
+    """The settings with a model's name in place of `auto`: the first of PREFERRED in `models_dir`, else the bundled
+    model.
 
-    Without `look`, and for the fake engine, the bundled one whatever is there. Raises ConfigurationError when a GPU is asked for and
-    there is none.
+    Without `look`, and for the fake engine, always the bundled model. Raises ConfigurationError when the settings
+    require a GPU and there is none.
     """
     if settings.model != AUTO:
         return settings
     names = PREFERRED[choose_device(settings)] if look and settings.engine != "fake" else ()
-    chosen = (replace(settings, model=name) for name in names)
-    return next((one for one in chosen if _find(one)), replace(settings, model=BUNDLED))
+    candidates = (replace(settings, model=name) for name in names)
+    return next((candidate for candidate in candidates if _find(candidate)), replace(settings, model=BUNDLED))
 
 
 def locate(settings: Settings) -> Path:
-    """The checkpoint's path: `model` itself when that is a path, else what is in `models_dir`; for `auto` see `choose_model`.
+    """The checkpoint's path: `model` itself if that is a path, else the model of that name in `models_dir`.
 
-    There, first found: NAME.pt, the folder NAME (NAME may be OWNER/NAME, as on the Hugging Face Hub), the folder that faster-whisper
-    means by NAME. Raises ConfigurationError with what there is.
+    For `auto` see `choose_model`.
+
+    A name is looked for as NAME.pt, then as the folder NAME (which may be OWNER/NAME, as on the Hugging Face Hub), then
+    as the folder of the repository that faster-whisper downloads for NAME. Raises ConfigurationError with a list of the
+    models there are.
     """
     settings = choose_model(settings)
-    found = _find(settings)
-    if found is None:
+    path = _find(settings)
+    if path is None:
         raise ConfigurationError(_missing(settings, next(_candidates(settings))), param="model")
-    return found
+    return path
 
 
 def _find(settings: Settings) -> Path | None:
@@ -64,19 +68,19 @@ def _find(settings: Settings) -> Path | None:
 
 
 def _candidates(settings: Settings) -> Iterator[Path]:
-    given = Path(settings.model).expanduser()
-    if given.suffix == ".pt" or len(given.parts) > 1:
-        yield given
+    model = Path(settings.model).expanduser()
+    if model.suffix == ".pt" or len(model.parts) > 1:
+        yield model
     else:
         yield settings.models_path / f"{FILES.get(settings.model, settings.model)}.pt"
-    if not given.is_absolute():
-        yield settings.models_path / given
+    if not model.is_absolute():
+        yield settings.models_path / model
     if repository := faster_whisper_repository(settings.model):
         yield settings.models_path / repository
 
 
 def is_demonstration(settings: Settings) -> bool:
-    """Whether the model is the bundled nano: a file by its content, a folder that was converted from it by its name."""
+    """Whether the model is the bundled nano. A file is recognised by its content, a converted folder by its name."""
     try:
         path = locate(settings)
     except ConfigurationError:
@@ -92,21 +96,21 @@ def is_folder(path: Path) -> bool:
 
 
 def is_ct2(path: Path) -> bool:
-    """Whether CTranslate2 reads the folder `path`; one with safetensors beside model.bin is taken for Hugging Face's."""
+    """Whether `path` is a CTranslate2 folder. A folder that also has safetensors counts as Hugging Face's."""
     return modelbin.is_folder(path) and not list(path.glob("*.safetensors"))
 
 
 def form_of(folder: Path) -> ModuleType:
-    """What reads the folder's weights: `huggingface` where there are safetensors, else `modelbin` or `graphs`."""
+    """The module that reads the folder's weights: `huggingface` if there are safetensors, else `modelbin` or `graphs`."""
     if is_ct2(folder):
         return modelbin
     return graphs if graphs.is_folder(folder) and not list(folder.glob("*.safetensors")) else huggingface
 
 
 def faster_whisper_repository(name: str) -> str | None:
-    """The repository of the Hugging Face Hub, OWNER/NAME, that faster-whisper fetches for `name`."""
+    """The Hugging Face repository, OWNER/NAME, that faster-whisper downloads for `name`; None for an unknown name."""
     try:
-        from faster_whisper.utils import _MODELS  # here: it imports the Hub's client, and most checkpoints are found without
+        from faster_whisper.utils import _MODELS  # here: it imports the Hub's client, which most checkpoints do not need
     except ImportError:
         return None
     repository: str | None = _MODELS.get(name)
@@ -114,39 +118,42 @@ def faster_whisper_repository(name: str) -> str | None:
 
 
 def ct2_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
-    """What engine ct2 reads: a folder of CTranslate2's as it is, else the one converted from the checkpoint.
+    """The folder that engine ct2 reads: the checkpoint itself if it is a complete CTranslate2 folder, else its
+    conversion.
 
-    A folder that names no alignment heads, as old converters left them out, or those of the larger model that it was distilled from is
-    converted too: words would have no times. So is one that has lost its vocabulary, which CTranslate2 does not load.
+    A CTranslate2 folder is converted again when it names no alignment heads (old converters left them out) or those of
+    the larger model that it was distilled from, because words would have no times. A folder without its vocabulary is
+    converted again because CTranslate2 cannot load it.
     """
-    if is_ct2(checkpoint) and modelbin.tells_heads(checkpoint) and any(checkpoint.glob("vocabulary.*")):
+    if is_ct2(checkpoint) and modelbin.has_valid_heads(checkpoint) and any(checkpoint.glob("vocabulary.*")):
         return checkpoint
     return converted_folder(settings, checkpoint, quantization)
 
 
 def converted_folder(settings: Settings, checkpoint: Path, quantization: str) -> Path:
-    """Where the checkpoint converted for an engine is kept: its name changes with the checkpoint's content."""
+    """The folder for a checkpoint's conversion. Its name holds a hash of the checkpoint's content."""
     return settings.converted_path / f"{model_name(checkpoint)}-{sha256(checkpoint)[:_HASH]}-{quantization}"
 
 
 def exported_folder(settings: Settings, engine: str, dtype: str) -> Path:
-    """Where the graphs for engine onnx or sherpa are: `model` itself, or the folder of its name in `models_dir`, when it holds such.
+    """The folder with the graphs for engine onnx or sherpa: the model's own if it holds such graphs, else that of its
+    conversion.
 
-    Raises ConfigurationError when they are broken.
+    Raises ConfigurationError when the graphs are broken.
     """
     settings = choose_model(settings)
-    for given in (Path(settings.model).expanduser(), settings.models_path / settings.model):
-        if graphs.is_for(given, engine):
-            return given
+    for folder in (Path(settings.model).expanduser(), settings.models_path / settings.model):
+        if graphs.is_for(folder, engine):
+            return folder
     return converted_folder(settings, locate(settings), f"{dtype}-{engine}")
 
 
 def replace_outdated(folder: Path, checkpoint: Path) -> None:
-    """Note in a newly converted folder what it was made from; remove those made from the same file when its content was another."""
+    """Record the origin of a newly converted folder, and remove conversions of the same path's earlier content."""
     origin, current = os.fsencode(checkpoint.resolve()), folder.name[: len(model_name(checkpoint)) + 1 + _HASH]
     (folder / _ORIGIN).write_bytes(origin)
     for note in folder.parent.glob(f"*/{_ORIGIN}"):
-        with suppress(OSError):  # which another process is removing
+        with suppress(OSError):  # another process may be removing it
             if note.read_bytes() == origin and not note.parent.name.startswith(current):
                 shutil.rmtree(note.parent, ignore_errors=True)
 
@@ -154,27 +161,28 @@ def replace_outdated(folder: Path, checkpoint: Path) -> None:
 def sha256(path: Path) -> str:
     """The SHA-256 of the file, or of a folder's configuration and weights, in hexadecimal."""
     digest = hashlib.sha256()
-    for each in _files(path):
-        with each.open("rb") as file:
+    for part in _hashed_files(path):
+        with part.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
 
 
-def _files(path: Path) -> list[Path]:
+def _hashed_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    told = [path / "config.json", path / "generation_config.json"]
-    return [*filter(Path.is_file, told), *form_of(path).weight_files(path)]
+    configuration = [path / "config.json", path / "generation_config.json"]
+    return [*filter(Path.is_file, configuration), *form_of(path).weight_files(path)]
 
 
 def _missing(settings: Settings, path: Path) -> str:
     folder = settings.models_path
-    folders = {str(each.relative_to(folder)) for each in (*folder.glob("*/"), *folder.glob("*/*/")) if is_folder(each)}
-    there = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
-    known = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
-    download = f"; get it: python3 clients/download_model.py {settings.model}" if known or is_repository(settings.model) else ""
-    return f"no checkpoint at {path}; in {folder}: {there}{download}"
+    subfolders = (*folder.glob("*/"), *folder.glob("*/*/"))
+    folders = {str(path.relative_to(folder)) for path in subfolders if is_folder(path)}
+    available = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
+    is_published = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
+    download = f"; get it: python3 clients/download_model.py {settings.model}" if is_published or is_repository(settings.model) else ""
+    return f"no checkpoint at {path}; in {folder}: {available}{download}"
 
 
 def is_repository(name: str) -> bool:

@@ -1,8 +1,9 @@
-"""CTranslate2's folders of Whisper models, model.bin and config.json, read as openai-whisper's dimensions and tensors.
+"""Reads CTranslate2's folders of Whisper models, model.bin and config.json: openai-whisper's dimensions and tensors.
 
-model.bin is what `ctranslate2.specs.model_spec.ModelSpec` writes, little-endian: its version, the model's name and revision, a count of
-variables, each with name, shape, type, size in bytes and these bytes, a count of aliases, each two names. A string is its length with
-the zero that ends it, the bytes, the zero. What is in 8 or 16 bits has a scale, of each row or of all of it: number = integer / scale.
+`ctranslate2.specs.model_spec.ModelSpec` writes model.bin, little-endian: the format's version; the model's name and
+revision; a count of variables, each with name, shape, type, size in bytes and data; a count of aliases, each with two
+names. A string is its length including the final zero, its bytes, the zero. A variable in 8 or 16 bits has a scale per
+row, or a single one: number = integer / scale.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigurationError
-from .huggingface import told_heads
+from .huggingface import read_heads
 
 _WEIGHTS = "model.bin"
 _WHISPER = (6, "WhisperSpec", 3)
@@ -38,7 +39,7 @@ _LAYER = {
     "ffn/linear_0": ("mlp.0",),
     "ffn/linear_1": ("mlp.2",),
 }
-"""What a layer's parts hold, by openai-whisper's names, one below the other."""
+"""The openai-whisper modules that a layer's part holds, stacked by rows."""
 _MODULES = {
     "encoder/conv1": "encoder.conv1",
     "encoder/conv2": "encoder.conv2",
@@ -52,7 +53,7 @@ _KINDS = {"gamma": "weight", "beta": "bias"}
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Where a variable lies in the file, in bytes, and what it is."""
+    """A variable's shape and type, and its place in the file: `start` and `size` in bytes."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -61,7 +62,7 @@ class Variable:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is such a folder."""
+    """Whether `path` is a CTranslate2 folder."""
     return (path / _WEIGHTS).is_file()
 
 
@@ -76,15 +77,18 @@ def is_float(folder: Path) -> bool:
 
 
 def read_dimensions(folder: Path) -> dict[str, int]:
-    """The dimensions, by the names of openai-whisper's `ModelDimensions`. Raises ConfigurationError when model.bin is broken."""
-    known = variables(folder)
-    layers = {side: len({name.split("/")[1] for name in known if name.startswith(f"{side}/layer_")} - {"layer_norm"}) for side in _SIDES}
+    """The dimensions, by the names of openai-whisper's `ModelDimensions`.
+
+    Raises ConfigurationError when model.bin is broken.
+    """
+    stored = variables(folder)
+    layers = {side: len({name.split("/")[1] for name in stored if name.startswith(f"{side}/layer_")} - {"layer_norm"}) for side in _SIDES}
     try:
-        width, n_mels, _ = known["encoder/conv1/weight"].shape
-        n_audio_ctx, _ = known["encoder/position_encodings/encodings"].shape
-        n_text_ctx, text_width = known["decoder/position_encodings/encodings"].shape
-        n_vocab, _ = known["decoder/embeddings/weight"].shape
-        heads = {side: int(_tensor(folder, known[f"{side}/num_heads"])) for side in _SIDES}
+        width, n_mels, _ = stored["encoder/conv1/weight"].shape
+        n_audio_ctx, _ = stored["encoder/position_encodings/encodings"].shape
+        n_text_ctx, text_width = stored["decoder/position_encodings/encodings"].shape
+        n_vocab, _ = stored["decoder/embeddings/weight"].shape
+        heads = {side: int(_tensor(folder, stored[f"{side}/num_heads"])) for side in _SIDES}
     except (KeyError, ValueError) as error:
         raise ConfigurationError(f"{folder / _WEIGHTS} lacks {error}, which a Whisper model has", param="model") from None
     return {
@@ -102,26 +106,29 @@ def read_dimensions(folder: Path) -> dict[str, int]:
 
 
 def read_state(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors by openai-whisper's names; integers as the float32 they stand for. Raises ConfigurationError."""
+    """The tensors by openai-whisper's names; integers are converted to float32. Raises ConfigurationError."""
     state: dict[str, torch.Tensor] = {}
-    known = variables(folder)
-    for name, variable in known.items():
+    stored = variables(folder)
+    for name, variable in stored.items():
         names = openai_names(name)
         if names:
-            tensor, scale = _tensor(folder, variable), known.get(f"{name}_scale")
+            tensor, scale = _tensor(folder, variable), stored.get(f"{name}_scale")
             whole = _rescaled(tensor, _tensor(folder, scale)) if scale else tensor
             state |= zip(names, whole.chunk(len(names)), strict=True)
     return {name: tensor for name, tensor in state.items() if not name.endswith(".key.bias")}  # zeros: keys have no bias
 
 
 def _rescaled(integers: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """The numbers; `scale`: (rows,) or ()."""
+    """The integers divided by their `scale`, (rows,) or ()."""
     by_row = scale.view(-1, *[1] * (integers.dim() - 1)) if scale.dim() else scale
     return integers.float() / by_row.float()
 
 
 def openai_names(name: str) -> tuple[str, ...]:
-    """openai-whisper's names of what a variable holds; none of a scale, of a setting, of the output, which is the embedding again."""
+    """The openai-whisper names of the tensors in a variable.
+
+    None for scales, settings, and the output, which repeats the embedding.
+    """
     match = _VARIABLE.fullmatch(name)
     if not match or match[3] == "projection":
         return ()
@@ -130,40 +137,46 @@ def openai_names(name: str) -> tuple[str, ...]:
         return (f"{side}.positional_embedding",)
     inside = [f"{side}.blocks.{layer}.{part}" for part in _LAYER.get(module, (module,))]
     modules = inside if layer else [_MODULES.get(f"{side}/{module}", f"{side}/{module}")]
-    return tuple(f"{each}.{_KINDS.get(kind, kind)}" for each in modules)
+    return tuple(f"{module}.{_KINDS.get(kind, kind)}" for module in modules)
 
 
 def read_alignment_heads(folder: Path) -> tuple[tuple[int, int], ...] | None:
-    """(layer, head) of the decoder's heads that follow the sound, from config.json; None when it does not say."""
-    return told_heads(folder / "config.json")
+    """(layer, head) of the decoder's heads that follow the audio, from config.json; None when it names none."""
+    return read_heads(folder / "config.json")
 
 
-def tells_heads(folder: Path) -> bool:
-    """Whether config.json names heads, all of which the decoder has: CTranslate2 crashes for others. Raises ConfigurationError."""
+def has_valid_heads(folder: Path) -> bool:
+    """Whether config.json names alignment heads that all exist in the decoder: CTranslate2 crashes otherwise.
+
+    Raises ConfigurationError.
+    """
     heads = read_alignment_heads(folder)
     if not heads:
         return False
-    told = read_dimensions(folder)
-    return all(layer < told["n_text_layer"] and head < told["n_text_head"] for layer, head in heads)
+    dims = read_dimensions(folder)
+    return all(layer < dims["n_text_layer"] and head < dims["n_text_head"] for layer, head in heads)
 
 
 def variables(folder: Path) -> dict[str, Variable]:
-    """What model.bin holds, by name; aliases are names too. Raises ConfigurationError when it is cut short or another model's."""
+    """The variables of model.bin by name, aliases included.
+
+    Raises ConfigurationError when the file is cut short or of another model.
+    """
     path = folder / _WEIGHTS
     try:
         with path.open("rb") as file:
-            _check(path, (*_numbers(file, "<I"), _string(file), *_numbers(file, "<I")))
-            found = dict(_variables(file, path.stat().st_size))
+            _check_header(path, (*_numbers(file, "<I"), _string(file), *_numbers(file, "<I")))
+            stored = dict(_variables(file, path.stat().st_size))
             (count,) = _numbers(file, "<I")
-            return found | {_string(file): found[_string(file)] for _ in range(count)}
+            return stored | {_string(file): stored[_string(file)] for _ in range(count)}
     except (OSError, EOFError, IndexError, KeyError, UnicodeDecodeError) as error:
         message = f"{path} cannot be read, it may be cut short ({str(error)[:120] or 'it ends too early'}); get it again"
         raise ConfigurationError(message, param="model") from None
 
 
-def _check(path: Path, told: tuple[int | str, ...]) -> None:
-    if told != _WHISPER:
-        message = f"{path.parent} holds no Whisper model of CTranslate2 4's: its {_WEIGHTS} says {told}, not {_WHISPER}"
+def _check_header(path: Path, header: tuple[int | str, ...]) -> None:
+    if header != _WHISPER:
+        message = f"{path.parent} holds no Whisper model of CTranslate2 4's: its {_WEIGHTS} says {header}, not {_WHISPER}"
         raise ConfigurationError(message, param="model")
 
 
@@ -181,10 +194,10 @@ def _variables(file: BinaryIO, end: int) -> Iterator[tuple[str, Variable]]:
 
 
 def _numbers(file: BinaryIO, layout: str) -> tuple[int, ...]:
-    read = file.read(struct.calcsize(layout))
-    if len(read) < struct.calcsize(layout):
+    data = file.read(struct.calcsize(layout))
+    if len(data) < struct.calcsize(layout):
         raise EOFError
-    return struct.unpack(layout, read)
+    return struct.unpack(layout, data)
 
 
 def _string(file: BinaryIO) -> str:
@@ -193,6 +206,6 @@ def _string(file: BinaryIO) -> str:
 
 
 def _tensor(folder: Path, variable: Variable) -> torch.Tensor:
-    """A copy: variables are not aligned in the file."""
+    """The variable's data, copied: variables are not aligned in the file."""
     data = np.fromfile(folder / _WEIGHTS, np.uint8, variable.size, offset=variable.start)
     return torch.from_numpy(data).view(variable.dtype).reshape(variable.shape)

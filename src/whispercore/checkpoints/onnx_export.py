@@ -1,19 +1,20 @@
-"""A checkpoint as two graphs for ONNX Runtime, written node by node: the same layers as in openai-whisper's model.py.
+"""Exports a checkpoint as two graphs for ONNX Runtime, written node by node: the layers of openai-whisper's model.py.
 
-Attention is ONNX Runtime's own operator, which PyTorch's exporter cannot write. Letters in the shapes: b windows, r sequences, n tokens,
-p tokens before them, k of their positions, h heads, d width of a head, a heads that follow the sound, V vocabulary.
+Attention is ONNX Runtime's own operator, which PyTorch's exporter cannot write. Letters in the shapes: b windows, r
+sequences, n new tokens, p past tokens, k positions whose logits are needed, h heads, d width of a head, a alignment
+heads, V vocabulary.
 
-encoder.onnx: mel (b, n_mels, 3000) → for every layer of the decoder cross_key.i, cross_value.i (b, h, 1500, d).
-decoder.onnx: tokens (r, n), kept (k,) of 0 … n - 1, attend (), cross_key.i, cross_value.i (r, h, 1500, d), past_key.i, past_value.i
-(r, h, p, d) → logits (r, k, V) of the positions kept, present_key.i, present_value.i (r, h, p + n, d), and, where attend is true,
-attention (r, a, n, 1500): the weights before the softmax.
+encoder.onnx: mel (b, n_mels, 3000) → for each decoder layer cross_key.i, cross_value.i (b, h, 1500, d). decoder.onnx:
+tokens (r, n), kept (k,) of 0 … n - 1, attend (), cross_key.i, cross_value.i (r, h, 1500, d), past_key.i, past_value.i
+(r, h, p, d) → logits (r, k, V) at the kept positions, present_key.i, present_value.i (r, h, p + n, d), and, if attend
+is true, attention (r, a, n, 1500): the alignment heads' scores before the softmax.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,71 +27,74 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from whisper.model import AudioEncoder, ModelDimensions, TextDecoder
 
-from ..devices import choose_precision
 from ..errors import ConfigurationError
-from ..settings import Settings
 from ..tokenizer import Tokenizer
+from .graph_precision import precision as precision
 from .staging import staged
+from .tensors import AlignmentHeads, State
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 has some built in
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime 1.31 sends telemetry
 import onnxruntime
 
-PRECISIONS = {"cpu": ("float32", "int8", "uint8"), "cuda": ("float16", "float32")}
-"""The first is what auto stands for."""
 OPSET, IR_VERSION = 20, 10
 MICROSOFT = "com.microsoft"
 QUANTIZED = ("int8", "uint8")
-"""8 bits: int8 is symmetric around 0, uint8 has a zero point of its own in every block."""
+"""8 bits: int8 is symmetric around 0, uint8 has a zero point in each block."""
 BLOCK = 32
-"""Numbers of a row of a matrix that share a scale. ONNX Runtime rounds activations in the same blocks, each row by itself: a few large
-activations, as Whisper's have, cost the others nothing, and what a window gives does not depend on the rest of the batch. One scale for
-the whole tensor, as `quantize_dynamic` takes it, costs real base 2 points of word error rate."""
+"""Numbers in a row of a matrix that share a scale. ONNX Runtime quantizes activations in the same blocks, row by row.
+
+The few large activations that Whisper has therefore do not affect the others, and a window's result does not depend on
+the rest of the batch. A single scale for the whole tensor, as in `quantize_dynamic`, costs the real base model 2 points
+of WER.
+"""
 LIMITS = {"float32": 1e-3, "float16": 0.1}
-"""How far logits may be from PyTorch's, in standard deviations of these: more is another model."""
+"""The largest allowed difference from PyTorch's logits, in their standard deviations.
+
+A larger one means a wrong export.
+"""
 _MOST_DIVERGENCE = 0.05
-"""How far 8 bits may move the probabilities of the next token: the mean Kullback-Leibler divergence, in nats. Real base and tiny.en are at
-0.001 and 0.002. A single logit that is far off does not count: a rare token's is, and no word changes by it."""
+"""The largest allowed mean Kullback-Leibler divergence of the next token's probabilities in 8 bits, in nats.
+
+The real base and tiny.en have 0.001 and 0.002. The largest difference of a logit is no criterion: rare tokens differ
+much, which changes no word.
+"""
 _SENTENCE = " The atmosphere is evidently charged and surcharged with electricity, and we are in the middle of it."
 
-_IN_INTEGERS = 4
-"""Of `accuracy_level`: the activations in 8 bits too."""
+_INT8_ACTIVATIONS = 4
+"""The `accuracy_level` of MatMulNBits that computes with activations in 8 bits too."""
 _LEAST_SCALE = 1e-12
-State = Mapping[str, torch.Tensor]
 Array = npt.NDArray[np.generic]
 
 
-def precision(settings: Settings, device: str) -> str:
-    """The precision for the settings on `device`, for engine onnx or sherpa. Raises ConfigurationError for one that it lacks there."""
-    wanted = choose_precision(settings.engine, settings, device, PRECISIONS[device])
-    if device == "cuda" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise ConfigurationError("this ONNX Runtime knows no GPU; run: pip install onnxruntime-gpu, or set device: cpu", param="device")
-    return wanted
+def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: AlignmentHeads) -> float:
+    """Write a checkpoint's tensors as encoder.onnx and decoder.onnx into `folder`, which appears complete or not at
+    all.
 
-
-def export(dims: ModelDimensions, state: State, folder: Path, dtype: str, *, alignment_heads: Sequence[tuple[int, int]]) -> float:
-    """Write a checkpoint's tensors as encoder.onnx and decoder.onnx into `folder`, which appears complete or not at all.
-
-    `dtype`: float32, float16, or int8 and uint8, whose matrices are in 8 bits. Returns how far the logits are from
-    PyTorch's, in standard deviations. Raises ConfigurationError when that is too far, or when the folder cannot be written.
+    `dtype`: float32, float16, int8 or uint8; the last two keep matrices in 8 bits. Returns the largest difference from
+    PyTorch's logits, in standard deviations. Raises ConfigurationError when that is too large, or when the folder
+    cannot be written.
     """
 
-    def write(made: Path) -> None:
-        write_graph(encoder(dims, state, dtype), made / "encoder.onnx")
-        write_graph(decoder(dims, state, dtype, alignment_heads), made / "decoder.onnx")
+    def write(temporary: Path) -> None:
+        write_graph(encoder(dims, state, dtype), temporary / "encoder.onnx")
+        write_graph(decoder(dims, state, dtype, alignment_heads), temporary / "decoder.onnx")
 
-    return publish(folder, write, lambda made: difference(dims, state, partial(_logits, *sessions(made)), dtype))
+    return publish(folder, write, lambda temporary: difference(dims, state, partial(_logits, *sessions(temporary)), dtype))
 
 
 def publish(folder: Path, write: Callable[[Path], None], check: Callable[[Path], float]) -> float:
-    """Let `write` fill a folder, and move it into place when `check` finds nothing wrong in it; returns what that returns."""
-    with staged(folder, "decoder.onnx") as made:
-        made.mkdir()
-        write(made)
-        return check(made)
+    """Fill a temporary folder with `write`, and move it into place unless `check` raises.
+
+    Returns the result of `check`.
+    """
+    with staged(folder, "decoder.onnx") as temporary:
+        temporary.mkdir()
+        write(temporary)
+        return check(temporary)
 
 
 def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
-    """The encoder, and what the decoder's layers make of its output once and for all."""
+    """The encoder, and the cross-attention keys and values of all decoder layers."""
     graph = Graph(state, dtype)
     x = graph.encoded("mel", dims.n_audio_layer, dims.n_audio_head)
     outputs = []
@@ -102,8 +106,8 @@ def encoder(dims: ModelDimensions, state: State, dtype: str) -> onnx.ModelProto:
     return graph.model("encoder", [mel], outputs, {"dims": json.dumps(asdict(dims)), "dtype": dtype})
 
 
-def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: Sequence[tuple[int, int]]) -> onnx.ModelProto:
-    """The decoder, for any number of new tokens after any number of tokens before them."""
+def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: AlignmentHeads) -> onnx.ModelProto:
+    """The decoder, for any number of new tokens after any number of past tokens."""
     graph = Graph(state, dtype)
     past = graph.add("Shape", "past_key.0", start=2, end=3)
     end = graph.add("Add", past, graph.add("Shape", "tokens", start=1, end=2))
@@ -112,11 +116,11 @@ def decoder(dims: ModelDimensions, state: State, dtype: str, alignment_heads: Se
         block = f"decoder.blocks.{i}"
         parts = graph.query_key_value(graph.norm(x, f"{block}.attn_ln"), f"{block}.attn")
         attention = partial(graph.add, "MultiHeadAttention", domain=MICROSOFT, num_heads=dims.n_text_head)
-        said, *present = attention(*parts, "", "", "", f"past_key.{i}", f"past_value.{i}", outputs=3, unidirectional=1)
-        x = graph.add("Add", x, graph.linear(said, f"{block}.attn.out"))
+        attended, *present = attention(*parts, "", "", "", f"past_key.{i}", f"past_value.{i}", outputs=3, unidirectional=1)
+        x = graph.add("Add", x, graph.linear(attended, f"{block}.attn.out"))
         queries.append(graph.linear(graph.norm(x, f"{block}.cross_attn_ln"), f"{block}.cross_attn.query"))
-        heard = attention(queries[-1], f"cross_key.{i}", f"cross_value.{i}")
-        x = graph.feed_forward(graph.add("Add", x, graph.linear(heard, f"{block}.cross_attn.out")), block)
+        attended = attention(queries[-1], f"cross_key.{i}", f"cross_value.{i}")
+        x = graph.feed_forward(graph.add("Add", x, graph.linear(attended, f"{block}.cross_attn.out")), block)
         presents += zip((f"present_key.{i}", f"present_value.{i}"), present, strict=True)
     logits = graph.logits(graph.norm(graph.add("Gather", x, "kept", axis=1), "decoder.ln"))
     outputs = [graph.output(logits, "logits", ["rows", "kept", dims.n_vocab], TensorProto.FLOAT)]
@@ -145,7 +149,10 @@ def _past(dims: ModelDimensions, length: str) -> list[str | int]:
 
 
 class Graph:
-    """Nodes and weights while a graph is written; every method adds nodes and returns the name of what the last one makes."""
+    """The nodes and weights of a graph under construction.
+
+    Each method adds nodes and returns the name of the last one's output.
+    """
 
     def __init__(self, state: State, dtype: str) -> None:
         self._state, self._nodes, self._weights = state, list[onnx.NodeProto](), dict[str, onnx.TensorProto]()
@@ -154,13 +161,13 @@ class Graph:
         self.element = int(helper.np_dtype_to_tensor_dtype(self._dtype))
 
     def add(self, operator: str, *inputs: str, outputs: int = 1, domain: str = "", **attributes: Any) -> Any:
-        """A node; the name of its output, or the list of them when there are several."""
+        """Add a node. Returns the name of its output, or a list of names when `outputs` is more than 1."""
         names = [f"{operator}.{len(self._nodes)}.{i}" for i in range(outputs)]
         self._nodes.append(helper.make_node(operator, inputs, names, domain=domain, **attributes))
         return names[0] if outputs == 1 else names
 
     def constant(self, name: str, array: Array) -> str:
-        """A weight, or a shape; `name` is its own."""
+        """A weight or a shape under `name`. A name that exists is not added again."""
         self._weights.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
@@ -169,28 +176,28 @@ class Graph:
         return self.constant(name, self._array(name))
 
     def product(self, x: str, name: str, matrix: Array) -> str:
-        """`x` times a weight (out, in), in 8 bits where the graph is quantised."""
+        """`x` times a weight (out, in), in 8 bits if the graph is quantized."""
         if self._quantized is None:
             product: str = self.add("MatMul", x, self.constant(f"{name}.T", matrix.T))
             return product
         rows, width = matrix.shape
-        parts = zip(("quantized", "scale", "zero_point"), quantized(matrix, self._quantized), strict=True)
-        names = [self.constant(f"{name}_{part}", array) for part, array in parts]
+        arrays = zip(("quantized", "scale", "zero_point"), quantized(matrix, self._quantized), strict=True)
+        names = [self.constant(f"{name}_{part}", array) for part, array in arrays]
         sizes = {"N": rows, "K": width, "bits": 8, "block_size": BLOCK}
-        in_blocks: str = self.add("MatMulNBits", x, *names, domain=MICROSOFT, accuracy_level=_IN_INTEGERS, **sizes)
-        return in_blocks
+        quantized_product: str = self.add("MatMulNBits", x, *names, domain=MICROSOFT, accuracy_level=_INT8_ACTIVATIONS, **sizes)
+        return quantized_product
 
     def _array(self, name: str) -> Array:
         array: Array = self._state[name].float().numpy().astype(self._dtype)
         return array
 
     def linear(self, x: str, name: str) -> str:
-        """A linear layer; the keys' have no bias."""
+        """A linear layer; key projections have no bias."""
         product = self.product(x, f"{name}.weight", self._array(f"{name}.weight"))
         return self.add("Add", product, self.weight(f"{name}.bias")) if f"{name}.bias" in self._state else product
 
     def query_key_value(self, x: str, name: str) -> list[str]:
-        """Queries, keys and values of self-attention by one product."""
+        """Queries, keys and values of self-attention from a single matrix product."""
         weights = np.concatenate([self._array(f"{name}.{part}.weight") for part in ("query", "key", "value")])
         query, value = self._array(f"{name}.query.bias"), self._array(f"{name}.value.bias")
         bias = np.concatenate([query, np.zeros_like(query), value])
@@ -205,7 +212,7 @@ class Graph:
         return normed
 
     def feed_forward(self, x: str, block: str) -> str:
-        """The block's last part, with what goes past it."""
+        """The block's feed-forward layer with its residual connection."""
         inner = self.add("Gelu", self.linear(self.norm(x, f"{block}.mlp_ln"), f"{block}.mlp.0"))
         summed: str = self.add("Add", x, self.linear(inner, f"{block}.mlp.2"))
         return summed
@@ -213,11 +220,11 @@ class Graph:
     def heads(self, x: str, count: int) -> str:
         """(r, n, h d) → (r, h, n, d)."""
         shaped = self.add("Reshape", x, self.constant("by heads", np.array([0, 0, count, -1])))
-        turned: str = self.add("Transpose", shaped, perm=[0, 2, 1, 3])
-        return turned
+        transposed: str = self.add("Transpose", shaped, perm=[0, 2, 1, 3])
+        return transposed
 
     def slice(self, x: str, start: str, end: str, axis: int) -> str:
-        """From `start` (1,) to before `end` (1,) along an axis."""
+        """The positions from `start` (1,) up to `end` (1,), exclusive, along an axis."""
         sliced: str = self.add("Slice", x, start, end, self.constant(f"axis {axis}", np.array([axis])))
         return sliced
 
@@ -228,7 +235,7 @@ class Graph:
         return stacked
 
     def encoded(self, mel: str, layers: int, heads: int) -> str:
-        """A spectrogram (b, n_mels, 2 t) → the encoder's output (b, t, h d)."""
+        """A log-mel spectrogram (b, n_mels, 2 t) → the encoder's output (b, t, h d)."""
         x = self.add("Cast", mel, to=self.element)
         for name, stride in (("conv1", 1), ("conv2", 2)):
             weights = self.weight(f"encoder.{name}.weight"), self.weight(f"encoder.{name}.bias")
@@ -239,14 +246,14 @@ class Graph:
         for i in range(layers):
             block = f"encoder.blocks.{i}"
             parts = self.query_key_value(self.norm(x, f"{block}.attn_ln"), f"{block}.attn")
-            heard = self.add("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=heads)
-            x = self.feed_forward(self.add("Add", x, self.linear(heard, f"{block}.attn.out")), block)
+            attended = self.add("MultiHeadAttention", *parts, domain=MICROSOFT, num_heads=heads)
+            x = self.feed_forward(self.add("Add", x, self.linear(attended, f"{block}.attn.out")), block)
         return self.norm(x, "encoder.ln_post")
 
     def embedded(self, begin: str, end: str) -> str:
-        """`tokens` at the positions from `begin` (1,) to before `end` (1,) as vectors (r, n, h d)."""
+        """The embeddings (r, n, h d) of `tokens` at the positions from `begin` (1,) up to `end` (1,), exclusive."""
         embedding = "decoder.token_embedding.weight"
-        if self._quantized:  # a table in 16 bits beside the quantised matrix
+        if self._quantized:  # the table is in 16 bits, besides the quantized output matrix
             table = self.constant(f"{embedding}.16", self._array(embedding).astype(np.float16))
             vectors = self.add("Cast", self.add("Gather", table, "tokens"), to=self.element)
         else:
@@ -255,16 +262,17 @@ class Graph:
         return placed
 
     def logits(self, x: str) -> str:
-        """(r, k, V) in float32. One table serves both ends, but in what is quantised."""
+        """(r, k, V) in float32. The output shares the embedding table, except in quantized graphs."""
         embedding = "decoder.token_embedding.weight"
         if self._quantized:
             return self.product(x, embedding, self._array(embedding))
         table = self.add("Transpose", self.weight(embedding), perm=[1, 0])
-        scored: str = self.add("Cast", self.add("MatMul", x, table), to=TensorProto.FLOAT)
-        return scored
+        logits: str = self.add("Cast", self.add("MatMul", x, table), to=TensorProto.FLOAT)
+        return logits
 
-    def attention(self, queries: Sequence[str], alignment_heads: Sequence[tuple[int, int]], count: int) -> onnx.ValueInfoProto:
-        """The output `attention`: (r, a, n, 1500) of the alignment heads, by layer, when `attend` is true, else nothing."""
+    def attention(self, queries: Sequence[str], alignment_heads: AlignmentHeads, count: int) -> onnx.ValueInfoProto:
+        """The output `attention`: the alignment heads' scores (r, a, n, 1500), ordered by layer, if `attend` is true;
+        else empty."""
         shape = helper.make_tensor_value_info("attention", TensorProto.FLOAT, ["rows", "heads", "new", "steps"])
         self.add("Constant", value=numpy_helper.from_array(np.zeros((0, 0, 0, 0), np.float32)))
         nothing = helper.make_graph([self._nodes.pop()], "nothing", [], [shape])
@@ -285,15 +293,15 @@ class Graph:
         self._nodes.append(helper.make_node("If", ["attend"], ["attention"], then_branch=attending, else_branch=nothing))
         return shape
 
-    def output(self, name: str, wanted: str, shape: list[str | int], element: int | None = None) -> onnx.ValueInfoProto:
-        """The graph's output `wanted`, which a node makes under the name `name`."""
-        self._nodes.append(helper.make_node("Identity", [name], [wanted]))
-        return helper.make_tensor_value_info(wanted, element or self.element, shape)
+    def output(self, name: str, public: str, shape: list[str | int], element: int | None = None) -> onnx.ValueInfoProto:
+        """Declare the node output `name` as the graph's output `public`."""
+        self._nodes.append(helper.make_node("Identity", [name], [public]))
+        return helper.make_tensor_value_info(public, element or self.element, shape)
 
     def model(
         self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], metadata: dict[str, str]
     ) -> onnx.ModelProto:
-        """What was written."""
+        """The finished model."""
         graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._weights.values()))
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="whispercore")
@@ -302,7 +310,8 @@ class Graph:
 
 
 def quantized(matrix: Array, dtype: str) -> tuple[Array, Array, Array]:
-    """A weight (out, in) in blocks of 8 bits: integers uint8 (out, blocks, BLOCK), scales and zero points (out, blocks).
+    """Quantize a weight (out, in) by blocks to 8 bits: integers uint8 (out, blocks, BLOCK), scales and zero points
+    (out, blocks).
 
     number = (integer - zero point) * scale.
     """
@@ -320,7 +329,7 @@ def quantized(matrix: Array, dtype: str) -> tuple[Array, Array, Array]:
 
 
 def write_graph(model: onnx.ModelProto, path: Path) -> None:
-    """Graph and weights in files of their own, as one file may hold 2 GB at most."""
+    """Write the graph and its weights to separate files, because a protobuf file holds at most 2 GB."""
     onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", convert_attribute=False)
 
 
@@ -333,45 +342,46 @@ def sessions(folder: Path) -> tuple[Any, Any]:
 
 @torch.no_grad()
 def difference(dims: ModelDimensions, state: State, logits: Callable[[Array, Sequence[Array]], Array], dtype: str) -> float:
-    """How far `logits`, of a spectrogram and of the tokens of two steps, are from PyTorch's at most, in standard deviations of these.
+    """The largest difference between the exported model's logits and PyTorch's, in standard deviations of PyTorch's.
 
-    Raises ConfigurationError when that is too far; with 8 bits when other words have become likely.
+    `logits`: runs the exported model on a log-mel spectrogram and on tokens in two steps. Raises ConfigurationError
+    when the difference is too large; in 8 bits, when the probabilities of the next token diverge too much.
     """
     mel = torch.rand(1, dims.n_mels, 2 * dims.n_audio_ctx, generator=torch.Generator().manual_seed(0))
     tokenizer = Tokenizer(dims.n_vocab)
     tokens = torch.tensor([[*tokenizer.openai_for("en", "transcribe").sot_sequence_including_notimestamps, *tokenizer.encode(_SENTENCE)]])
     expected = _reference(dims, state, mel, tokens)
-    found = torch.from_numpy(logits(mel.numpy(), [tokens[:, :4].numpy(), tokens[:, 4:].numpy()]))
-    deviations = float((found - expected).abs().max() / expected.std())
-    off = divergence(expected, found)
-    if not (off <= _MOST_DIVERGENCE if dtype in QUANTIZED else deviations <= LIMITS[dtype]):
-        message = f"the exported logits are {deviations:.2g} standard deviations off PyTorch's at most, their probabilities {off:.2g} nats"
+    exported = torch.from_numpy(logits(mel.numpy(), [tokens[:, :4].numpy(), tokens[:, 4:].numpy()]))
+    deviations = float((exported - expected).abs().max() / expected.std())
+    nats = divergence(expected, exported)
+    if not (nats <= _MOST_DIVERGENCE if dtype in QUANTIZED else deviations <= LIMITS[dtype]):
+        message = f"the exported logits are {deviations:.2g} standard deviations off PyTorch's at most, their probabilities {nats:.2g} nats"
         raise ConfigurationError(f"{message}: choose another dtype", param="dtype")
     return deviations
 
 
-def divergence(expected: torch.Tensor, found: torch.Tensor) -> float:
+def divergence(expected: torch.Tensor, exported: torch.Tensor) -> float:
     """The mean Kullback-Leibler divergence of the next token's probabilities, in nats; logits (1, tokens, V)."""
-    expected, found = (each.double().log_softmax(dim=-1) for each in (expected, found))
-    return float((expected.exp() * (expected - found)).sum(dim=-1).mean())
+    expected, exported = (logits.double().log_softmax(dim=-1) for logits in (expected, exported))
+    return float((expected.exp() * (expected - exported)).sum(dim=-1).mean())
 
 
 def _logits(encoder: Any, decoder: Any, mel: Array, steps: Sequence[Array]) -> Array:
-    """The logits (1, all, V) of tokens that are fed in steps, each by the cache of the last."""
-    cross = dict(zip((each.name for each in encoder.get_outputs()), encoder.run(None, {"mel": mel}), strict=True))
-    names = [each.name.removeprefix("past_") for each in decoder.get_inputs() if each.name.startswith("past_")]
-    past, found = [cross[f"cross_{name}"][:, :, :0] for name in names], []
+    """The logits (1, all, V) of tokens that are fed in steps, each with the KV cache of the previous one."""
+    cross = dict(zip((output.name for output in encoder.get_outputs()), encoder.run(None, {"mel": mel}), strict=True))
+    names = [node.name.removeprefix("past_") for node in decoder.get_inputs() if node.name.startswith("past_")]
+    past, steps_logits = [cross[f"cross_{name}"][:, :, :0] for name in names], []
     for tokens in steps:
-        fed = {"tokens": tokens, "kept": np.arange(tokens.shape[1]), "attend": np.array(False), **cross}
-        fed |= {f"past_{name}": each for name, each in zip(names, past, strict=True)}
-        logits, *past = decoder.run(["logits", *(f"present_{name}" for name in names)], fed)
-        found.append(logits)
-    return np.concatenate(found, axis=1)
+        inputs = {"tokens": tokens, "kept": np.arange(tokens.shape[1]), "attend": np.array(False), **cross}
+        inputs |= {f"past_{name}": cache for name, cache in zip(names, past, strict=True)}
+        logits, *past = decoder.run(["logits", *(f"present_{name}" for name in names)], inputs)
+        steps_logits.append(logits)
+    return np.concatenate(steps_logits, axis=1)
 
 
 def _reference(dims: ModelDimensions, state: State, mel: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """openai-whisper's logits, in float32."""
-    with torch.device("meta"):  # no time for making weights up that are replaced
+    with torch.device("meta"):  # skips the initialisation of weights that are replaced
         halves = {
             "encoder.": AudioEncoder(dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer),
             "decoder.": TextDecoder(dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer),

@@ -1,4 +1,5 @@
-"""A file or a folder that appears complete or not at all: it is made beside its place, and moved there when it is done."""
+"""Files and folders that appear complete or not at all: each is written in a temporary folder beside its target, then
+moved."""
 
 from __future__ import annotations
 
@@ -13,26 +14,26 @@ from ..errors import ConfigurationError
 
 @contextmanager
 def staged(target: Path, complete: str = "") -> Iterator[Path]:
-    """A path to write to, which nothing is at yet; after the block it is `target`. When the block raises, nothing is left of it.
+    """Yields an unused path to write to. After the block it is moved to `target`; when the block raises, it is deleted.
 
-    `complete`: a file in a folder that another process may have finished first, which is as good. Raises ConfigurationError when
-    the target cannot be written.
+    `complete`: if another process has made the target folder in the meantime and this file is in it, that folder is
+    kept. Raises ConfigurationError when the target cannot be written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-            made = Path(temporary) / target.name
-            yield made
-            _move(made, target, complete)
+            path = Path(temporary) / target.name
+            yield path
+            _move(path, target, complete)
     except OSError as error:
         raise ConfigurationError(f"{target} cannot be written: {error}", param="converted_dir") from error
 
 
-def _move(made: Path, target: Path, complete: str) -> None:
+def _move(path: Path, target: Path, complete: str) -> None:
     try:
-        made.rename(target)
+        path.rename(target)
     except OSError:
         if complete and (target / complete).is_file():
             return
         shutil.rmtree(target, ignore_errors=True)
-        made.rename(target)
+        path.rename(target)

@@ -1,4 +1,5 @@
-"""Whisper's vocabulary in the files that other runtimes read: openai-whisper keeps it as tiktoken's ranks, which none of them knows."""
+"""Whisper's vocabulary in the files that other runtimes read. openai-whisper keeps it as tiktoken ranks, which they do
+not support."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from ..tokenizer import Tokenizer
 
 
 def token_names(tokenizer: Tokenizer) -> list[str]:
-    """Every token's name, by id: bytes as GPT-2 writes them in its vocabularies, special tokens as they are."""
+    """All token names by id: bytes in GPT-2's printable form, special tokens unchanged."""
     encoding = tokenizer.openai.encoding
     names = [_printable(encoding.decode_single_token_bytes(token)) for token in range(tokenizer.eot)]
     return names + sorted(tokenizer.openai.special_tokens, key=tokenizer.openai.special_tokens.__getitem__)
@@ -18,15 +19,16 @@ def token_names(tokenizer: Tokenizer) -> list[str]:
 def tokenizer_json(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     """The vocabulary for Hugging Face's `tokenizers`: tokenizer.json, which faster-whisper and transformers read.
 
-    Timestamps are tokens of their own, but not special: transformers takes the first number past the special tokens for <|0.00|>.
+    Timestamps are added tokens but not special ones: transformers takes the first id after the special tokens for
+    <|0.00|>.
     """
     names = token_names(tokenizer)
-    made = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names[: tokenizer.eot])}, merges=_merges(tokenizer)))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[tokenizer.eot : tokenizer.timestamp_begin]])
-    made.add_tokens([AddedToken(name, special=False, normalized=False) for name in names[tokenizer.timestamp_begin :]])
-    return made
+    bpe = tokenizers.Tokenizer(models.BPE(vocab={name: i for i, name in enumerate(names[: tokenizer.eot])}, merges=_merges(tokenizer)))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names[tokenizer.eot : tokenizer.timestamp_begin]])
+    bpe.add_tokens([AddedToken(name, special=False, normalized=False) for name in names[tokenizer.timestamp_begin :]])
+    return bpe
 
 
 def _printable(token: bytes) -> str:
@@ -34,7 +36,7 @@ def _printable(token: bytes) -> str:
 
 
 def _byte_names() -> list[str]:
-    """GPT-2's printable character for each byte: itself where it is printable, else the next free one from U+0100 on."""
+    """GPT-2's printable character for each byte: the byte's own if it is printable, else the next one from U+0100 on."""
     own = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in own else chr(next(others)) for byte in range(256)]
@@ -44,7 +46,7 @@ _BYTES = _byte_names()
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges that tiktoken's ranks imply: each token from any two shorter ones, the likelier pair first."""
+    """The merges implied by tiktoken's ranks: all splits of each token into two shorter ones, ordered by the ranks."""
     encoding = tokenizer.openai.encoding
     ranks = {encoding.decode_single_token_bytes(token): token for token in range(tokenizer.eot)}
     pairs = []

@@ -1,4 +1,4 @@
-"""Engines: windows in, `Decoded` out. One file per engine; this one holds the seam and the loader."""
+"""Engines: windows in, `Decoded` out. One file or folder per engine; this file holds their interface and the loader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 
 from ..catalogue import ENGINES, installation
-from ..devices import choose_device, choose_engine
+from ..devices import choose_device, choose_engine, decoding_threads
 from ..errors import ConfigurationError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """The seam.
+    """What the scheduler needs of an engine.
 
-    `decode` is called from one thread at a time, with 1 to `max_batch` windows that share one `batch_key`, and answers one
-    `Decoded` per window, in their order. It raises `OutOfMemory` when the device has no room for the batch (the scheduler
-    halves it and tries again) and `EngineError` for any other failure. What an engine cannot honour of `Options` is in the catalogue.
-    `n_mels`: mel bands of its spectrograms.
+    `decode` is called from one thread at a time, with 1 to `max_batch` windows that share one `batch_key`. It returns one `Decoded` per
+    window, in their order. It raises `OutOfMemory` when the device has no room for the batch, which the scheduler then halves, and
+    `EngineError` for any other failure. The catalogue lists the options that an engine cannot honour. `n_mels`: mel bands of its
+    spectrograms.
     """
 
     name: str
@@ -44,11 +44,11 @@ class Engine(Protocol):
         ...
 
     def describe(self) -> dict[str, str | int | float | bool]:
-        """What it runs on: engine, model, device, precision, threads, batch; printed at start, kept with measurements."""
+        """Engine, model, device, precision, threads, batch: printed at start and kept with measurements."""
         ...
 
     def free_memory(self) -> None:
-        """Give cached device memory back, after an out of memory: `torch.cuda.empty_cache` and its like."""
+        """Give cached device memory back after an OutOfMemory, as `torch.cuda.empty_cache` does."""
         ...
 
     def close(self) -> None:
@@ -57,61 +57,61 @@ class Engine(Protocol):
 
 
 class Feed(Protocol):
-    """Where a `RefillingEngine` gets windows from and puts what became of them. Both are called from the thread that decodes."""
+    """Where a `RefillingEngine` takes windows from and returns results to. The thread that decodes calls both methods."""
 
     def take(self, most: int) -> Sequence[Window]:
-        """Up to `most` windows that wait now, without waiting for any; all of one `decode_feed` share a `batch_key`.
+        """Up to `most` queued windows, without waiting; all windows of one `decode_feed` share a `batch_key`.
 
-        None when none waits, or when a window of another `batch_key` has the better right: the engine then finishes what it has.
+        Empty when the queue is, or when a window with another `batch_key` comes first: the engine then finishes the windows it has.
         """
         ...
 
     def done(self, window: Window, result: Decoded) -> None:
-        """What became of a window, as soon as it is known."""
+        """Return the result of a window, as soon as it is decoded."""
         ...
 
 
 @runtime_checkable
 class RefillingEngine(Engine, Protocol):
-    """An engine that puts new windows into the places of finished ones while others still decode: a long window holds up nobody.
+    """An engine with continuous batching: a new window takes the slot of a finished one while the others still decode.
 
     `decode` is `decode_feed` with a feed of the windows of one batch.
     """
 
     def decode_feed(self, feed: Feed) -> None:
-        """Take windows whenever there is room, at least one at first, until the feed has none and all that were taken are done.
+        """Take windows whenever slots are free, at first at least one, until the feed is empty and all windows are done.
 
-        Raises as `decode`. What was taken and is not done then has to be decoded again, fewer at once after `OutOfMemory`, one by one
-        after another `EngineError`; the engine has forgotten it.
+        Raises as `decode`. The engine drops its unfinished windows then. The caller decodes them again: fewer at once after
+        `OutOfMemory`, one by one after another `EngineError`.
         """
         ...
 
 
 def load_engines(settings: Settings) -> list[Engine]:
-    """The engine that `settings` asks for, once for each GPU when it can be told which. Raises ConfigurationError with what to do."""
+    """The engine of `load_engine`, and one more for each further GPU when the engine supports that. Raises ConfigurationError."""
     first = load_engine(settings)
     if not ENGINES[first.name].every_gpu or choose_device(settings) != "cuda":
         return [first]
     import torch  # here: not every engine needs it
 
     module = import_module(f".{first.name}", __package__)
-    with _short_memory_told(settings):
+    with _memory_errors_as_configuration(settings):
         return [first, *(cast(Engine, module.load(settings, "cuda", index)) for index in range(1, torch.cuda.device_count()))]
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The engine that `settings` asks for: auto is torch on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do.
+    """The engine that `settings` name; auto is torch on a GPU and ct2 on a CPU. Raises ConfigurationError with what to do.
 
-    What auto has chosen for a GPU is tried first; where it fails, openai-whisper's own code serves, which runs wherever PyTorch does.
+    The engine that auto chooses for a GPU is tried first. Where it fails, engine openai serves, which runs wherever PyTorch does.
     """
     device = choose_device(settings)
     name = choose_engine(settings, device)
-    with _short_memory_told(settings):
+    with _memory_errors_as_configuration(settings):
         return _load(name, settings, device) if settings.engine != "auto" or device != "cuda" else _load_and_try(name, settings, device)
 
 
 def _load_and_try(name: str, settings: Settings, device: str) -> Engine:
-    """The engine when it works, else openai-whisper's own code."""
+    """The engine when it works, else engine openai."""
     with ExitStack() as failed:
         try:
             engine = _load(name, settings, device)
@@ -127,16 +127,16 @@ def _load_and_try(name: str, settings: Settings, device: str) -> Engine:
 
 
 @contextmanager
-def _short_memory_told(settings: Settings) -> Iterator[None]:
-    """What a runtime says of short memory while it loads, as a ConfigurationError."""
+def _memory_errors_as_configuration(settings: Settings) -> Iterator[None]:
+    """Turn a runtime's error about memory, raised while it loads, into a ConfigurationError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        from .rules import lacks_memory, reason  # here: the fake engine needs no torch
+        from .rules import first_line, lacks_memory  # here: the fake engine needs no torch
 
         if not lacks_memory(error):
             raise
-        message = f"'{settings.model}' does not fit into the memory ({reason(error)}): choose a smaller model, dtype or batch_size"
+        message = f"'{settings.model}' does not fit into the memory ({first_line(error)}): choose a smaller model, dtype or batch_size"
         raise ConfigurationError(message, param="model") from error
 
 
@@ -146,11 +146,22 @@ def precisions(name: str, device: str) -> tuple[str, ...]:
 
 
 def _load(name: str, settings: Settings, device: str) -> Engine:
-    return cast(Engine, _module(name).load(settings, device))
+    module = _module(name)
+    if device == "cpu":
+        _set_torch_threads(name, settings)
+    return cast(Engine, module.load(settings, device))
+
+
+def _set_torch_threads(name: str, settings: Settings) -> None:
+    """The threads of PyTorch, by the engine's entry in the catalogue. They are the process's: the engine loaded last sets them."""
+    if (threads := ENGINES[name].torch_threads) != "unchanged":
+        import torch  # here: not every engine needs it
+
+        torch.set_num_threads(decoding_threads(settings) if threads == "all" else 1)
 
 
 def _module(name: str) -> ModuleType:
-    """The engine's module: `load(settings, device)` makes the engine, `precisions(device)` tells what it computes in."""
+    """The engine's module: `load(settings, device)` makes the engine, `precisions(device)` lists its dtypes."""
     try:
         return import_module(f".{name}", __package__)
     except ImportError as error:
@@ -158,7 +169,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _try(engine: Engine) -> None:
-    """Decode a second of faint noise, alone and in company, with the times of its words."""
+    """Decode a second of faint noise, alone and in a batch, with word times."""
     noise = np.random.default_rng(0).normal(scale=1e-3, size=SAMPLE_RATE).astype(np.float32)
     window = Window(noise, 0.0, Decoding(max_tokens=16, alignment="all"))
     for count in (1, min(4, engine.max_batch)):

@@ -1,4 +1,4 @@
-"""Token times from the decoder's attention to the sound: openai-whisper's method (`whisper.timing.find_alignment`), in batches."""
+"""Token times from the decoder's attention to the audio: openai-whisper's method (`whisper.timing.find_alignment`), in batches."""
 
 from __future__ import annotations
 
@@ -11,53 +11,55 @@ from torch.nn.utils.rnn import pad_sequence
 from whisper.model import Whisper, disable_sdpa
 from whisper.timing import median_filter
 
-from .rules import Text
+from ..tokenizer import Tokenizer
+from .rules import AlignmentText
 
 MEDIAN_FRAMES = 7
 FRAMES_PER_TOKEN = 2
-AT_ONCE = 16
-"""Windows aligned in one pass: each of them holds logits of the whole vocabulary for every token."""
+WINDOWS_A_PASS = 16
+"""Windows aligned in one pass. Each of them needs memory for logits of the whole vocabulary for every token."""
 
 
 Attend = Callable[[Sequence[int], torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Feeds tokens (windows, tokens) to the decoder, for the texts of these indices: logits (windows, tokens, vocabulary), and the attention
-before its softmax of the heads that follow the sound (windows, heads, tokens, 1500)."""
+"""Takes indices of texts and their tokens (windows, tokens), feeds them to the decoder, and returns logits (windows, tokens, vocabulary)
+and the alignment heads' attention scores before the softmax (windows, heads, tokens, 1500)."""
 
 
 @torch.no_grad()
 def align(
-    model: Whisper, features: torch.Tensor, texts: Sequence[Text], *, no_timestamps: int, eot: int
-) -> list[tuple[list[int], list[float]]]:
-    """`align_by` with openai-whisper's model. `features`: (windows, 1500, width), the encoder's."""
+    model: Whisper, features: torch.Tensor, texts: Sequence[AlignmentText], tokenizer: Tokenizer
+) -> list[tuple[Sequence[int], Sequence[float]]]:
+    """`align_by` with openai-whisper's model. `features`: (windows, 1500, width), the encoder's output."""
 
-    def attend(which: Sequence[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return _teacher_forced(model, tokens.to(features.device), features[list(which)])
+    def attend(indices: Sequence[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return _teacher_forced(model, tokens.to(features.device), features[list(indices)])
 
-    return align_by(attend, texts, no_timestamps=no_timestamps, eot=eot)
+    return align_by(attend, texts, tokenizer)
 
 
-def align_by(attend: Attend, texts: Sequence[Text], *, no_timestamps: int, eot: int) -> list[tuple[list[int], list[float]]]:
+def align_by(attend: Attend, texts: Sequence[AlignmentText], tokenizer: Tokenizer) -> list[tuple[Sequence[int], Sequence[float]]]:
     """Align each text, none of them empty, with its window.
 
-    Of each text: at which step of the encoder's output its tokens begin, and the last one ends, n + 1; their probabilities, n.
+    For a text of n tokens: the steps of the encoder's output at which they begin, and the last one ends, n + 1; their probabilities, n.
     """
-    found: list[tuple[list[int], list[float]]] = []
-    for first in range(0, len(texts), AT_ONCE):
-        some = texts[first : first + AT_ONCE]
-        rows = [torch.tensor([*text.start, no_timestamps, *text.tokens, eot]) for text in some]
+    no_timestamps, eot = tokenizer.openai.no_timestamps, tokenizer.eot
+    times: list[tuple[Sequence[int], Sequence[float]]] = []
+    for first in range(0, len(texts), WINDOWS_A_PASS):
+        part = texts[first : first + WINDOWS_A_PASS]
+        rows = [torch.tensor([*text.start, no_timestamps, *text.tokens, eot]) for text in part]
         tokens = pad_sequence(rows, batch_first=True, padding_value=eot)
-        logits, attention = attend(range(first, first + len(some)), tokens)
-        costs = [-attended(weights, text).double().cpu().numpy() for weights, text in zip(attention, some, strict=True)]
-        probs = [_probs(of_window, text, eot) for of_window, text in zip(logits, some, strict=True)]
-        found += zip((steps.tolist() for steps in jumps(costs)), probs, strict=True)
-    return found
+        logits, attention = attend(range(first, first + len(part)), tokens)
+        costs = [-attention_matrix(scores, text).double().cpu().numpy() for scores, text in zip(attention, part, strict=True)]
+        probs = [_probs(window_logits, text, eot) for window_logits, text in zip(logits, part, strict=True)]
+        times += zip((steps.tolist() for steps in jumps(costs)), probs, strict=True)
+    return times
 
 
 def jumps(costs: Sequence[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.int64]]:
-    """The column at which the cheapest path of each matrix (rows, columns) enters each of its rows: dynamic time warping.
+    """Dynamic time warping: the column at which the cheapest path of each matrix (rows, columns) enters each of its rows.
 
-    The same path as `whisper.timing.dtw_cpu`, ties included, but computed for all matrices at once, one anti-diagonal after the
-    other, by numpy: numba would compile for seconds when the first request comes.
+    The same paths as `whisper.timing.dtw_cpu`, ties included. numpy computes all matrices together, one anti-diagonal after the other;
+    numba would compile for seconds at the first request.
     """
     rows, columns = (max(cost.shape[axis] for cost in costs) for axis in (0, 1))
     skewed = np.zeros((rows + columns - 1, len(costs), rows))
@@ -65,17 +67,17 @@ def jumps(costs: Sequence[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.int64
         row, column = np.indices(cost.shape)
         skewed[row + column, index, row] = cost
     trace = _trace(skewed)
-    return [_entered(trace[:, index], *cost.shape) for index, cost in enumerate(costs)]
+    return [_entry_columns(trace[:, index], *cost.shape) for index, cost in enumerate(costs)]
 
 
 def _trace(skewed: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
-    """From where the cheapest path comes to each cell: 0 diagonally, 1 from the row before, 2 from the column before.
+    """How the cheapest path enters each cell: 0 diagonally, 1 from the row before, 2 from the column before.
 
-    Cell (i, j) of a matrix is [i + j, matrix, i], in the argument and in the result; sums are float32, as openai-whisper's.
+    Cell (i, j) of a matrix is [i + j, matrix, i], in the argument and in the result. Sums are float32, as in openai-whisper.
     """
     diagonals, count, rows = skewed.shape
     trace = np.empty(skewed.shape, np.int8)
-    # sums of the last two diagonals; [:, i + 1] is row i, and the row before the first cannot be come from but at the beginning
+    # sums of the last two diagonals; [:, i + 1] is row i, and [:, 0] is the row before the first, in which only the path's start is finite
     last, before = (np.full((count, rows + 1), np.inf, np.float32) for _ in range(2))
     before[:, 0] = 0.0
     for diagonal in range(diagonals):
@@ -91,20 +93,20 @@ def _trace(skewed: npt.NDArray[np.float64]) -> npt.NDArray[np.int8]:
     return trace
 
 
-def _entered(trace: npt.NDArray[np.int8], rows: int, columns: int) -> npt.NDArray[np.int64]:
-    """Follow the path back from the last cell, noting for each row the first column on it."""
-    entered = np.zeros(rows, np.int64)
+def _entry_columns(trace: npt.NDArray[np.int8], rows: int, columns: int) -> npt.NDArray[np.int64]:
+    """The first column of the path in each row, found by following the path back from the last cell."""
+    columns_entered = np.zeros(rows, np.int64)
     row, column = rows - 1, columns - 1
     while row >= 0:
-        entered[row] = column
+        columns_entered[row] = column
         step = trace[row + column, row] if column >= 0 else 1
         row -= step != 2
         column -= step != 1
-    return entered
+    return columns_entered
 
 
 def _teacher_forced(model: Whisper, tokens: torch.Tensor, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (windows, tokens, vocabulary) and the attention of the heads that follow the sound (windows, heads, tokens, 1500)."""
+    """Logits (windows, tokens, vocabulary) and the attention scores of the alignment heads (windows, heads, tokens, 1500)."""
     kept: dict[int, torch.Tensor] = {}
     layers: dict[int, list[int]] = {}
     for layer, head in model.alignment_heads.indices().T.tolist():
@@ -118,7 +120,7 @@ def _teacher_forced(model: Whisper, tokens: torch.Tensor, features: torch.Tensor
         for layer in layers
     ]
     try:
-        with disable_sdpa():  # only openai-whisper's own attention gives its weights away
+        with disable_sdpa():  # only openai-whisper's own attention returns its scores
             logits = model.decoder(tokens, features)
     finally:
         for hook in hooks:
@@ -126,20 +128,20 @@ def _teacher_forced(model: Whisper, tokens: torch.Tensor, features: torch.Tensor
     return logits, torch.cat([kept[layer] for layer in layers], dim=1)
 
 
-def attended(weights: torch.Tensor, text: Text) -> torch.Tensor:
-    """Attention (heads, tokens, 1500) → how much each token, from <|notimestamps|> to the last of the text, attends to each step of sound.
+def attention_matrix(scores: torch.Tensor, text: AlignmentText) -> torch.Tensor:
+    """Scores (heads, tokens, 1500) → the attention of each token, from <|notimestamps|> to the text's last, to each step of audio.
 
-    Normalised over the window's own sound, and over its own tokens, as if it were alone.
+    It is normalised over the window's own audio and its own tokens, so that padding and the rest of the batch have no influence.
     """
     length = len(text.start) + len(text.tokens) + 2
-    weights = weights[:, :length, : max(1, text.frames // FRAMES_PER_TOKEN)].softmax(dim=-1)
+    weights = scores[:, :length, : max(1, text.frames // FRAMES_PER_TOKEN)].softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
     matrix: torch.Tensor = median_filter((weights - mean) / deviation, MEDIAN_FRAMES).mean(dim=0)
     return matrix[len(text.start) : -1]
 
 
-def _probs(logits: torch.Tensor, text: Text, eot: int) -> list[float]:
-    """The probability of each text token among the text tokens, given those before it."""
+def _probs(logits: torch.Tensor, text: AlignmentText, eot: int) -> list[float]:
+    """The probability of each token of the text among all text tokens, given the tokens before it."""
     begin = len(text.start)
     probs = logits[begin : begin + len(text.tokens), :eot].softmax(dim=-1)
     chosen: list[float] = probs[torch.arange(len(text.tokens)), list(text.tokens)].tolist()

@@ -1,4 +1,4 @@
-"""An engine with no weights: its words are a digest of the samples. For tests of everything around an engine."""
+"""An engine without weights: its words are a digest of the samples. For tests of everything around an engine."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..settings import Settings
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer
 from ..types import SAMPLE_RATE, Decoded, Decoding, Samples, Window
 from . import Engine
-from .rules import decoded, text_to_align
+from .rules import make_decoded, text_to_align
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "red", "green", "blue", "black", "white", "grey")
 SECONDS_PER_SEGMENT = 5.0
 PROBABILITY = 0.9
-"""Of every token, where they are asked for."""
+"""Of every token, where a request asks for probabilities."""
 SILENCE = 1e-3
-"""Below this amplitude nobody speaks."""
+"""Samples below this amplitude hold no speech."""
 
 
 def load(settings: Settings, device: str) -> Engine:
@@ -30,15 +30,15 @@ def load(settings: Settings, device: str) -> Engine:
 
 
 def precisions(device: str) -> tuple[str, ...]:
-    """It computes nothing."""
+    """One, so that there is one: it computes nothing."""
     return ("float32",)
 
 
 class FakeEngine:
-    """Deterministic: equal samples give equal words, in segments of at most 5 s that end with the window; silence gives none.
+    """Deterministic: equal samples give equal words, in segments of at most 5 s; silence gives none.
 
-    For tests: `delay` seconds a batch, EngineError for windows that `fails` picks, OutOfMemory above `room` windows at once,
-    and `logprob` as the score. `batches` keeps the size of every batch decoded.
+    For tests: a batch takes `delay` seconds; windows for which `fails` is true raise EngineError; more than `room` windows at once raise
+    OutOfMemory; `logprob` gives a window's score. `batches` lists the sizes of all batches decoded.
     """
 
     name = "fake"
@@ -61,7 +61,7 @@ class FakeEngine:
         self._delay, self._fails, self._room, self._logprob = delay, fails, room, logprob
 
     def batch_key(self, decoding: Decoding) -> Hashable:
-        """Temperature and task, as a real engine would; languages and prompts mix."""
+        """Temperature and task. Languages and prompts may differ within a batch, as with a real engine."""
         return decoding.temperature, decoding.task
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
@@ -91,40 +91,40 @@ class FakeEngine:
         before, after = window.margin
         samples = window.samples[before : len(window.samples) - after]
         silent = not np.abs(samples).max(initial=0.0) > SILENCE
-        said = [] if silent else list(self._segments(samples, decoding.timestamps))[: decoding.max_sampled]
-        one = decoded(
+        timed = [] if silent else list(self._segments(samples, decoding.timestamps))[: decoding.max_sampled]
+        decoded = make_decoded(
             self.tokenizer,
-            [token for token, *_ in said],
+            [token for token, *_ in timed],
             decoding,
             language=decoding.language or (decoding.languages or ("en",))[0],
             language_probability=None if decoding.language else 1.0,
             avg_logprob=self._logprob(window),
             no_speech_prob=0.95 if silent else 0.05,
         )
-        count = len(text_to_align(self.tokenizer, window, one).tokens)
-        spoken = [(start, end) for token, start, end in said if token < self.tokenizer.eot][:count]
-        times = (*(start for start, _ in spoken), *(end for _, end in spoken[-1:]))
-        return replace(one, token_times=times, token_probs=(PROBABILITY,) * count)
+        count = len(text_to_align(self.tokenizer, window, decoded).tokens)
+        spans = [(start, end) for token, start, end in timed if token < self.tokenizer.eot][:count]
+        times = (*(start for start, _ in spans), *(end for _, end in spans[-1:]))
+        return replace(decoded, token_times=times, token_probs=(PROBABILITY,) * count)
 
     def _segments(self, samples: Samples, timestamps: bool) -> Iterator[tuple[int, float, float]]:
-        """Timestamp, words, timestamp for each stretch of at most 5 s; each token with its start and end, the words evenly spread."""
+        """A timestamp, words and a timestamp for each 5 s or less: tokens with their starts and ends in seconds, words evenly spread."""
         length = round(SECONDS_PER_SEGMENT * SAMPLE_RATE)
         for start in range(0, len(samples), length):
-            stretch = samples[start : start + length]
+            segment = samples[start : start + length]
             words = self.tokenizer.encode(
-                "".join(f" {WORDS[byte % len(WORDS)]}" for byte in _digest(stretch)[: 1 + len(stretch) // 16_000])
+                "".join(f" {WORDS[byte % len(WORDS)]}" for byte in _digest(segment)[: 1 + len(segment) // 16_000])
             )
-            edges = np.linspace(start, start + len(stretch), len(words) + 1) / SAMPLE_RATE
-            said = list(zip(words, edges.tolist(), edges[1:].tolist(), strict=False))
+            edges = np.linspace(start, start + len(segment), len(words) + 1) / SAMPLE_RATE
+            timed = list(zip(words, edges.tolist(), edges[1:].tolist(), strict=False))
             first, last = float(edges[0]), float(edges[-1])
-            yield from (
-                [(self._timestamp(start), first, first), *said, (self._timestamp(start + len(stretch)), last, last)] if timestamps else said
-            )
+            if timestamps:
+                timed = [(self._timestamp(start), first, first), *timed, (self._timestamp(start + len(segment)), last, last)]
+            yield from timed
 
     def _timestamp(self, sample: int) -> int:
         return self.tokenizer.timestamp_begin + round(sample / SAMPLE_RATE / SECONDS_PER_TIMESTAMP)
 
 
 def _digest(samples: Samples) -> bytes:
-    """Of the samples as 16-bit integers: what a lossless container keeps."""
+    """Of the samples as 16-bit integers, which any lossless audio format preserves."""
     return hashlib.sha256(np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()).digest()

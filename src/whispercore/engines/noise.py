@@ -1,7 +1,7 @@
-"""Random numbers for sampling above temperature 0: a function of a seed, a step and a token, with no state.
+"""Random numbers for sampling above temperature 0: a function of a seed, a step and a token, without state.
 
-A row's numbers depend on its own seed alone, not on the rows beside it, on their order or on what was drawn before. All of it is integer
-arithmetic on the device of the logits, so it can be part of a CUDA graph, the host never waits for it, and every engine that samples with
+A row's numbers depend on its own seed only, not on the other rows, their order or earlier draws. They are computed by integer arithmetic
+on the device of the logits. So they can be part of a CUDA graph, the host never waits for them, and every engine that samples with
 PyTorch draws the same numbers on every device.
 
 The integers are mixed by the finalisers of SplitMix64 (Steele, Lea and Flood 2014) and of lowbias32 (https://github.com/skeeto/hash-prospector).
@@ -18,7 +18,7 @@ from ..types import Window
 
 
 def _signed(number: int, bits: int) -> int:
-    """PyTorch's integers are signed: the same bits as one of those."""
+    """The signed integer with the same bits: PyTorch's integers are signed."""
     return number - (1 << bits) if number >> (bits - 1) else number
 
 
@@ -47,13 +47,13 @@ def gumbel(seeds: Tensor, steps: Tensor | int, tokens: int) -> Tensor:
     low, high = ((keys << 32) >> 32).to(torch.int32), (keys >> 32).to(torch.int32)
     bits = torch.arange(tokens, device=seeds.device, dtype=torch.int32) * _TOKEN + low
     bits = _mixed(_mixed(bits, _MIX_32, 16) + high, _MIX_32, 16)
-    # the logarithm is taken of the side near 0, where float32 is fine: that is where the winners are
+    # log1p keeps float32's precision near 0, where the largest noise, and so the drawn token, comes from
     uniform = (bits & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31)
     return uniform.neg_().log1p_().neg_().log_().neg_()
 
 
 def drawn(logits: Tensor, temperature: Tensor | float, seeds: Tensor, steps: Tensor | int) -> Tensor:
-    """A token for each row, (rows,), with the probabilities softmax(logits / temperature); `logits`: (rows, tokens)."""
+    """A token for each row, (rows,), drawn with the probabilities softmax(logits / temperature); `logits`: (rows, tokens)."""
     return (logits.float() / temperature + gumbel(seeds, steps, logits.shape[1])).argmax(dim=1)
 
 
@@ -65,5 +65,5 @@ def _mixed(integers: Tensor, rounds: Sequence[tuple[int, int]], last: int) -> Te
 
 
 def _shifted(integers: Tensor, shift: int) -> Tensor:
-    """To the right, filled with zeros: PyTorch fills with the sign."""
+    """Shifted to the right and filled with zeros; PyTorch fills with the sign."""
     return (integers >> shift) & ((1 << (8 * integers.element_size() - shift)) - 1)

@@ -1,1 +1,1 @@
-"""Decoded windows → a transcript: decoding strategies, word and segment times, and guards against invented text."""
+"""Decoded windows → a transcript: decoding strategies, segments, word times, guards against hallucinations."""

@@ -1,4 +1,4 @@
-"""Words that nobody said: improbable, too short or too long ones amid silence (openai-whisper's rules, whisper/transcribe.py)."""
+"""Hallucinations: improbable, very short or very long words between silences (rules of whisper/transcribe.py)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ..types import Dropped, Segment, Word
 
 _PUNCTUATION = "\"'“¿([{-\"'.。,，!！?？:：”)]}、"
 _EDGE = 2.0
-"""Seconds from a window's begin or end within which silence is taken for granted."""
+"""Seconds from a window's edge within which the rule assumes silence."""
 
 
 def anomaly(word: Word) -> float:
-    """How strange a word is: 0 for an ordinary one; improbable, very short and very long ones score."""
+    """A word's anomaly score: 0 for an ordinary word, more for an improbable, very short or very long one."""
     duration = word.end - word.start
     return (word.probability < 0.15) + max(0.0, 0.133 - duration) * 15 + max(0.0, duration - 2.0)
 
 
 def is_anomalous(segment: Segment | None) -> bool:
-    """Whether the first eight words are strange on the whole; None and a segment without words are not."""
+    """Whether the scores of the first eight words add up to an anomaly; False for None or without words."""
     if segment is None or not segment.words:
         return False
     words = [word for word in segment.words if word.word not in _PUNCTUATION][:8]
@@ -34,9 +34,10 @@ def first_with_words(segments: Sequence[Segment]) -> Segment | None:
 def find_hallucination(
     segments: Sequence[Segment], *, start: float, end: float, window_end: float, last_speech: float, threshold: float
 ) -> int | None:
-    """The index of the first anomalous segment with silence, or more anomalies, on both its sides; None when there is none.
+    """The index of the first anomalous segment with silence or another anomaly on both sides; None if there is none.
 
-    `start`, `end`: seconds of the window's audio; `window_end`: 30 s after its start; `last_speech`: the end of the last word before.
+    `start`, `end`: the window's audio in seconds; `window_end`: 30 s after its start; `last_speech`: the end of the
+    previous word.
     """
     last_end = last_speech
     for index, segment in enumerate(segments):
@@ -56,7 +57,10 @@ def find_hallucination(
 def without_hallucinations(
     segments: list[Segment], start: float, end: float, threshold: float | None
 ) -> tuple[list[Segment], list[Dropped]]:
-    """The segments of a window that stands alone, but for those; a threshold of None keeps all. Needs words."""
+    """Split an independent window's segments into kept and hallucinated ones.
+
+    They need words; a threshold of None keeps all.
+    """
     kept, dropped = list(segments), list[Dropped]()
     while threshold is not None:
         index = find_hallucination(kept, start=start, end=end, window_end=end, last_speech=start, threshold=threshold)
@@ -67,5 +71,5 @@ def without_hallucinations(
 
 
 def as_dropped(segment: Segment) -> Dropped:
-    """The segment as what a guard has dropped."""
+    """The segment as a dropped hallucination."""
     return Dropped(segment.start, segment.end, segment.text, "hallucination")

@@ -1,8 +1,8 @@
-"""Words at the place in the recording where they were spoken.
+"""Word times in the recording, trimmed to detected voice.
 
-An alignment gives every moment of a window to some word, silences included: the first word after a pause begins where the word
-before it ended. The voice detector knows where the pauses are, so a word is trimmed to the voice in its span, as in WhisperX
-(Bain et al. 2023, https://arxiv.org/abs/2303.00747), whose segments come from a detector too.
+An alignment assigns every moment of a window to some word, silences included: the first word after a pause starts where
+the word before it ended. The voice detector finds the pauses, so each word is trimmed to the voice in its span.
+WhisperX also combines alignment with a voice detector (Bain et al. 2023, https://arxiv.org/abs/2303.00747).
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..tokenizer import Tokenizer
 from ..types import SAMPLE_RATE, Decoded, Word
 from . import words
 
-JOINED = 0.25
-"""Seconds of silence between two chunks of voice that may be one word, such as before a plosive."""
-CLICK = 0.064
-"""Seconds of voice that are no part of a word; vad_min_speech_duration_ms by default."""
-LATER = 0.4
-"""Of two voices in a word's span the later one is the word, unless it is shorter than this share of the longest."""
+MAX_PAUSE_IN_WORD = 0.25
+"""Seconds of silence that one word may contain, such as before a plosive."""
+SHORTEST_VOICE = 0.064
+"""Seconds: shorter voice is a click, not part of a word. The default of vad_min_speech_duration_ms."""
+MIN_LATER_SHARE = 0.4
+"""Of several voices in a word's span the last is the word, unless shorter than this share of the longest."""
 ONSET = 0.05
-"""Seconds that a word may begin before, or end after, the detector hears it: two of its frames."""
+"""Seconds that a word may start before, or end after, its detected voice: two of the detector's frames."""
 
 Span = tuple[float, float]
-"""Begin and end in seconds of the recording."""
+"""Start and end in seconds of the recording."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedWord:
-    """A word, or what stands for one in its language, with its tokens.
+    """A word with its times and tokens; in languages without spaces, a character.
 
-    `start`, `end`: seconds of the recording, in hundredths. `voice`: seconds of voice between them; None when the detector was not asked.
-    `logprobs`: of its tokens. `source`: what its window was decoded to.
+    `start`, `end`: seconds of the recording, rounded to 0.01. `voice`: seconds of voice between them; None when the
+    detector did not run. `logprobs`: of its tokens. `source`: the decoded window that it comes from.
     """
 
     text: str
@@ -53,106 +53,111 @@ class PlacedWord:
 
     @property
     def word(self) -> Word:
-        """As it is told."""
+        """The word as a transcript shows it."""
         return Word(self.text, self.start, self.end, self.probability)
 
 
-def place_words(decoded: Decoded, pack: PackedWindow, tokenizer: Tokenizer, options: Options) -> list[PlacedWord]:
-    """The words of an aligned window in order, none of which overlaps the next one or a silence that was left out."""
-    detected = all(chunk.voiced is not None for chunk in pack.chunks)
-    timings = words.timings(
+def place_words(decoded: Decoded, packed: PackedWindow, tokenizer: Tokenizer, options: Options) -> list[PlacedWord]:
+    """The words of an aligned window in order. No word overlaps the next one or a silence that was left out."""
+    detected = all(chunk.voiced is not None for chunk in packed.chunks)
+    timed_words = words.timed_words(
         decoded, tokenizer, prepend=options.prepend_punctuations, append=options.append_punctuations, shorten=not detected
     )
     tokens = [token for token in decoded.tokens if token < tokenizer.eot]
     logprobs = [words.logprob(prob) for prob in decoded.token_probs]
-    places = [(chunk.start - offset, chunk, voices(chunk)) for offset, chunk in pack.offsets]
-    found: list[PlacedWord] = []
+    chunks = [(chunk.start - offset, chunk, voiced_spans(chunk)) for offset, chunk in packed.offsets]
+    placed: list[PlacedWord] = []
     first = 0
-    for timing in timings:
-        span, voice = _placed((timing.start, timing.end), places)
-        begin = max(round(span[0], 2), found[-1].end if found else 0.0)
-        last = first + timing.count
-        found.append(
+    for timed in timed_words:
+        span, voice = _placed((timed.start, timed.end), chunks)
+        start = max(round(span[0], 2), placed[-1].end if placed else 0.0)
+        last = first + timed.count
+        placed.append(
             PlacedWord(
-                text=timing.word,
-                start=begin,
-                end=max(begin, round(span[1], 2)),
+                text=timed.word,
+                start=start,
+                end=max(start, round(span[1], 2)),
                 voice=voice if detected else None,
-                probability=timing.probability,
+                probability=timed.probability,
                 tokens=tuple(tokens[first:last]),
                 logprobs=tuple(logprobs[first:last]),
                 source=decoded,
             )
         )
         first = last
-    return found
+    return placed
 
 
-def _placed(span: Span, places: Sequence[tuple[float, SpeechChunk, list[Span]]]) -> tuple[Span, float]:
-    """A span of the window's time as one of the recording's, in the one chunk that holds most of its voice, and that voice."""
-    inside: list[tuple[float, float, Span]] = []
-    for shift, chunk, heard in places:
+def _placed(span: Span, chunks: Sequence[tuple[float, SpeechChunk, list[Span]]]) -> tuple[Span, float]:
+    """A span of the window's time as one of the recording's, and the seconds of voice in it.
+
+    The span lies in the one chunk that holds most of its voice. `chunks`: the shift from the window's time to the
+    recording's, the chunk, its voice.
+    """
+    candidates: list[tuple[float, float, Span]] = []
+    for shift, chunk, voices in chunks:
         begin, end = max(span[0] + shift, chunk.start), min(span[1] + shift, chunk.start + chunk.duration)
         if begin <= end:
-            start, stop, voice = trimmed((begin, end), heard)
-            inside.append((voice, end - begin, (start, stop)))
-    voice, _, placed = max(inside, default=(0.0, 0.0, _last_moment(places)))
+            start, stop, voice = trimmed((begin, end), voices)
+            candidates.append((voice, end - begin, (start, stop)))
+    voice, _, placed = max(candidates, default=(0.0, 0.0, _end_of(chunks)))
     return placed, voice
 
 
-def _last_moment(places: Sequence[tuple[float, SpeechChunk, list[Span]]]) -> Span:
-    """The end of the window, for a word that is said to come after it."""
-    end = places[-1][1].start + places[-1][1].duration
+def _end_of(chunks: Sequence[tuple[float, SpeechChunk, list[Span]]]) -> Span:
+    """An empty span at the window's end, for a word aligned after it."""
+    end = chunks[-1][1].start + chunks[-1][1].duration
     return end, end
 
 
 def is_aligned(decoded: Decoded, tokenizer: Tokenizer) -> bool:
-    """Whether all text tokens have their times."""
+    """Whether all text tokens have times."""
     return len(decoded.token_probs) == sum(token < tokenizer.eot for token in decoded.tokens)
 
 
-def voices(chunk: SpeechChunk) -> list[Span]:
-    """Where the detector hears a voice in a chunk, clicks left out; nowhere when it was not asked."""
+def voiced_spans(chunk: SpeechChunk) -> list[Span]:
+    """The detected voice in a chunk, without clicks; empty when the detector did not run."""
     if chunk.voiced is None:
         return []
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chunk.voiced, [False]]).astype(np.int8))).reshape(-1, 2)
     seconds = [(begin * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for begin, end in edges.tolist()]
-    return [(chunk.start + begin, chunk.start + end) for begin, end in seconds if end - begin > CLICK]
+    return [(chunk.start + begin, chunk.start + end) for begin, end in seconds if end - begin > SHORTEST_VOICE]
 
 
 def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
-    """A word's span without the silence around its voice, and the seconds of voice in it.
+    """A word's span without the silence around its voice: start, end, seconds of voice.
 
-    Where two voices with a silence between them reach into the span, one belongs to a neighbour. Most often that is the earlier one: an
-    alignment gives a pause, and the end of the word before it, to the word after it.
+    When two pieces of voice with a silence between them reach into the span, one belongs to a neighbouring word.
+    Usually that is the earlier one: an alignment gives a pause, and the end of the word before it, to the word after
+    it.
     """
     groups = list(_groups(span, voices))
     if not groups:
         return (*span, 0.0)
     longest = max(voice for voice, *_ in groups)
-    voice, begin, end = next(group for group in reversed(groups) if group[0] >= LATER * longest)
+    voice, begin, end = next(group for group in reversed(groups) if group[0] >= MIN_LATER_SHARE * longest)
     return max(span[0], begin - ONSET), min(span[1], end + ONSET), voice
 
 
 def _groups(span: Span, voices: Sequence[Span]) -> Iterator[tuple[float, float, float]]:
-    """Seconds of voice, begin and end of each run of voices within the span that no silence longer than `JOINED` parts."""
+    """The span's voices, grouped at silences longer than `MAX_PAUSE_IN_WORD`: seconds of voice, start, end."""
     inside = [(max(begin, span[0]), min(end, span[1])) for begin, end in voices if begin < span[1] and end > span[0]]
-    held: list[Span] = []
+    group: list[Span] = []
     for piece in inside:
-        if held and piece[0] - held[-1][1] > JOINED:
-            yield _group(held)
-            held = []
-        held.append(piece)
-    if held:
-        yield _group(held)
+        if group and piece[0] - group[-1][1] > MAX_PAUSE_IN_WORD:
+            yield _summed(group)
+            group = []
+        group.append(piece)
+    if group:
+        yield _summed(group)
 
 
-def _group(pieces: Sequence[Span]) -> tuple[float, float, float]:
+def _summed(pieces: Sequence[Span]) -> tuple[float, float, float]:
     return sum(end - begin for begin, end in pieces), pieces[0][0], pieces[-1][1]
 
 
-def in_order(found: Sequence[PlacedWord]) -> list[PlacedWord]:
-    """Words by their begin, each shortened to where the next one begins."""
-    ordered = sorted(found, key=lambda one: one.start)
-    ends = [min(one.end, after.start) for one, after in pairwise(ordered)]
-    return [replace(one, end=end) for one, end in zip(ordered, [*ends, ordered[-1].end], strict=True)] if ordered else []
+def in_order(words: Sequence[PlacedWord]) -> list[PlacedWord]:
+    """The words sorted by start, each shortened to end where the next one starts."""
+    ordered = sorted(words, key=lambda word: word.start)
+    ends = [min(word.end, after.start) for word, after in pairwise(ordered)]
+    return [replace(word, end=end) for word, end in zip(ordered, [*ends, ordered[-1].end], strict=True)] if ordered else []

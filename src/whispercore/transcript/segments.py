@@ -1,4 +1,4 @@
-"""Decoded windows → segments on the recording's own time line."""
+"""Decoded windows → segments in the recording's time."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from . import words
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """Text tokens between two timestamps, in seconds from the window's beginning; `end` is None when no timestamp closes it."""
+class TimedText:
+    """Text tokens between two timestamps, in seconds from the window's start; `end` is None without the second one."""
 
     start: float
     end: float | None
     tokens: tuple[int, ...]
 
 
-def spans(tokens: Sequence[int], timestamp_begin: int) -> Iterator[Span]:
-    """Split a window's tokens at its timestamps; text without any is one span from 0.0."""
+def timed_texts(tokens: Sequence[int], timestamp_begin: int) -> Iterator[TimedText]:
+    """Split a window's tokens at its timestamps; text without timestamps starts at 0.0."""
     start, text = 0.0, list[int]()
     for token in tokens:
         if token < timestamp_begin:
@@ -31,31 +31,34 @@ def spans(tokens: Sequence[int], timestamp_begin: int) -> Iterator[Span]:
             continue
         time = (token - timestamp_begin) * SECONDS_PER_TIMESTAMP
         if text:
-            yield Span(start, time, tuple(text))
+            yield TimedText(start, time, tuple(text))
             text = []
         start = time
     if text:
-        yield Span(start, None, tuple(text))
+        yield TimedText(start, None, tuple(text))
 
 
-def segments(decoded: Decoded, duration: float, tokenizer: Tokenizer) -> list[Segment]:
-    """The segments of a window of `duration` seconds, on its own time line, which they never leave.
+def decoded_segments(decoded: Decoded, duration: float, tokenizer: Tokenizer) -> list[Segment]:
+    """The segments of a window of `duration` seconds, in the window's time and within it.
 
-    All of its text is taken, also what no timestamp closes.
+    They hold all of its text, even if no timestamp follows it.
     """
     probs = iter(decoded.token_probs)
-    found: list[Segment] = []
-    for span in spans(decoded.tokens, tokenizer.timestamp_begin):
-        begin = min(span.start, duration)
-        end = duration if span.end is None else min(max(span.end, begin), duration)
-        found.append(text_segment(decoded, span.tokens, begin, end, 0, tokenizer, probs))
-    return found
+    segments: list[Segment] = []
+    for text in timed_texts(decoded.tokens, tokenizer.timestamp_begin):
+        begin = min(text.start, duration)
+        end = duration if text.end is None else min(max(text.end, begin), duration)
+        segments.append(text_segment(decoded, text.tokens, begin, end, 0, tokenizer, probs))
+    return segments
 
 
 def text_segment(
     decoded: Decoded, tokens: Sequence[int], start: float, end: float, seek: int, tokenizer: Tokenizer, probs: Iterator[float]
 ) -> Segment:
-    """A segment of a window's tokens, timestamps among them or not; its text tokens take their probabilities from `probs`, if any."""
+    """A segment of some of a window's tokens, with or without timestamps.
+
+    Its text tokens take their probabilities from `probs`, if any.
+    """
     count = sum(token < tokenizer.eot for token in tokens)
     return Segment(
         start=round(start, 3),
@@ -71,10 +74,10 @@ def text_segment(
     )
 
 
-def with_words(found: list[Segment], decoded: Decoded, duration: float, tokenizer: Tokenizer, options: Options) -> list[Segment]:
-    """The segments of a window that stands alone, with their words, in order and within the window."""
-    timed = words.add_words(
-        found,
+def with_words(segments: list[Segment], decoded: Decoded, duration: float, tokenizer: Tokenizer, options: Options) -> list[Segment]:
+    """The segments of an independent window with their words, in order and within the window."""
+    with_times = words.add_words(
+        segments,
         decoded,
         start=0.0,
         tokenizer=tokenizer,
@@ -82,16 +85,16 @@ def with_words(found: list[Segment], decoded: Decoded, duration: float, tokenize
         prepend=options.prepend_punctuations,
         append=options.append_punctuations,
     )
-    return words.clamp(timed, 0.0, duration)
+    return words.clamp(with_times, 0.0, duration)
 
 
-def in_recording(segment: Segment, pack: PackedWindow) -> Segment:
-    """A segment on its window's time line → on the recording's; one with words begins and ends with them."""
-    timed = tuple(_word_in_recording(word, pack) for word in segment.words)
-    start, end = (timed[0].start, timed[-1].end) if timed else pack.in_recording(segment.start, segment.end)
-    return replace(segment, start=round(start, 3), end=round(end, 3), words=timed, seek=round(pack.start * FRAMES_PER_SECOND))
+def in_recording(segment: Segment, packed: PackedWindow) -> Segment:
+    """A segment in its window's time → in the recording's time. A segment with words starts and ends with them."""
+    placed = tuple(_word_in_recording(word, packed) for word in segment.words)
+    start, end = (placed[0].start, placed[-1].end) if placed else packed.in_recording(segment.start, segment.end)
+    return replace(segment, start=round(start, 3), end=round(end, 3), words=placed, seek=round(packed.start * FRAMES_PER_SECOND))
 
 
-def _word_in_recording(word: Word, pack: PackedWindow) -> Word:
-    start, end = pack.in_recording(word.start, word.end)
+def _word_in_recording(word: Word, packed: PackedWindow) -> Word:
+    start, end = packed.in_recording(word.start, word.end)
     return replace(word, start=round(start, 2), end=round(end, 2))

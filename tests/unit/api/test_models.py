@@ -1,13 +1,14 @@
-"""Which names mean the model served, and what a reply says of it."""
+"""Model names, the list of models, and the warnings about the model."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from whispercore.api.models import DEMONSTRATION, is_served, remarks
+from whispercore.api.models import DEMONSTRATION, is_served, remarks, render_models
 from whispercore.checkpoints import is_demonstration, sha256
 from whispercore.checkpoints.locations import NANO_SHA256
 from whispercore.settings import Settings
@@ -17,7 +18,7 @@ NANO = MODELS / "nano.pt"
 
 
 @pytest.mark.parametrize(
-    ("asked", "served"),
+    ("requested", "served"),
     [
         *((name, "base") for name in ("base", "BASE", "whisper-base", "openai/whisper-base", "Systran/faster-whisper-base", "base.pt")),
         *((name, "large-v3-turbo") for name in ("turbo", "openai/whisper-large-v3-turbo", "deepdml/faster-whisper-large-v3-turbo-ct2")),
@@ -29,38 +30,48 @@ NANO = MODELS / "nano.pt"
         ("gpt-4o-transcribe-diarize", "base"),
     ],
 )
-def test_names_of_the_model_served(asked: str, served: str) -> None:
-    assert is_served(asked, served)
-    assert remarks(asked, served, demonstration=False) == ()
+def test_names_of_the_served_model(requested: str, served: str) -> None:
+    assert is_served(requested, served)
+    assert remarks(requested, served, demonstration=False) == ()
 
 
 @pytest.mark.parametrize(
-    ("asked", "served"), [("large-v3", "nano"), ("base.en", "base"), ("openai/whisper-tiny", "base"), ("gpt-5", "base")]
+    ("requested", "served"), [("large-v3", "nano"), ("base.en", "base"), ("openai/whisper-tiny", "base"), ("gpt-5", "base")]
 )
-def test_another_model_is_told(asked: str, served: str) -> None:
-    [remark] = remarks(asked, served, demonstration=False)
-    assert asked in remark and served in remark
+def test_a_warning_names_another_model(requested: str, served: str) -> None:
+    [remark] = remarks(requested, served, demonstration=False)
+    assert requested in remark and served in remark
 
 
-def test_the_demonstration_model_says_how_to_get_a_real_one() -> None:
+def test_the_warning_of_the_demonstration_model() -> None:
     assert remarks("nano", "nano", demonstration=True) == (DEMONSTRATION,)
     assert len(remarks("large-v3", "nano", demonstration=True)) == 2
     assert "clients/download_model.py base" in DEMONSTRATION and "./serve.sh" in DEMONSTRATION
 
 
-def test_the_demonstration_model_is_known_by_its_content(tmp_path: Path) -> None:
-    assert sha256(NANO) == NANO_SHA256, "nano.pt is another one: put its hash and its size into checkpoints/locations.py"
+def test_the_demonstration_model_is_recognised_by_its_content(tmp_path: Path) -> None:
+    assert sha256(NANO) == NANO_SHA256, "nano.pt has changed: put its hash and its size into checkpoints/locations.py"
     assert is_demonstration(Settings(model="nano", models_dir=str(MODELS)))
     shutil.copy(NANO, tmp_path / "renamed.pt")
     assert is_demonstration(Settings(model=str(tmp_path / "renamed.pt")))
-    (tmp_path / "nano.pt").write_bytes(b"somebody's own")
+    (tmp_path / "nano.pt").write_bytes(b"another model")
     assert not is_demonstration(Settings(model=str(tmp_path / "nano.pt")))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("nano", True), ("nano-1a1c51c651b5-int8", True), ("nanotech", False), ("base", False)])
-def test_a_folder_is_known_by_its_name(tmp_path: Path, name: str, expected: bool) -> None:
+def test_a_converted_folder_is_recognised_by_its_name(tmp_path: Path, name: str, expected: bool) -> None:
     folder = tmp_path / name
     folder.mkdir()
     for file in ("model.bin", "config.json", "vocabulary.json"):
         (folder / file).touch()
     assert is_demonstration(Settings(model=str(folder))) == expected
+
+
+def test_the_list_of_models() -> None:
+    models = json.loads(render_models("nano", max_audio_bytes=1000).payload)
+    assert models["object"] == "list"
+    assert [set(model) for model in models["data"]] == [{"id", "object", "created", "owned_by", "max_audio_bytes"}]
+    model = json.loads(render_models("base", "openai/whisper-base", max_audio_bytes=1000).payload)
+    assert (model["id"], model["max_audio_bytes"]) == ("base", 1000)
+    demonstration = json.loads(render_models("nano", warnings=["a demonstration"], max_audio_bytes=1000).payload)
+    assert demonstration["data"][0]["warnings"] == ["a demonstration"]

@@ -1,10 +1,11 @@
-"""docs/reference.md is what the code says."""
+"""docs/reference.md is generated from the code."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,26 +15,27 @@ from whispercore.catalogue import ENGINES
 from whispercore.options import Options, Reply
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference.md"
+REFERENCE = reference()
 
 
 def test_the_reference_is_up_to_date() -> None:
-    assert PAGE.read_text() == reference(), "run: python -m whispercore.api.reference > docs/reference.md"
+    assert PAGE.read_text() == REFERENCE, "run: python -m whispercore.api.reference > docs/reference.md"
 
 
 @pytest.mark.parametrize("name", [*KNOWN_FIELDS, *ALIASES])
-def test_every_field_that_a_request_may_have_is_told(name: str) -> None:
-    assert f"`{name}`" in reference()
+def test_every_field_of_a_request_is_in_the_reference(name: str) -> None:
+    assert f"`{name}`" in REFERENCE
 
 
 @pytest.mark.parametrize("item", [*fields(Options), *fields(Reply)], ids=lambda item: item.name)
-def test_every_option_has_its_row(item: object) -> None:
-    rows = [line for line in reference().splitlines() if line.startswith(f"| `{item.name}` |")]  # type: ignore[attr-defined]
+def test_every_option_has_one_row(item: Field[Any]) -> None:
+    rows = [line for line in REFERENCE.splitlines() if line.startswith(f"| `{item.name}` |")]
     assert len(rows) == 1
     assert re.search(r"\| (str|bool|int|float|list of (str|int|float))( or none)? \|", rows[0])
 
 
-def test_the_engines_column_is_what_the_engines_refuse() -> None:
+def test_the_engines_column_lists_the_engines_that_support_the_option() -> None:
     for option in {option for engine in ENGINES.values() for option in engine.unsupported}:
-        row = next(line for line in reference().splitlines() if line.startswith(f"| `{option}` |"))
-        able = row.rstrip(" |").rpartition("| ")[2].split(", ")
-        assert able == [engine for engine in ENGINES if option not in ENGINES[engine].unsupported]
+        row = next(line for line in REFERENCE.splitlines() if line.startswith(f"| `{option}` |"))
+        supporting = row.rstrip(" |").rpartition("| ")[2].split(", ")
+        assert supporting == [engine for engine in ENGINES if option not in ENGINES[engine].unsupported]

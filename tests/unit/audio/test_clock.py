@@ -1,4 +1,4 @@
-"""The recording's own clock: sound stands where its container says, in every format that carries times."""
+"""The recording's own clock: audio is placed at the container's times, in every format that has times."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -81,7 +82,8 @@ def mux(
     moves: Callable[[float], float] = lambda time: time,
     picture: bool = False,
 ) -> tuple[bytes, list[float]]:
-    """A file of ticks, of which the packets at the times that `keeps` refuses are left out and the others are moved by `moves`.
+    """A file of ticks, of which the packets at the times that `keeps` refuses are left out and the others are moved by
+    `moves`.
 
     Also the times, by the container's clock and from its zero, at which each whole tick begins.
     """
@@ -121,22 +123,23 @@ def read(data: bytes, max_seconds: float = 4 * 3600) -> tuple[Samples, list[str]
         return np.concatenate(list(recording.blocks())), recording.warnings
 
 
-def heard(samples: Samples) -> list[float]:
-    """When each tick begins."""
+def tick_times(samples: Samples) -> list[float]:
+    """The start of each tick in seconds."""
     loud = np.flatnonzero(np.abs(samples) > 0.25)
     return [float(loud[index]) / SAMPLE_RATE for index in range(len(loud)) if not index or loud[index] - loud[index - 1] > 3000]
 
 
+@cache
 def delay(kind: Kind) -> float:
-    """What the encoder adds before the sound where the container cannot say so: the times of a whole file tell it."""
+    """The encoder delay that the container does not declare, measured on an intact file."""
     data, ticks = mux(kind, 3)
-    return float(np.median(np.array(heard(read(data)[0])) - ticks))
+    return float(np.median(np.array(tick_times(read(data)[0])) - ticks))
 
 
 def check(kind: Kind, data: bytes, ticks: list[float]) -> list[str]:
     samples, warnings = read(data)
     assert delay(kind) < 0.03
-    np.testing.assert_allclose(heard(samples), np.array(ticks) + delay(kind), atol=TOLERANCE + 0.003)
+    np.testing.assert_allclose(tick_times(samples), np.array(ticks) + delay(kind), atol=TOLERANCE + 0.003)
     return warnings
 
 
@@ -152,7 +155,7 @@ def test_the_clock_starts_at_its_zero_or_with_the_earliest_stream(kind: Kind) ->
     data, ticks = mux(kind, 4, moves=lambda time: time + 5)
     samples, warnings = read(data)
     start = 5.0 if kind.fixed_zero else 0.0
-    np.testing.assert_allclose(heard(samples), [start + second + 0.5 for second in range(4)], atol=0.025)
+    np.testing.assert_allclose(tick_times(samples), [start + second + 0.5 for second in range(4)], atol=0.025)
     assert warnings == []
     assert ticks[0] == 5.5
 
@@ -162,7 +165,7 @@ def test_the_clock_starts_at_its_zero_or_with_the_earliest_stream(kind: Kind) ->
 )
 def test_sound_that_starts_later_than_the_picture_stays_late(kind: Kind) -> None:
     data, ticks = mux(kind, 4, moves=lambda time: time + 5, picture=True)
-    np.testing.assert_allclose(heard(read(data)[0]), ticks, atol=0.025)
+    np.testing.assert_allclose(tick_times(read(data)[0]), ticks, atol=0.025)
 
 
 @pytest.mark.parametrize("seed", range(len(KINDS) - 2))
@@ -173,23 +176,23 @@ def test_random_gaps_and_jitter_never_add_up(seed: int) -> None:
     gaps = [(start, start + generator.choice(lengths)) for start in (generator.uniform(0.5, 28) for _ in range(10))]
     data, ticks = mux(kind, 30, keeps=lambda time: not any(start <= time < end for start, end in gaps))
     ticks = [tick for tick in ticks if not any(start - 0.2 < tick < end + 0.1 for start, end in gaps)]
-    found = np.array(heard(read(data)[0]))
+    starts = np.array(tick_times(read(data)[0]))
     assert len(ticks) > 5
     for tick in ticks:
-        assert abs(found - tick - delay(kind)).min() < TOLERANCE + 0.005, (tick, found)
+        assert abs(starts - tick - delay(kind)).min() < TOLERANCE + 0.005, (tick, starts)
 
 
 def test_joined_files_are_read_whole_however_their_clocks_go_on() -> None:
     for kind in (Kind("ogg", "libopus"), Kind("ogg", "libvorbis"), Kind("mpegts", "aac"), Kind("webm", "libopus")):
         (first, _), (second, _) = mux(kind, 5), mux(kind, 6)
         samples, warnings = read(first + second)
-        assert len(heard(samples)) == 11, kind
+        assert len(tick_times(samples)) == 11, kind
         assert warnings == [], kind
     overlapping = mux(Kind("mpegts", "aac"), 6)[0] + mux(Kind("mpegts", "aac"), 6, moves=lambda time: time + 4)[0]
-    np.testing.assert_allclose(heard(read(overlapping)[0]), np.arange(10) + 0.5, atol=0.05)
+    np.testing.assert_allclose(tick_times(read(overlapping)[0]), np.arange(10) + 0.5, atol=0.05)
     far = mux(Kind("mpegts", "aac"), 6)[0] + mux(Kind("mpegts", "aac"), 6, moves=lambda time: time + 20 * 3600)[0]
     samples, warnings = read(far)
-    assert len(heard(samples)) == 12 and len(samples) < 13 * SAMPLE_RATE
+    assert len(tick_times(samples)) == 12 and len(samples) < 13 * SAMPLE_RATE
     assert warnings == ["the recording's clock jumps: its times go on as if it did not"]
 
 
@@ -197,18 +200,18 @@ def test_a_broadcast_that_was_cut_begins_at_zero() -> None:
     data, _ = mux(Kind("ogg", "libopus"), 12)
     pages = [b"OggS" + page for page in data.split(b"OggS")[1:]]
     samples, _ = read(b"".join(pages[:2] + pages[6:]))
-    assert heard(samples)[0] < 1.1 and len(samples) < 9 * SAMPLE_RATE
+    assert tick_times(samples)[0] < 1.1 and len(samples) < 9 * SAMPLE_RATE
     for container in ("flv", "webm"):
         kind = Kind(container, "aac" if container == "flv" else "libopus", 44_100 if container == "flv" else 48_000, LIVE_WEBM.options)
         samples, warnings = read(mux(kind, 4, moves=lambda time: time + 3600)[0])
-        assert len(samples) < 5 * SAMPLE_RATE and len(heard(samples)) == 4 and warnings == [], container
+        assert len(samples) < 5 * SAMPLE_RATE and len(tick_times(samples)) == 4 and warnings == [], container
 
 
 def test_lost_pages_of_an_ogg_file_are_silence() -> None:
     data, _ = mux(Kind("ogg", "libopus"), 16)
     pages = [b"OggS" + page for page in data.split(b"OggS")[1:]]
     samples, warnings = read(b"".join(pages[:8] + pages[11:]))
-    ticks = heard(samples)
+    ticks = tick_times(samples)
     assert ticks[-1] == pytest.approx(15.5, abs=0.02) and len(ticks) == 13 and warnings == []
 
 
@@ -261,7 +264,7 @@ def test_recordings_that_came_out_early(name: str, silence: tuple[float, float])
 
 @dataclass
 class Frame:
-    """What the clock looks at."""
+    """The attributes of a frame that the clock reads."""
 
     pts: int | None
     samples: int = 960
@@ -282,12 +285,12 @@ def placed(
     stream = SimpleNamespace(time_base=Fraction(1, 1000), start_time=round(first * 1000), codec_context=context, frames=1)
     clock = Clock(container, stream, declared, check_length)
     frames = [Frame(None if time is None else round(time * 1000)) for time in times]
-    position, found = 0, []
-    for frame in clock.steady(frames, 48_000):
+    position, starts = 0, []
+    for frame in clock.aligned(frames, 48_000):
         position += max(0, shift := clock.take_shift())
-        found.append(position / 48_000)
+        starts.append(position / 48_000)
         position += frame.samples + min(0, shift)
-    return found, clock
+    return starts, clock
 
 
 def steps(count: int, start: float = 0.0) -> list[float]:
@@ -302,8 +305,8 @@ def steps(count: int, start: float = 0.0) -> list[float]:
 def test_a_few_wrong_times_move_nothing(bogus: list[float | None]) -> None:
     times: list[float | None] = [*steps(50)]
     times[20 : 20 + len(bogus)] = bogus
-    found, clock = placed(times)
-    np.testing.assert_allclose(found, steps(50), atol=1e-6)
+    starts, clock = placed(times)
+    np.testing.assert_allclose(starts, steps(50), atol=1e-6)
     assert clock.jumps == 0
 
 
@@ -317,42 +320,42 @@ def test_any_gaps_and_overlaps_are_where_the_clock_says(seed: int) -> None:
         run = generator.randint(15, 60)
         times += [time + 0.02 * index + generator.uniform(-0.008, 0.008) * (index > 0) for index in range(run)]
         time += 0.02 * run + generator.choice([0.0, 0.021, 0.06, 0.5, 7.0, -0.1, -0.25])
-    found, clock = placed([*times])
-    wanted = iter(times)
-    for begin in found:  # frames that were cut are skipped
-        assert any(abs(one - begin) <= TOLERANCE + 0.0105 for one in wanted), begin
+    starts, clock = placed([*times])
+    expected = iter(times)
+    for begin in starts:  # frames that were cut are skipped
+        assert any(abs(time - begin) <= TOLERANCE + 0.0105 for time in expected), begin
     assert clock.position == pytest.approx(max(times) + 0.02, abs=0.05)
     assert clock.jumps == 0
 
 
 def test_jitter_makes_no_gaps_and_a_slow_drift_is_followed() -> None:
     generator = random.Random(0)
-    found, clock = placed([time + generator.uniform(-0.025, 0.025) for time in steps(2000, 0.05)], declared=41)
+    starts, clock = placed([time + generator.uniform(-0.025, 0.025) for time in steps(2000, 0.05)], declared=41)
     assert clock.breaks <= 6  # until it has found their middle
-    found, clock = placed([time * 1.001 for time in steps(50_000)])
+    starts, clock = placed([time * 1.001 for time in steps(50_000)])
     assert 30 <= clock.breaks <= 55
-    np.testing.assert_allclose(found, [time * 1.001 for time in steps(50_000)], atol=0.03)
+    np.testing.assert_allclose(starts, [time * 1.001 for time in steps(50_000)], atol=0.03)
 
 
 def test_a_clock_that_stands_still_loses_no_sound() -> None:
-    found, _ = placed([*steps(100), *[2.0] * 200])
-    assert len(found) == 300
+    starts, _ = placed([*steps(100), *[2.0] * 200])
+    assert len(starts) == 300
 
 
 def test_a_jump_far_beyond_the_declared_end_is_no_gap() -> None:
-    found, clock = placed([*steps(100), *steps(100, 30_000.0)], declared=4.0)
-    np.testing.assert_allclose(found, steps(200), atol=1e-6)
+    starts, clock = placed([*steps(100), *steps(100, 30_000.0)], declared=4.0)
+    np.testing.assert_allclose(starts, steps(200), atol=1e-6)
     assert clock.jumps == 1
     with pytest.raises(TooLarge):
         placed([*steps(100), *steps(100, 30_000.0)], max_seconds=14_400)
-    found, clock = placed([*steps(100), *steps(100, 3_000_000.0)])
-    assert clock.jumps == 1 and found[-1] < 5
+    starts, clock = placed([*steps(100), *steps(100, 3_000_000.0)])
+    assert clock.jumps == 1 and starts[-1] < 5
 
 
 def test_a_live_clock_that_counts_from_anywhere() -> None:
     for start in (1.5, 7200.0, 1.7e9, -40.0):
-        found, _ = placed([*steps(100, start)])
-        assert found[0] == 0.0 and len(found) == 100
+        starts, _ = placed([*steps(100, start)])
+        assert starts[0] == 0.0 and len(starts) == 100
 
 
 def test_hours_of_silence_are_made_block_by_block() -> None:

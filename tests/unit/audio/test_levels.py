@@ -1,4 +1,4 @@
-"""Levels, phases and sizes that a file tells wrongly: float samples in the range of integers, cancelling channels, headers of streams."""
+"""Wrong levels, phases and sizes: float samples in the range of integers, cancelling channels, headers of streams."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def test_a_few_absurd_samples_scale_nothing_down(absurd: float) -> None:
         scaled = signal * np.float32(scale)
         scaled[[7, 30_000]] = absurd
         got, warnings = read(encode(scaled, "wav", "pcm_f32le"))
-        wanted = signal.copy()
-        wanted[[7, 30_000]] = 0
-        np.testing.assert_allclose(got, wanted, atol=1e-5)
+        expected = signal.copy()
+        expected[[7, 30_000]] = 0
+        np.testing.assert_allclose(got, expected, atol=1e-5)
         assert any("not finite" in warning for warning in warnings)
 
 
@@ -134,7 +134,8 @@ def test_two_speakers_a_wide_image_and_silence_are_the_mean() -> None:
 
 def test_surround_sound_that_cancels() -> None:
     voice = speech()
-    for layout in ([voice, -voice, 0, 0, 0, 0], [voice, 0, -voice, 0], [0, 0, voice, 0, -voice, 0, 0, 0]):
+    layouts: list[list[Any]] = [[voice, -voice, 0, 0, 0, 0], [voice, 0, -voice, 0], [0, 0, voice, 0, -voice, 0, 0, 0]]
+    for layout in layouts:
         planes = np.stack([np.broadcast_to(np.float32(0), voice.shape) if isinstance(plane, int) else plane for plane in layout])
         got, warnings = read(encode(planes, "wav", "pcm_s16le"))
         assert abs(np.corrcoef(got, voice)[0, 1]) > 0.99 and np.abs(got).max() > 0.9 * np.abs(voice).max()

@@ -19,6 +19,7 @@ import pytest
 
 from whispercore.audio import recording
 from whispercore.audio.recording import open_recording, read_samples
+from whispercore.audio.threads import AudioThreads
 from whispercore.errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio, WhisperError
 from whispercore.types import SAMPLE_RATE, Samples
 
@@ -82,8 +83,8 @@ def lag_and_error(got: Samples, expected: Samples) -> tuple[int, float]:
     lag = int(correlation.argmax())
     lag -= len(correlation) if lag > len(expected) else 0
     shifted = np.roll(got, -lag)[1000 : min(len(got), len(expected)) - 1000]
-    wanted = expected[1000 : 1000 + len(shifted)]
-    return lag, float(np.linalg.norm(shifted - wanted) / np.linalg.norm(wanted))
+    reference = expected[1000 : 1000 + len(shifted)]
+    return lag, float(np.linalg.norm(shifted - reference) / np.linalg.norm(reference))
 
 
 LOSSLESS = [
@@ -209,20 +210,31 @@ def test_a_source_is_read_twice_at_once(kind: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
     source = {"bytes": data, "bytearray": bytearray(data), "memoryview": memoryview(data), "path": tmp_path / "file"}[kind]
     with open_recording(source, channel=0) as left, open_recording(source, channel=1) as right:
-        both = [(one, other) for one, other in zip(left.blocks(), right.blocks(), strict=True)]
+        both = [(first, second) for first, second in zip(left.blocks(), right.blocks(), strict=True)]
     assert len(both) == 3
-    for one, other in both:
-        np.testing.assert_array_equal(one, -other)
+    for first, second in both:
+        np.testing.assert_array_equal(first, -second)
     assert len(read_samples(source)) == 12 * SAMPLE_RATE
 
 
 def test_a_recording_may_be_left_and_closed_while_it_is_decoded() -> None:
-    """The container is freed only when the thread that decodes ahead is done with it: else this test would end pytest."""
+    """The container is freed only after the decoding thread has finished; otherwise this test would crash pytest."""
     music = encode(np.stack([sweep(30.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
+    threads = AudioThreads(2)
     for _ in range(20):
-        with open_recording(music) as recording:
+        with open_recording(music, threads=threads) as recording:
             assert len(next(recording.blocks()))
         recording.close()
+    threads.close()
+
+
+def test_decoding_ahead_changes_no_sample() -> None:
+    music = encode(np.stack([sweep(12.0, 44_100)] * 2), "mp3", "libmp3lame", 44_100)
+    threads = AudioThreads(2)
+    with open_recording(music, threads=threads) as recording:
+        samples = np.concatenate(list(recording.blocks()))
+    threads.close()
+    np.testing.assert_array_equal(samples, read_samples(music))
 
 
 def test_a_sample_rate_that_changes_in_mid_stream_is_followed() -> None:
@@ -366,7 +378,7 @@ def test_a_recording_that_proves_too_long_is_stopped() -> None:
 
 
 def test_a_custom_channel_order_does_not_end_the_process() -> None:
-    """PyAV 17.1 and 18 free such a layout twice (PyAV pull request 2284): this test would end pytest."""
+    """PyAV 17.1 and 18 free such a layout twice (PyAV pull request 2284): this test would crash pytest."""
     head = struct.pack(">4sHH4sq", b"caff", 1, 0, b"desc", 32) + struct.pack(">d4s5I", 16_000.0, b"lpcm", 0, 4, 1, 2, 16)
     right_left = struct.pack(">III", 0, 0, 2) + b"".join(struct.pack(">II3f", label, 0, 0.0, 0.0, 0.0) for label in (2, 1))
     sound = struct.pack(">I", 0) + struct.pack(">hh", 8192, -4096) * 16_000
@@ -404,7 +416,7 @@ def test_a_long_recording_is_never_held_decoded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         (Path("no-such.wav"), "no-such.wav cannot be opened: No such file"),
         (str(Path(__file__).parent), "cannot be opened: Is a directory"),
@@ -412,6 +424,6 @@ def test_a_long_recording_is_never_held_decoded() -> None:
         (io.StringIO("sound"), "bytes, a path or a binary file; got StringIO"),
     ],
 )
-def test_what_is_no_recording_is_told(source: Any, told: str) -> None:
-    with pytest.raises(InvalidRequest, match=told):
+def test_what_is_no_recording_is_told(source: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message):
         open_recording(source, max_seconds=60)

@@ -1,4 +1,4 @@
-"""Files with several sound tracks: which one is read, how it is chosen, and what is told."""
+"""Files with several sound tracks: which one is read, how a request chooses it, and what the reply reports."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def pitch(data: bytes, track: str | None) -> tuple[float, list[str]]:
 
 @pytest.mark.parametrize(("container", "codec"), [("matroska", "pcm_s16le"), ("mp4", "aac"), ("mpegts", "aac")])
 @pytest.mark.parametrize(
-    ("wanted", "frequency"),
+    ("requested", "frequency"),
     [
         ("0", 300),
         ("1", 600),
@@ -72,16 +72,16 @@ def pitch(data: bytes, track: str | None) -> tuple[float, list[str]]:
         ("eng", 600),
     ],
 )
-def test_a_track_is_chosen_by_its_number_or_its_language(container: str, codec: str, wanted: str, frequency: float) -> None:
-    found, warnings = pitch(film(THREE, container, codec), wanted)
-    assert found == pytest.approx(frequency, abs=3)
+def test_a_track_is_chosen_by_its_number_or_its_language(container: str, codec: str, requested: str, frequency: float) -> None:
+    measured, warnings = pitch(film(THREE, container, codec), requested)
+    assert measured == pytest.approx(frequency, abs=3)
     assert warnings == []
 
 
 def test_without_a_choice_the_reply_tells_what_there_is() -> None:
-    found, warnings = pitch(film(THREE), None)
-    assert found in (300, 600, 900)
-    taken = {300: 0, 600: 1, 900: 2}[int(found)]
+    measured, warnings = pitch(film(THREE), None)
+    assert measured in (300, 600, 900)
+    taken = {300: 0, 600: 1, 900: 2}[int(measured)]
     assert warnings == [
         f"the recording has 3 sound tracks: 0 (ger), 1 (eng, Commentary), 2; number {taken} was taken; "
         "choose one with audio_track, by its number or its language"
@@ -89,13 +89,13 @@ def test_without_a_choice_the_reply_tells_what_there_is() -> None:
     assert pitch(film(THREE[:1]), None)[1] == []
 
 
-@pytest.mark.parametrize("wanted", ["3", "99999999999999999999", "fr", "klingon"])
-def test_a_track_that_is_not_there_is_refused_with_those_that_are(wanted: str) -> None:
+@pytest.mark.parametrize("requested", ["3", "99999999999999999999", "fr", "klingon"])
+def test_a_track_that_is_not_there_is_refused_with_those_that_are(requested: str) -> None:
     with pytest.raises(InvalidRequest, match=r"has 3 sound tracks: 0 \(ger\), 1 \(eng, Commentary\), 2") as refused:
-        open_recording(film(THREE), track=wanted)
+        open_recording(film(THREE), track=requested)
     assert refused.value.param == "audio_track" and refused.value.status == 400
     with pytest.raises(InvalidRequest, match="only one sound track: 0"):
-        open_recording(film([(300.0, None, None)]), track=wanted)
+        open_recording(film([(300.0, None, None)]), track=requested)
 
 
 @pytest.mark.parametrize("strategy", ["chunked", "sequential"])
@@ -114,8 +114,8 @@ def test_the_reply_lists_the_tracks(strategy: Any, channels: Any) -> None:
         with pytest.raises(InvalidRequest, match="no sound track in the language 'fr'"):
             transcriber.submit(data, Options(audio_track="fr")).result(30)
     for reply in (Reply(), Reply(response_format="verbose_json")):
-        told = json.loads(render(transcript, reply).payload)
-        assert told["audio_tracks"] == [
+        reply_json = json.loads(render(transcript, reply).payload)
+        assert reply_json["audio_tracks"] == [
             {"index": 0, "language": "ger"},
             {"index": 1, "language": "eng", "title": "Commentary"},
             {"index": 2, "language": None},
@@ -123,15 +123,15 @@ def test_the_reply_lists_the_tracks(strategy: Any, channels: Any) -> None:
         assert "audio_tracks" not in json.loads(render(alone, reply).payload)
 
 
-@pytest.mark.parametrize(("given", "kept"), [(1, "1"), ("1", "1"), (0, "0"), ("DE", "de"), ("none", None), ("auto", None), (None, None)])
-def test_the_option(given: Any, kept: str | None) -> None:
-    assert read_options({"audio_track": given}).audio_track == kept
+@pytest.mark.parametrize(("value", "kept"), [(1, "1"), ("1", "1"), (0, "0"), ("DE", "de"), ("none", None), ("auto", None), (None, None)])
+def test_the_option(value: Any, kept: str | None) -> None:
+    assert read_options({"audio_track": value}).audio_track == kept
 
 
-@pytest.mark.parametrize("given", [-1, "-1", 1.5, True, [1], "?", "x" * 100, {"a": 1}, "en\nfr", "²"])
-def test_what_is_no_track(given: Any) -> None:
+@pytest.mark.parametrize("value", [-1, "-1", 1.5, True, [1], "?", "x" * 100, {"a": 1}, "en\nfr", "²"])
+def test_what_is_no_track(value: Any) -> None:
     with pytest.raises(InvalidRequest, match="audio_track"):
-        read_options({"audio_track": given})
+        read_options({"audio_track": value})
 
 
 def test_hundreds_of_tracks_and_titles_of_several_lines_are_told_shortly() -> None:

@@ -1,4 +1,4 @@
-"""The detector: the original network's numbers, a stream as one recording, no word missed, nobody heard in noise."""
+"""The detector: the original network's numbers, a stream as one recording, no word missed, no speech in noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from whispercore.audio import silero
 from whispercore.audio.recording import read_samples
-from whispercore.audio.silero import CONTEXT, FRAME, network, nothing
+from whispercore.audio.silero import CONTEXT, FRAME, initial_state, network
 from whispercore.audio.vad import VoiceDetector
 from whispercore.errors import ConfigurationError
 from whispercore.types import SAMPLE_RATE, Samples
@@ -20,7 +20,7 @@ SAMPLES = Path(__file__).parents[3] / "samples"
 PIECE = 160 * FRAME
 
 
-def hear(recording: Samples) -> Samples:
+def detect(recording: Samples) -> Samples:
     detector = VoiceDetector()
     return np.concatenate([detector(recording[begin : begin + PIECE]) for begin in range(0, len(recording), PIECE)])
 
@@ -37,14 +37,14 @@ def original(frames: Samples) -> Samples:
     session = onnxruntime.InferenceSession(
         str(Path(spec.origin).parent / "assets" / "silero_vad_v6.onnx"), providers=["CPUExecutionProvider"]
     )
-    h, c = nothing()
+    h, c = initial_state()
     return np.asarray(session.run(None, {"input": frames, "h": h, "c": c})[0]).reshape(-1)
 
 
 @pytest.mark.parametrize("name", ["weather.mp3", "home.flac", "digits.flac"])
 def test_the_network_gives_the_originals_numbers(name: str) -> None:
     frames = framed(read_samples(SAMPLES / name))
-    probabilities, _ = network().listen(network().features(frames), nothing())
+    probabilities, _ = network().probabilities(network().features(frames), initial_state())
     expected = original(frames)
     assert expected.max() > 0.9 and expected.min() < 0.1
     np.testing.assert_allclose(probabilities[:, 0], expected, atol=1e-5)
@@ -52,13 +52,13 @@ def test_the_network_gives_the_originals_numbers(name: str) -> None:
 
 def test_memories_side_by_side_are_apart() -> None:
     features = network().features(framed(read_samples(SAMPLES / "home.flac")))
-    _, after = network().listen(features[:40], nothing())
-    rest, _ = network().listen(features[40:], after)
-    both = np.concatenate([after[0], nothing()[0]], axis=1), np.concatenate([after[1], nothing()[1]], axis=1)
-    together, (h, c) = network().listen(features[40:], both)
+    _, after = network().probabilities(features[:40], initial_state())
+    rest, _ = network().probabilities(features[40:], after)
+    both = np.concatenate([after[0], initial_state()[0]], axis=1), np.concatenate([after[1], initial_state()[1]], axis=1)
+    together, (h, c) = network().probabilities(features[40:], both)
     assert h.shape == c.shape == (1, 2, 128)
     np.testing.assert_allclose(together[:, 0], rest[:, 0], atol=1e-5)
-    np.testing.assert_allclose(together[:, 1], network().listen(features[40:], nothing())[0][:, 0], atol=1e-5)
+    np.testing.assert_allclose(together[:, 1], network().probabilities(features[40:], initial_state())[0][:, 0], atol=1e-5)
 
 
 def test_a_recording_in_pieces_is_one_stream() -> None:
@@ -72,8 +72,10 @@ def test_a_recording_in_pieces_is_one_stream() -> None:
 
 def test_digital_silence_is_no_speech_and_makes_not_deaf() -> None:
     digits = read_samples(SAMPLES / "digits.flac")
-    heard = hear(np.concatenate([np.zeros(20 * PIECE, np.float32), digits, np.zeros(20 * PIECE, np.float32), digits * np.float32(0.01)]))
-    speech = heard >= 0.5
+    probabilities = detect(
+        np.concatenate([np.zeros(20 * PIECE, np.float32), digits, np.zeros(20 * PIECE, np.float32), digits * np.float32(0.01)])
+    )
+    speech = probabilities >= 0.5
     first, last = 20 * 160, 20 * 160 + len(digits) // FRAME
     again = last + 20 * 160
     assert not speech[: first - 1].any()
@@ -95,8 +97,8 @@ def test_isolated_words_are_not_missed_whatever_the_pause_and_the_level(level: f
         begin = sum(map(len, recording)) + len(pause)
         recording += [pause, digits[max(0, word[0] - 800) : word[-1] + 800]]
         spans.append((begin, begin + len(recording[-1])))
-    heard = hear(np.concatenate(recording))
-    missed = [span for span in spans if heard[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
+    probabilities = detect(np.concatenate(recording))
+    missed = [span for span in spans if probabilities[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
     assert not missed
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own honesty: equal work for both servers, figures that come from results, a load that is what it says."""
+"""The benchmarks themselves: equal work for all contenders, the load generator, results, tables and plots."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,10 +21,13 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
-from bench import contenders, ggml, overhead, results, serve, serve_plot, server, soak, speech, table, work
+from bench import contenders, ggml, overhead, results, serve, server, soak, speech, work
 from bench.load import Connection, LoadError, Reply, Work, closed_loop, open_loop
 from bench.plain.plain_handler import PlainHandler, options
 from bench.plan import QUICK
+from bench.report import plot, startup
+from bench.report import serve as serve_report
+from bench.report.page import MEASURED
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import write_random
 from whispercore.types import SAMPLE_RATE
@@ -33,7 +36,7 @@ TINY = ModelDimensions(80, 1500, 32, 2, 1, 51_865, 448, 32, 2, 1)
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Keeps what arrives; answers when as many requests are open as the test wants to see, or at once."""
+    """Records every request, and answers when as many requests are open as the test expects."""
 
     protocol_version = "HTTP/1.1"
 
@@ -42,7 +45,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         stub: Stub = self.server  # type: ignore[assignment]
-        stub.seen.append(self.rfile.read(int(self.headers["Content-Length"])))
+        stub.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
         stub.together.wait()
         body = b"{}" if stub.status == 200 else b"busy"
         self.send_response(stub.status)
@@ -56,52 +59,52 @@ class Stub(ThreadingHTTPServer):
 
     def __init__(self, together: int) -> None:
         super().__init__(("127.0.0.1", 0), Answers)
-        self.seen: list[bytes] = []
+        self.bodies: list[bytes] = []
         self.status = 200
         self.together = threading.Barrier(together, timeout=60)
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
-def stub() -> Iterator[Any]:
+def stub() -> Iterator[Callable[[int], Stub]]:
     stubs: list[Stub] = []
 
-    def make(together: int) -> Stub:
+    def start(together: int) -> Stub:
         stubs.append(Stub(together))
         return stubs[-1]
 
-    yield make
-    for one in stubs:
-        one.shutdown()
-        one.server_close()
+    yield start
+    for started in stubs:
+        started.shutdown()
+        started.server_close()
 
 
 # The load
 
 
-def test_a_closed_loop_keeps_so_many_requests_open_and_sends_each_recording_once(stub: Any) -> None:
-    served = stub(together=4)  # answers only while four are open
+def test_a_closed_loop_keeps_its_number_of_requests_open_and_sends_each_recording_once(stub: Callable[[int], Stub]) -> None:
+    served = stub(4)  # answers only while four are open
     clips = [b"%d" % number for number in range(12)]
     load = closed_loop(served.server_port, "any", clips, {}, concurrency=4)
-    assert len(load.replies) == 12 and sorted(served.seen) == sorted(clips)
+    assert len(load.replies) == 12 and sorted(served.bodies) == sorted(clips)
     assert load.requests_per_second == pytest.approx(12 / load.wall)
     assert all(0 < reply.seconds <= load.wall for reply in load.replies)
 
 
-def test_an_open_loop_waits_for_nobody_and_counts_from_when_a_request_was_due(stub: Any) -> None:
-    served = stub(together=6)  # answers when all six have come
+def test_an_open_loop_does_not_wait_for_replies_and_counts_from_the_due_time(stub: Callable[[int], Stub]) -> None:
+    served = stub(6)  # answers when all six have come
     clips = [b"%d" % number for number in range(6)]
     load = open_loop(served.server_port, "any", clips, {}, rate=50.0, seed=1)
-    due, chance = list[float](), random.Random(1)
+    due, random_times = list[float](), random.Random(1)
     for _ in clips:
-        due.append((due[-1] if due else 0.0) + chance.expovariate(50.0))
-    assert sorted(served.seen) == clips
+        due.append((due[-1] if due else 0.0) + random_times.expovariate(50.0))
+    assert sorted(served.bodies) == clips
     for reply, at in zip(load.replies, due, strict=True):
-        assert due[-1] - at <= reply.seconds + 0.005, "the last one's arrival was waited for"
+        assert due[-1] - at <= reply.seconds + 0.005, "no reply came before the last request"
 
 
-def test_a_refused_request_is_no_measurement(stub: Any) -> None:
-    served = stub(together=1)
+def test_a_refused_request_discards_the_measurement(stub: Callable[[int], Stub]) -> None:
+    served = stub(1)
     served.status = 503
     with pytest.raises(LoadError, match="status 503: busy"):
         closed_loop(served.server_port, "any", [b"a"] * 4, {}, concurrency=2)
@@ -118,17 +121,17 @@ def test_clips_are_different_and_last_ten_seconds() -> None:
     assert {len(read_samples(clip)) for clip in clips} == {work.CLIP_SECONDS * SAMPLE_RATE}
 
 
-def test_a_long_recording_lasts_as_long_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_recording_has_the_requested_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "SCRATCH", tmp_path)
     path = work.long_recording(100)  # more than twice the sample
     assert len(read_samples(path)) / SAMPLE_RATE == pytest.approx(100, abs=0.2)
     assert work.long_recording(100) == path and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_requests_options_leave_no_room_for_a_second_pass() -> None:
-    asked = work.options()
-    assert (asked.temperature, asked.vad_filter, asked.language) == ((0.0,), False, "en")
-    assert asked.no_speech_threshold is None and asked.logprob_threshold is None
+def test_the_requests_options_decode_every_window_once() -> None:
+    options = work.options()
+    assert (options.temperature, options.vad_filter, options.language) == ((0.0,), False, "en")
+    assert options.no_speech_threshold is None and options.logprob_threshold is None
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +155,7 @@ def test_both_servers_decode_the_same_number_of_tokens(tiny: Path, monkeypatch: 
     handler, sampled = PlainHandler(), list[int]()
     handler.initialize(None)
     decode = handler.model.decode
-    monkeypatch.setattr(handler.model, "decode", lambda mel, asked: _counted(decode(mel, asked), sampled))
+    monkeypatch.setattr(handler.model, "decode", lambda mel, options: _counted(decode(mel, options), sampled))
     handler.handle([{"body": bytearray(clip)} for clip in work.clips()[:2]], None)
     assert sampled == [tokens, tokens], "one window for each clip, and all its tokens"
 
@@ -162,7 +165,7 @@ def _counted(result: whisper.DecodingResult, sampled: list[int]) -> whisper.Deco
     return result
 
 
-def test_the_plain_handler_is_left_as_whisper_is_when_no_tokens_are_fixed(tiny: Path) -> None:
+def test_without_a_token_count_the_plain_handler_has_whispers_defaults(tiny: Path) -> None:
     assert options(whisper.load_model(str(tiny), device="cpu"), 0) == {"language": "en", "fp16": torch.cuda.is_available()}
 
 
@@ -180,7 +183,7 @@ def test_the_plain_handler_is_left_as_whisper_is_when_no_tokens_are_fixed(tiny: 
         ("whisper", {"duration": 600.0, "segments": [{"tokens": [1] * 50}]}, None),
     ],
 )
-def test_a_reply_with_other_work_in_it_stops_the_measurement(model: str, content: dict[str, Any], windows: int | None) -> None:
+def test_a_reply_with_another_token_count_stops_the_measurement(model: str, content: dict[str, Any], windows: int | None) -> None:
     reply = Reply(1.0, json.dumps(content).encode())
     if windows:
         assert contenders.windows_of(model, reply, 60) == windows
@@ -195,8 +198,9 @@ def test_no_two_recordings_of_a_load_are_the_same() -> None:
     assert speech.clips(1, 10, seed=1)[0] == clips[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(contenders.LIBRARIES))
-def test_every_library_decodes_so_many_tokens_of_every_window(
+def test_every_library_decodes_the_requested_tokens_of_every_window(
     name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for package in {"transformers": ["transformers"], "whisper.cpp": ["pywhispercpp"]}.get(name, []):
@@ -217,68 +221,69 @@ def test_every_library_decodes_so_many_tokens_of_every_window(
             contenders._timed(run, speech.clips(1, 10, seed=2), 1, setup.tokens + 1)
 
 
-def test_a_library_that_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = contenders.Alone("whisper.cpp", contenders.Setup(size="tiny", device="cuda", threads=1, tokens=7))
+@pytest.mark.slow
+def test_a_library_that_cannot_be_loaded_reports_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = contenders.Alone("whisper.cpp", contenders.Setup(size="tiny", device="cuda", threads=1, tokens=7))
     try:
         with pytest.raises(LoadError, match=r"whisper.cpp: (RuntimeError: .* CPUs only|ModuleNotFoundError)"):
-            alone.wait_until_ready()
+            library.wait_until_ready()
     finally:
-        alone.stop()
+        library.stop()
 
 
-def test_q8_0_holds_each_block_of_weights_by_its_largest() -> None:
+def test_q8_0_scales_each_block_by_its_largest_weight() -> None:
     values = np.zeros((2, ggml.BLOCK), np.float32)
     values[0, :3] = 1.27, -0.5, 0.011
-    made = np.frombuffer(ggml.q8_0(values), dtype=[("scale", "<f2"), ("weights", "i1", ggml.BLOCK)])
-    assert made["weights"][0, :4].tolist() == [127, -50, 1, 0] and made["scale"][0] == pytest.approx(0.01, rel=1e-3)
-    assert not made["weights"][1].any() and made["scale"][1] == 0
+    packed = np.frombuffer(ggml.q8_0(values), dtype=[("scale", "<f2"), ("weights", "i1", ggml.BLOCK)])
+    assert packed["weights"][0, :4].tolist() == [127, -50, 1, 0] and packed["scale"][0] == pytest.approx(0.01, rel=1e-3)
+    assert not packed["weights"][1].any() and packed["scale"][1] == 0
 
 
 class _Steady:
-    """A contender that takes so long for a clip."""
+    """A contender that takes the same time for every clip."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.seen, self.used = name, seconds, list[bytes](), 0.0
+        self.name, self.seconds, self.clips, self.used = name, seconds, list[bytes](), 0.0
 
     def processor_seconds(self) -> float:
         return self.used
 
     def load(self, recordings: Sequence[bytes], together: int) -> Work:
-        self.seen += recordings
+        self.clips += recordings
         self.used += 2 * self.seconds * len(recordings)
         return Work(self.seconds * len(recordings), (self.seconds,) * len(recordings), len(recordings))
 
 
 def test_contenders_take_turns_and_get_the_same_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech, "clips", lambda count, seconds, seed: [b"%d" % seed])
-    ours, core, alone = _Steady(contenders.OURS, 1.0), _Steady("core", 0.9), _Steady("openai-whisper", 4.0)
+    ours, core, unbatched = _Steady(contenders.OURS, 1.0), _Steady("core", 0.9), _Steady("openai-whisper", 4.0)
     batched = _Steady("transformers", 2.0)
-    both = {one.name: one for one in (ours, core, alone, batched)}
-    seen, plan, told = {name: serve.Seen() for name in both}, serve.Plan(patience=8.0), list[str]()
-    loads = serve.Loads(both, seen, {}, told.append)
+    all_contenders = {contender.name: contender for contender in (ours, core, unbatched, batched)}
+    measured, plan, log = {name: serve.Measured() for name in all_contenders}, serve.Plan(patience=8.0), list[str]()
+    loads = serve.Loads(all_contenders, measured, {}, log.append)
     for number in range(2):
         for together in (1, 8):
             loads.clips(together, number, plan)
-    assert [line.split(": ")[1].split(" ")[0] for line in told[:3]] == ["this", "core", "openai-whisper"]
-    assert len(seen[contenders.OURS].clips[8]) == 2 and 8 not in seen["openai-whisper"].clips
-    assert ours.seen[:4] == core.seen[:4] and len(set(ours.seen)) == len(ours.seen)
-    found = serve.summary(seen, plan)
-    assert found["openai-whisper"]["clips"]["8"]["ratio"].median == pytest.approx(4.0)
-    assert found["core"]["clips"]["8"]["ratio"].median == pytest.approx(0.9)
-    assert found["core"]["clips"]["8"]["processor_seconds"].median == pytest.approx(1.8), "of two cores"
+    assert [line.split(": ")[1].split(" ")[0] for line in log[:3]] == ["this", "core", "openai-whisper"]
+    assert len(measured[contenders.OURS].clips[8]) == 2 and 8 not in measured["openai-whisper"].clips
+    assert ours.clips[:4] == core.clips[:4] and len(set(ours.clips)) == len(ours.clips)
+    figures = serve.summary(measured, plan)
+    assert figures["openai-whisper"]["clips"]["8"]["ratio"].median == pytest.approx(4.0)
+    assert figures["core"]["clips"]["8"]["ratio"].median == pytest.approx(0.9)
+    assert figures["core"]["clips"]["8"]["processor_seconds"].median == pytest.approx(1.8), "of two cores"
     loads.clips(64, 0, plan)
-    assert 64 in seen["core"].clips and 8 in seen["transformers"].clips
-    assert 64 not in seen["transformers"].clips, "it takes more than a few times eight seconds for so many"
+    assert 64 in measured["core"].clips and 8 in measured["transformers"].clips
+    assert 64 not in measured["transformers"].clips, "64 clips take more than five times eight seconds"
 
 
-def test_a_peer_that_breaks_is_left_out_and_ours_is_not() -> None:
+def test_a_failing_peer_is_left_out_and_our_failure_is_raised() -> None:
     class Broken(_Steady):
         def load(self, recordings: Sequence[bytes], together: int) -> Work:
             raise LoadError("it died\nof this")
 
     for name in (contenders.OURS, "core"):
         missing: dict[str, str] = {}
-        loads = serve.Loads({name: Broken(name, 1.0)}, {name: serve.Seen()}, missing, lambda _: None)
+        loads = serve.Loads({name: Broken(name, 1.0)}, {name: serve.Measured()}, missing, lambda _: None)
         if name == contenders.OURS:
             with pytest.raises(LoadError):
                 loads.clips(1, 0, serve.Plan())
@@ -288,40 +293,40 @@ def test_a_peer_that_breaks_is_left_out_and_ours_is_not() -> None:
 
 
 def test_percentiles() -> None:
-    found = serve.percentiles(float(one) for one in range(1, 101))
-    assert found == {"p50": 50.5, "p95": 96.0, "worst": 100.0, "clips": 100}
+    percentiles = serve.percentiles(float(value) for value in range(1, 101))
+    assert percentiles == {"p50": 50.5, "p95": 96.0, "worst": 100.0, "clips": 100}
 
 
-def test_drift_is_how_far_the_memory_goes_after_the_warm_up() -> None:
-    found = soak.summary([(0, 100.0), (100, 500.0), (200, 400.0), (300, 404.0), (400, 392.0)])
-    assert (found["drift"], found["low_mb"], found["high_mb"]) == (0.02, 392.0, 404.0)
+def test_drift_is_the_largest_change_after_the_warm_up() -> None:
+    figures = soak.summary([(0, 100.0), (100, 500.0), (200, 400.0), (300, 404.0), (400, 392.0)])
+    assert (figures["drift"], figures["low_mb"], figures["high_mb"]) == (0.02, 392.0, 404.0)
 
 
-class _Spoken:
-    """A transcriber, a job and a transcript in one, that says `text`."""
+class _Constant:
+    """A transcriber, a job and a transcript in one, whose text is always `text`."""
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def submit(self, *_: object) -> _Spoken:
+    def submit(self, *_: object) -> _Constant:
         return self
 
-    def result(self) -> _Spoken:
+    def result(self) -> _Constant:
         return self
 
 
 @pytest.mark.parametrize("text", ["", "other words"])
-def test_overhead_is_between_equal_answers_only(stub: Any, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    served = stub(together=1)
+def test_overhead_needs_equal_answers(stub: Callable[[int], Stub], monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    served = stub(1)
     monkeypatch.setattr(overhead, "json", SimpleNamespace(loads=lambda _: {"text": ""}))
     with Connection(served.server_port, "any") as connection:
-        rounds = overhead.compare(connection, _Spoken(text), QUICK)  # type: ignore[arg-type]
+        rounds = overhead.compare(connection, _Constant(text), QUICK)
         if text:
             with pytest.raises(RuntimeError, match="not the same work"):
                 list(rounds)
         else:
             assert len(list(rounds)) == QUICK.overhead_rounds
-            assert len(served.seen) == QUICK.overhead_rounds * (QUICK.overhead_calls + 1)
+            assert len(served.bodies) == QUICK.overhead_rounds * (QUICK.overhead_calls + 1)
 
 
 # The servers
@@ -345,7 +350,7 @@ HTTPServer(("127.0.0.1", int(os.environ["TS_INFERENCE_ADDRESS"].rpartition(":")[
 """
 
 
-def test_a_server_is_ready_with_its_first_words_and_leaves_nothing_behind() -> None:
+def test_a_server_is_ready_with_its_first_reply_and_leaves_nothing_behind() -> None:
     with server.Server("any", [sys.executable, "-c", TWO_PROCESSES], {}) as running:
         readiness = running.wait_until_ready(b"audio", {})
         assert 0 < readiness.ping < readiness.reply
@@ -354,7 +359,7 @@ def test_a_server_is_ready_with_its_first_words_and_leaves_nothing_behind() -> N
     assert not psutil.pid_exists(running._process.pid) and not worker.is_running() and not running._folder.exists()
 
 
-def test_a_server_that_ends_by_itself_says_why() -> None:
+def test_a_server_that_ends_by_itself_reports_the_reason() -> None:
     with (
         server.Server("any", [sys.executable, "-c", "raise SystemExit('no model file')"], {}) as broken,
         pytest.raises(LoadError, match="any does not start:\nno model file"),
@@ -362,7 +367,7 @@ def test_a_server_that_ends_by_itself_says_why() -> None:
         broken.wait_until_ready(b"audio", {})
 
 
-def test_peak_memory_is_the_most_there_ever_was() -> None:
+def test_peak_memory_includes_memory_that_was_freed() -> None:
     held_and_freed = "held = bytearray(b'x') * 200_000_000; del held; print(flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", held_and_freed], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
@@ -375,12 +380,12 @@ def test_peak_memory_is_the_most_there_ever_was() -> None:
 
 
 def test_the_page_shows_the_committed_results() -> None:
-    page = table.MEASURED.read_text(encoding="utf-8")
-    assert table.block(page) == table.table() != "", "run: python -m bench table"
-    assert table.block(page, table.SERVE_BEGIN, table.SERVE_END) == table.serve() != "", "run: python -m bench table"
+    page = MEASURED.read_text(encoding="utf-8")
+    assert startup.BLOCK.text(page) == startup.table() != "", "run: python -m bench table"
+    assert serve_report.BLOCK.text(page) == serve_report.tables() != "", "run: python -m bench table"
 
 
-def test_committed_results_say_where_they_come_from_and_name_no_folder_of_that_machine() -> None:
+def test_committed_results_have_provenance_and_name_no_local_folder() -> None:
     expected = results.provenance()
     for path in results.RESULTS.glob("*.json"):
         text = path.read_text(encoding="utf-8")
@@ -395,44 +400,49 @@ def test_provenance_names_machine_versions_and_commit() -> None:
     assert origin["versions"]["torch"] == torch.__version__ and {"python", "java", "ctranslate2", "torchserve"} <= origin["versions"].keys()
 
 
-def test_a_spread_is_the_median_between_least_and_greatest() -> None:
+def test_a_spread_has_the_median_the_lowest_and_the_highest() -> None:
     assert results.spread([3.0, 1.0, 10.0, 2.0]) == results.Spread(2.5, 1.0, 10.0, 4)
 
 
 def _save(folder: Path, *, overhead_ms: float) -> None:
     origin = results.provenance() | {"commit": "0123456789", "dirty": False}
-    seen = {"overhead_ms": results.spread([overhead_ms]), "call_ms": results.spread([150.0])}
-    results.save(folder, "overhead", origin, {"clip_seconds": 10, "tokens": 60}, {"base": seen})
+    figures = {"overhead_ms": results.spread([overhead_ms]), "call_ms": results.spread([150.0])}
+    results.save(folder, "overhead", origin, {"clip_seconds": 10, "tokens": 60}, {"base": figures})
 
 
 def _save_serve(folder: Path, ours: float) -> Path:
     """Rounds in which our server does `ours` clips a second and every other contender one."""
     plan = serve.Plan(concurrencies=(1, 8), rates=(0.5,), long_seconds=600)
-    seen = {name: serve.Seen() for name in (contenders.OURS, "core", contenders.PLAIN, "faster-whisper batched")}
-    for name, one in seen.items():
+    measured = {name: serve.Measured() for name in (contenders.OURS, "core", contenders.PLAIN, "faster-whisper batched")}
+    for name, contender in measured.items():
         rate = ours if name in (contenders.OURS, "core") else 1.0
-        one.clips = {together: [Work(8 / rate, (1 / rate,) * 8, 8)] for together in (1, 8)}
-        one.long = [Work(600 / (10 * rate), (1.0,), 20)]
-    waits = {contenders.OURS: {"idle_seconds": results.spread([1.0]), "during_seconds": results.spread([2.0])}}
-    late = {contenders.OURS: {"0.5": serve.percentiles([1.0, 3.0])}}
-    result = {"contenders": serve.summary(seen, plan), "missing": {"whisper.cpp": "no wheel | here"}, "mixed": waits, "arrivals": late}
+        contender.clips = {together: [Work(8 / rate, (1 / rate,) * 8, 8)] for together in (1, 8)}
+        contender.long = [Work(600 / (10 * rate), (1.0,), 20)]
+    mixed = {contenders.OURS: {"idle_seconds": results.spread([1.0]), "during_seconds": results.spread([2.0])}}
+    arrivals = {contenders.OURS: {"0.5": serve.percentiles([1.0, 3.0])}}
+    result = {
+        "contenders": serve.summary(measured, plan),
+        "missing": {"whisper.cpp": "no wheel | here"},
+        "mixed": mixed,
+        "arrivals": arrivals,
+    }
     settings = {"model": "base, random weights", "tokens": 60, "clip_seconds": 10, "threads": 2, "plan": asdict(plan)}
     return results.save(folder, "serve-base", results.provenance() | {"commit": "0123456789", "dirty": False}, settings, result)
 
 
 @pytest.mark.parametrize(("overhead_ms", "verdict"), [(15.0, "met"), (15.1, "missed")])
-def test_the_table_says_which_goals_are_met(tmp_path: Path, overhead_ms: float, verdict: str) -> None:
+def test_the_table_shows_which_goals_are_met(tmp_path: Path, overhead_ms: float, verdict: str) -> None:
     _save(tmp_path, overhead_ms=overhead_ms)
-    (row,) = (line for line in table.table(tmp_path).splitlines() if "goal:" in line)
-    assert verdict in row and f"{overhead_ms:.1f} ms" in row and "`0123456`" in table.table(tmp_path)
+    (row,) = (line for line in startup.table(tmp_path).splitlines() if "goal:" in line)
+    assert verdict in row and f"{overhead_ms:.1f} ms" in row and "`0123456`" in startup.table(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("ours", "verdicts"), [(4.0, ["met"] * 4), (1.4, ["met", "missed", "met", "met"]), (0.9, ["missed"] * 3 + ["met"])]
 )
-def test_the_table_of_servers_under_load_says_which_goals_are_met(tmp_path: Path, ours: float, verdicts: list[str]) -> None:
+def test_the_table_of_servers_under_load_shows_which_goals_are_met(tmp_path: Path, ours: float, verdicts: list[str]) -> None:
     _save_serve(tmp_path, ours)
-    shown = table.serve(tmp_path)
+    shown = serve_report.tables(tmp_path)
     assert ["missed" if "missed" in line else "met" for line in shown.splitlines() if "goal:" in line] == verdicts
     assert "| whisper.cpp | none: no wheel \\| here |" in shown and f"| {10 * ours:.1f} " in shown
     assert "not measured" in shown, "there was no GPU" if not torch.cuda.is_available() else ""
@@ -440,22 +450,22 @@ def test_the_table_of_servers_under_load_says_which_goals_are_met(tmp_path: Path
 
 def test_results_under_load_are_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is a requirement of the bench only")
-    picture = Path(serve_plot.save(_save_serve(tmp_path, 4.0))).read_text()
-    assert picture.startswith("<?xml") and "faster-whisper batched" in picture
+    svg = Path(plot.serve(_save_serve(tmp_path, 4.0))).read_text()
+    assert svg.startswith("<?xml") and "faster-whisper batched" in svg
     path = results.save(tmp_path, "serve-memory", {}, {"warmup": 200}, {"measured": [(0, 100.0), (200, 110.0)]})
-    assert "requests answered" in Path(serve_plot.save_memory(path)).read_text()
+    assert "requests answered" in Path(plot.memory(path)).read_text()
 
 
 def test_update_changes_the_block_and_nothing_else(tmp_path: Path) -> None:
     _save(tmp_path, overhead_ms=5.0)
     page = tmp_path / "README.md"
-    page.write_text(f"before\n{table.BEGIN}old\n{table.END}\nafter\n", encoding="utf-8")
-    table.update(page, tmp_path)
-    assert page.read_text(encoding="utf-8") == f"before\n{table.BEGIN}{table.table(tmp_path)}{table.END}\nafter\n"
+    page.write_text(f"before\n{startup.BLOCK.begin}old\n{startup.BLOCK.end}\nafter\n", encoding="utf-8")
+    startup.update(page, tmp_path)
+    assert page.read_text(encoding="utf-8") == f"before\n{startup.BLOCK.begin}{startup.table(tmp_path)}{startup.BLOCK.end}\nafter\n"
     page.write_text("no markers", encoding="utf-8")
     with pytest.raises(ValueError, match="needs the lines"):
-        table.update(page, tmp_path)
+        startup.update(page, tmp_path)
 
 
 def test_without_results_there_is_no_table(tmp_path: Path) -> None:
-    assert table.table(tmp_path) == table.serve(tmp_path) == ""
+    assert startup.table(tmp_path) == serve_report.tables(tmp_path) == ""

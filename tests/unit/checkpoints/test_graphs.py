@@ -127,7 +127,7 @@ def test_the_hash_is_of_graphs_and_data(folder: Path) -> None:
     assert len(found) == 5
 
 
-def _cut(file: str, left: int) -> Callable[[Path], None]:
+def _cut(file: str, left: int) -> Callable[[Path], object]:
     return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:left]) and None
 
 
@@ -205,7 +205,7 @@ def test_graphs_of_others_are_told(tmp_path: Path, names: tuple[str, ...], confi
 
 def test_numbers_that_pytorch_does_not_know_are_others(folder: Path) -> None:
     graph = onnx.load(folder / "decoder.onnx", load_external_data=False)
-    graph.graph.initializer.append(onnx.helper.make_tensor("names", onnx.TensorProto.STRING, [1], [b"a"]))
+    graph.graph.initializer.append(onnx.helper.make_tensor("names", onnx.TensorProto.STRING, [1], [b"a"]))  # type: ignore[list-item]
     (folder / "decoder.onnx").write_bytes(graph.SerializeToString())
     with pytest.raises(ConfigurationError, match="of another form"):
         load_checkpoint(folder)

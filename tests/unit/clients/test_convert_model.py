@@ -22,8 +22,9 @@ sys.path.insert(0, str(ROOT / "clients"))
 import convert_model  # noqa: E402
 import download_model  # noqa: E402
 from convert_model import conversion, difference, main  # noqa: E402
+from whisper.model import ModelDimensions  # noqa: E402
 
-from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare  # noqa: E402
+from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare, write_checkpoint, write_random  # noqa: E402
 from whispercore.engines import load_engine  # noqa: E402
 from whispercore.errors import ConfigurationError  # noqa: E402
 from whispercore.serving.transcriber import Transcriber  # noqa: E402
@@ -36,12 +37,26 @@ WORDS = "Set a timer for five minutes."
 Convert = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
+SMALL = ModelDimensions(80, 1500, 64, 2, 2, 51_865, 448, 64, 2, 2)
+"""A third of nano's weights: for tests that compare weights and need no words."""
+
+
+@pytest.fixture(scope="session")
 def nano() -> Checkpoint:
     return load_checkpoint(NANO)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A checkpoint of random weights in float16 that names its alignment heads, as nano does."""
+    path = tmp_path_factory.mktemp("small") / "small.pt"
+    write_random(SMALL, path)
+    random = load_checkpoint(path)
+    write_checkpoint(SMALL, {name: tensor.clone() for name, tensor in random.state.items()}, path, heads=[(0, 0)])
+    return load_checkpoint(path)
+
+
+@pytest.fixture(scope="session")
 def convert(tmp_path_factory: pytest.TempPathFactory) -> Convert:
     """The bundled model, or `source`, in a form; made once."""
     folder, made = tmp_path_factory.mktemp("models"), dict[tuple[str, ...], Path]()
@@ -77,13 +92,13 @@ _EXACT = [
 
 
 @pytest.mark.parametrize(("form", "dtype"), _EXACT)
-def test_there_and_back_is_the_same_model(convert: Convert, nano: Checkpoint, form: str, dtype: str | None) -> None:
-    there = convert(form, dtype)
+def test_there_and_back_is_the_same_model(convert: Convert, small: Checkpoint, form: str, dtype: str | None) -> None:
+    there = convert(form, dtype, small.path)
     back = convert("pt", source=there)
     for path in (there, back):
         read = load_checkpoint(path)
-        assert read.dims == nano.dims and same(nano, read)
-        assert read.heads == nano.heads == ((0, 0),)
+        assert read.dims == small.dims and same(small, read)
+        assert read.heads == small.heads == ((0, 0),)
     assert {tensor.dtype for tensor in load_checkpoint(back).state.values()} == {getattr(torch, dtype or "float16")}
 
 
@@ -97,16 +112,16 @@ _ROUNDED = [
 
 
 @pytest.mark.parametrize(("form", "dtype", "least", "most"), _ROUNDED)
-def test_rounded_weights_are_near(convert: Convert, nano: Checkpoint, form: str, dtype: str, least: float, most: float) -> None:
-    there = convert(form, dtype)
+def test_rounded_weights_are_near(convert: Convert, small: Checkpoint, form: str, dtype: str, least: float, most: float) -> None:
+    there = convert(form, dtype, small.path)
     read, back = load_checkpoint(there), load_checkpoint(convert("pt", source=there))
-    assert read.state.keys() == nano.state.keys() and read.heads == nano.heads
-    assert least < difference(nano, read) <= most
-    assert same(read, back) and back.heads == nano.heads
+    assert read.state.keys() == small.state.keys() and read.heads == small.heads
+    assert least < difference(small, read) <= most
+    assert same(read, back) and back.heads == small.heads
 
 
-def test_eight_bits_are_the_same_eight_bits_again(convert: Convert) -> None:
-    once = convert("ct2", "int8")
+def test_eight_bits_are_the_same_eight_bits_again(convert: Convert, small: Checkpoint) -> None:
+    once = convert("ct2", "int8", small.path)
     again = convert("ct2", "int8", source=convert("hf", source=once))
     assert same(load_checkpoint(once), load_checkpoint(again))
 
@@ -225,9 +240,9 @@ def documented(script: str) -> list[tuple[list[str], str]]:
     return [(shlex.split(line, comments=True)[2:], line.partition("#")[2].strip()) for line in lines]
 
 
-def test_the_documented_conversions(tmp_path: Path) -> None:
+def test_the_documented_conversions(small: Checkpoint, tmp_path: Path) -> None:
     pytest.importorskip("onnx", reason="the package onnx, which writes graphs, is not installed")
-    (tmp_path / "nano.pt").symlink_to(NANO)
+    (tmp_path / "nano.pt").symlink_to(small.path)  # the commands name nano
     commands = documented("convert_model.py")
     assert {arguments[arguments.index("--to") + 1] for arguments, _ in commands} == set(convert_model.DTYPES)
     for arguments, comment in commands:

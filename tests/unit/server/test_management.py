@@ -44,7 +44,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def torchserve(tmp_path: Path) -> Iterator[_TorchServe]:
-    server = _TorchServe(str(tmp_path / "management.sock"), _Answer)  # type: ignore[arg-type]
+    server = _TorchServe(str(tmp_path / "management.sock"), _Answer)
     server.asked = []
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()

@@ -1,4 +1,4 @@
-"""What serve.sh becomes, where it needs no server: its configuration, the log it reads, the connections it sees."""
+"""The launcher without a running server: its configuration, choice of model, log reader, signals and count of connections."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "server"))
+from server import checkpoint, connections, preflight, torchserve, weights
+from server.configuration import Address, Configuration, StartError, worker_paths
+from server.signals import StopSignals
+from server.workerlog import WorkerLog
 
-import checkpoint  # noqa: E402
-import connections  # noqa: E402
-import preflight  # noqa: E402
-import torchserve  # noqa: E402
-import weights  # noqa: E402
-from configuration import Address, Configuration, StartError, worker_paths  # noqa: E402
-from signals import StopSignals  # noqa: E402
-from workerlog import WorkerLog  # noqa: E402
+ROOT = Path(__file__).resolve().parents[3]
 
 ENVIRONMENT = {
     "JAVA_HOME": "/java",
@@ -56,14 +51,15 @@ def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path:
     (tmp_path / "whisper.mar.sources").write_text("sources")
     path = tmp_path / file
     path.parent.mkdir(parents=True)
-    found = [checkpoint._fingerprint(tmp_path)]
+    fingerprints = [checkpoint._fingerprint(tmp_path)]
     for content in ("one", "another"):
         path.write_text(content)
-        found += [checkpoint._fingerprint(tmp_path), checkpoint._fingerprint(tmp_path)]
-    assert found[1] == found[2] and found[3] == found[4] and len(set(found)) == 3
+        fingerprints += [checkpoint._fingerprint(tmp_path), checkpoint._fingerprint(tmp_path)]
+    empty, first, same_first, second, same_second = fingerprints
+    assert first == same_first and second == same_second and len({empty, first, second}) == 3
 
 
-def test_a_misspelt_variable_stops_the_start() -> None:
+def test_a_misspelt_variable_ends_the_start() -> None:
     with pytest.raises(StartError, match=r"WHISPER_MODLE: did you mean WHISPER_MODEL\?"):
         preflight.check_variables({"WHISPER_MODLE": "base"})
     assert preflight.check_variables({"WHISPER_MODEL": "base", "WHISPER_COLOUR": "red"}) == ("WHISPER_COLOUR",)
@@ -95,29 +91,29 @@ def test_a_bad_value_is_named(variable: str, value: str) -> None:
 def test_paths_are_absolute_for_a_worker_that_runs_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert worker_paths(ENVIRONMENT) == {"WHISPER_MODELS_DIR": str(ROOT / "whisper-models"), "WHISPER_CONVERTED_DIR": "/state/models"}
-    given = worker_paths(ENVIRONMENT | {"WHISPER_MODELS_DIR": "mine", "WHISPER_MODEL": "mine/own.pt"})
-    assert (given["WHISPER_MODELS_DIR"], given["WHISPER_MODEL"]) == (str(tmp_path / "mine"), str(tmp_path / "mine" / "own.pt"))
+    paths = worker_paths(ENVIRONMENT | {"WHISPER_MODELS_DIR": "mine", "WHISPER_MODEL": "mine/own.pt"})
+    assert (paths["WHISPER_MODELS_DIR"], paths["WHISPER_MODEL"]) == (str(tmp_path / "mine"), str(tmp_path / "mine" / "own.pt"))
     assert "WHISPER_MODEL" not in worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "large-v3"})
     assert "WHISPER_MODEL" not in worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "Systran/faster-whisper-base"}), "a name of the Hub"
     (tmp_path / "Systran" / "faster-whisper-base").mkdir(parents=True)
-    given = worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "Systran/faster-whisper-base"})
-    assert given["WHISPER_MODEL"] == str(tmp_path / "Systran" / "faster-whisper-base"), "unless there is such a path"
+    paths = worker_paths(ENVIRONMENT | {"WHISPER_MODEL": "Systran/faster-whisper-base"})
+    assert paths["WHISPER_MODEL"] == str(tmp_path / "Systran" / "faster-whisper-base"), "unless there is such a path"
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of models, and no source to fetch from."""
+    """An empty folder of models, and no reachable source."""
     (tmp_path / "models").mkdir()
     nowhere = "http://127.0.0.1:9"
-    told = {"WHISPER_MODELS_DIR": tmp_path / "models", "WHISPER_STATE_DIR": tmp_path / "state", "WHISPER_DEVICE": "cpu"}
-    told |= {"WHISPER_DOWNLOAD_URL": nowhere, "HF_ENDPOINT": nowhere, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp_path}
-    for name, value in (told | {"PIP_CONFIG_FILE": "/dev/null", "WHISPER_MODEL": "", "WHISPER_ENGINE": ""}).items():
+    variables = {"WHISPER_MODELS_DIR": tmp_path / "models", "WHISPER_STATE_DIR": tmp_path / "state", "WHISPER_DEVICE": "cpu"}
+    variables |= {"WHISPER_DOWNLOAD_URL": nowhere, "HF_ENDPOINT": nowhere, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": tmp_path}
+    for name, value in (variables | {"PIP_CONFIG_FILE": "/dev/null", "WHISPER_MODEL": "", "WHISPER_ENGINE": ""}).items():
         monkeypatch.setenv(name, str(value))
     return tmp_path / "models"
 
 
 def provided() -> tuple[str, str]:
-    """The model, and the folder of models that the worker is told."""
+    """The model and the folder of models that the worker gets."""
     assert weights.provide(StopSignals())
     return os.environ["WHISPER_MODEL"], os.environ["WHISPER_MODELS_DIR"]
 
@@ -144,8 +140,8 @@ def test_a_model_in_the_state_folder_is_found(models: Path) -> None:
 
 def test_without_a_network_the_bundled_model_is_served_and_called_a_demonstration(models: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert provided() == ("nano", str(models))
-    told = [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()]
-    assert [told[0], told[1], told[-2], told[-1]] == ["OpenAI's files", "the Hugging Face Hub", "the package index", "error"]
+    sources = [line.partition(":")[0] for line in capfd.readouterr().err.splitlines()]
+    assert [sources[0], sources[1], sources[-2], sources[-1]] == ["OpenAI's files", "the Hugging Face Hub", "the package index", "error"]
     assert "demonstration model of a few sentences" in weights.warning() and "python3 clients/download_model.py base" in weights.warning()
 
 
@@ -156,34 +152,34 @@ def test_nano_fetches_nothing(models: Path, monkeypatch: pytest.MonkeyPatch) -> 
         weights.provide(StopSignals())
     (models / "nano.pt").touch()
     assert provided()[0] == "nano" and "demonstration" in weights.warning()
-    for name, told in (("nano.pt", True), ("nano", True), ("my-nano.pt", False)):
+    for name, warned in (("nano.pt", True), ("nano", True), ("my-nano.pt", False)):
         monkeypatch.setenv("WHISPER_MODEL", str(models / name))
-        assert bool(weights.warning()) == told
+        assert bool(weights.warning()) == warned
 
 
-def test_a_gpu_gets_the_large_one_where_it_can_be_had(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_a_gpu_gets_the_large_model_where_it_can_be_fetched(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
     monkeypatch.setenv("WHISPER_DEVICE", "cuda")
-    monkeypatch.setattr(weights, "_fetch", lambda name, stop: asked.append(name) or (models if name == "base" else None))
-    assert provided() == ("base", str(models)) and asked == ["large-v3-turbo", "base"]
+    monkeypatch.setattr(weights, "_fetch", lambda name, stop: fetched.append(name) or (models if name == "base" else None))
+    assert provided() == ("base", str(models)) and fetched == ["large-v3-turbo", "base"]
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "message"),
     [
         ("small", r"no checkpoint at .*small\.pt, and it cannot be fetched \(see above\): run python3 clients/download_model\.py small"),
         ("Owner/Name", r"no checkpoint at .*Owner/Name, and it cannot be fetched"),
         ("bse", "did you mean base"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_told(models: Path, monkeypatch: pytest.MonkeyPatch, model: str, told: str) -> None:
+def test_a_model_that_cannot_be_fetched_ends_the_start(models: Path, monkeypatch: pytest.MonkeyPatch, model: str, message: str) -> None:
     monkeypatch.setenv("WHISPER_MODEL", model)
-    with pytest.raises(StartError, match=told):
+    with pytest.raises(StartError, match=message):
         weights.provide(StopSignals())
     assert list(models.iterdir()) == []
 
 
-def test_half_a_model_of_that_name_is_told(models: Path) -> None:
+def test_an_incomplete_folder_of_that_name_ends_the_start(models: Path) -> None:
     (models / "base").mkdir()
     (models / "base" / "config.json").touch()
     with pytest.raises(StartError, match="'base' cannot be put into "):
@@ -200,7 +196,7 @@ def write(log: Path, *messages: str) -> None:
         file.writelines(json.dumps({"time": "now", "message": message}) + "\n" for message in messages)
 
 
-def test_the_log_tells_what_the_worker_serves(tmp_path: Path) -> None:
+def test_the_log_shows_what_the_worker_serves(tmp_path: Path) -> None:
     path = tmp_path / "whisper.log"
     write(path, "whispercore 1.0 serves engine openai, as the last time")
     log = WorkerLog(path)
@@ -219,18 +215,18 @@ def test_the_log_tells_what_the_worker_serves(tmp_path: Path) -> None:
         (["Failed to load model: whisper.mar"], "cannot load whisper.mar"),
     ],
 )
-def test_the_log_tells_why_the_worker_could_not_start(tmp_path: Path, messages: list[str], reason: str) -> None:
+def test_the_log_shows_why_the_worker_could_not_start(tmp_path: Path, messages: list[str], reason: str) -> None:
     path = tmp_path / "whisper.log"
     write(path, "whisper cannot start: that was the last time")
     log = WorkerLog(path)
     assert log.failure() is None
-    write(path, "Model server started.", "ValueError: a line of somebody's, before any trouble")
+    write(path, "Model server started.", "ValueError: a line of another program, before the worker died")
     assert log.failure() is None
     write(path, *messages)
     assert reason in (log.failure() or "")
 
 
-def test_half_a_line_is_read_when_it_is_whole(tmp_path: Path) -> None:
+def test_half_a_line_is_read_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "whisper.log"
     log = WorkerLog(path)
     assert log.failure() is None
@@ -254,11 +250,11 @@ def test_the_folders_of_killed_servers_are_removed(tmp_path: Path) -> None:
 
 
 def test_signals_that_come_while_it_waits_never_hang_it() -> None:
-    """A handler runs in the waiting thread, at any of its lines: here at each of them."""
+    """A signal handler can run at any line of the waiting thread; here it runs at each of them."""
     script = f"""
 import os, signal, sys
-sys.path[:0] = [{str(ROOT / "server")!r}]
-from signals import StopSignals
+sys.path[:0] = [{str(ROOT)!r}]
+from server.signals import StopSignals
 stop = StopSignals()
 def trace(frame, event, argument):
     os.kill(os.getpid(), signal.SIGINT)
@@ -273,7 +269,7 @@ print(stop.requested)
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
-def test_the_kernel_tells_which_connections_are_busy(family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_shows_which_connections_are_busy(family: socket.AddressFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     host = "127.0.0.1" if family == socket.AF_INET else "::1"
     try:
         listener = socket.create_server((host, 0), family=family)
@@ -285,11 +281,11 @@ def test_the_kernel_tells_which_connections_are_busy(family: socket.AddressFamil
             monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 0)
             assert connections.busy_connections(port) == 0
             client.send(b"half a request")
-            assert connections.busy_connections(port) == 1, "bytes that nobody has read"
+            assert connections.busy_connections(port) == 1, "unread bytes"
             served.recv(100)
             assert connections.busy_connections(port) == 0
             monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 60_000)
-            assert connections.busy_connections(port) == 1, "bytes that came a moment ago"
+            assert connections.busy_connections(port) == 1, "bytes received a moment ago"
             monkeypatch.setattr(connections, "RECENT_MILLISECONDS", 0)
             served.setblocking(False)
             deadline = time.monotonic() + 30

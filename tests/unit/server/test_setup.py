@@ -1,4 +1,4 @@
-"""server/setup.sh where it needs no network: what it decides, refuses and waits for."""
+"""server/setup.sh and serve.sh without a network: what they decide, refuse and wait for."""
 
 from __future__ import annotations
 
@@ -16,22 +16,25 @@ from typing import Any
 import pytest
 
 from tests.unit.doubles import serving
+from whispercore.catalogue import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(command: str, **variables: object) -> subprocess.CompletedProcess[str]:
-    """A command of bash after setup.sh was read, as serve.sh does."""
+    """Run a command of bash after setup.sh has been sourced, as in serve.sh."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")}
-    told = {name: str(value) for name, value in {"ROOT": ROOT, **variables}.items()}
+    added = {name: str(value) for name, value in {"ROOT": ROOT, **variables}.items()}
     script = f"set -euo pipefail; source {ROOT}/server/setup.sh; {command}"
-    return subprocess.run(["bash", "-c", script, "serve.sh"], env=kept | told, capture_output=True, text=True, timeout=120)
+    return subprocess.run(["bash", "-c", script, "serve.sh"], env=kept | added, capture_output=True, text=True, timeout=120)
 
 
-def serve(*arguments: str, **variables: object) -> subprocess.CompletedProcess[str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("WHISPER_")}
-    told = {name: str(value) for name, value in variables.items()}
-    return subprocess.run([ROOT / "serve.sh", *arguments], env=kept | told, capture_output=True, text=True, timeout=120)
+def serve(*arguments: str, folder: Path = ROOT, **variables: object) -> subprocess.CompletedProcess[str]:
+    """Run serve.sh with `folder` as the current one. A relative PYTHONPATH of the tests would lead into it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("WHISPER_", "PYTHONPATH"))}
+    added = {name: str(value) for name, value in variables.items()}
+    command = [ROOT / "serve.sh", *arguments]
+    return subprocess.run(command, cwd=folder, env=kept | added, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize(("name", "meant"), [("bse", "base"), ("large-v3-turb", "large-v3-turbo")])
@@ -43,13 +46,61 @@ def test_a_misspelt_model_is_refused_before_anything_is_installed(tmp_path: Path
     assert list((tmp_path / "state").iterdir()) == []
 
 
+def test_the_help_names_the_variables() -> None:
+    done = serve("--help")
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Serves Whisper on TorchServe") and "\n  WHISPER_STATE_DIR " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 120 and "set -euo" not in done.stdout
+
+
+def test_it_starts_from_a_folder_that_has_a_package_of_the_same_name(tmp_path: Path) -> None:
+    """The launcher is the package `server` of the checkout; the current folder stays, but nothing is imported from it."""
+    for name in ("server/__init__.py", "server/__main__.py", "yaml.py", "whispercore.py", "zipfile.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('imported from the current folder')\n")
+    java = tmp_path / "java" / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text("#!/bin/sh\necho 'openjdk version \"17.0.1\" 2021-10-19' >&2\n")
+    java.chmod(0o755)
+    variables = {
+        "WHISPER_VENV": sys.prefix,
+        "WHISPER_STATE_DIR": tmp_path / "state",
+        "WHISPER_MODEL": "nano",
+        "JAVA_HOME": tmp_path / "java",
+    }
+    done = serve("--setup", folder=tmp_path, WHISPER_MODLE="base", **variables)
+    assert "WHISPER_MODLE: did you mean WHISPER_MODEL?" in done.stderr.splitlines()[-1], done.stderr
+    assert done.returncode == 1
+
+
+def test_the_engines_with_packages_of_their_own_are_the_catalogues() -> None:
+    """setup.sh runs before there is a Python to import the catalogue with, and in the image without src/."""
+    assert run('echo "${EXTRA_ENGINES[@]}"').stdout.split() == list(EXTRAS)
+
+
+def test_the_python_is_the_one_asked_for_or_the_first_on_the_path(tmp_path: Path) -> None:
+    """A virtual environment, or the Python that a CI job has chosen, comes first on the PATH."""
+    for name in ("first/python3", "named/python3.12"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).symlink_to(sys.executable)
+    path = f"{tmp_path / 'first'}:{os.environ['PATH']}"
+    assert run("find_python", PATH=path).stdout == f"{tmp_path}/first/python3\n"
+    named = tmp_path / "named" / "python3.12"
+    assert run("find_python", PATH=path, WHISPER_PYTHON=named).stdout == f"{named}\n"
+    old = tmp_path / "first" / "python3"
+    old.unlink()
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    assert run("find_python", PATH=f"{old.parent}:{named.parent}:/usr/bin:/bin").stdout == f"{named}\n", "one before 3.10 is passed over"
+
+
 def test_a_model_of_ones_own_is_no_misspelt_one(tmp_path: Path) -> None:
     (tmp_path / "models" / "my-tuned").mkdir(parents=True)
-    told = {"WHISPER_MODELS_DIR": tmp_path / "models", "WHISPER_STATE_DIR": tmp_path}
-    assert run("check_model", WHISPER_MODEL="my-tuned", **told).returncode == 0
-    assert run("check_model", WHISPER_MODEL="my-tuend", **told).returncode == 1
-    assert run("check_model", WHISPER_MODEL="my-tuend", WHISPER_ENGINE="fake", **told).returncode == 0
-    assert run("check_model", **told).returncode == 0
+    folders = {"WHISPER_MODELS_DIR": tmp_path / "models", "WHISPER_STATE_DIR": tmp_path}
+    assert run("check_model", WHISPER_MODEL="my-tuned", **folders).returncode == 0
+    assert run("check_model", WHISPER_MODEL="my-tuend", **folders).returncode == 1
+    assert run("check_model", WHISPER_MODEL="my-tuend", WHISPER_ENGINE="fake", **folders).returncode == 0
+    assert run("check_model", **folders).returncode == 0
 
 
 def test_a_second_set_up_waits_for_the_first(tmp_path: Path) -> None:
@@ -63,16 +114,16 @@ def test_a_second_set_up_waits_for_the_first(tmp_path: Path) -> None:
     assert first.stdin and first.stdout
     try:
         assert first.stdout.readline() == "locked\n"
-        found: list[Any] = []
-        second = threading.Thread(target=lambda: found.append(run("lock_setup; echo mine", WHISPER_STATE_DIR=tmp_path)))
+        finished: list[Any] = []
+        second = threading.Thread(target=lambda: finished.append(run("lock_setup; echo mine", WHISPER_STATE_DIR=tmp_path)))
         second.start()
-        second.join(1)
-        assert not found, "it waits"
+        second.join(0.3)
+        assert not finished, "it waits"
         first.stdin.write("\n")
         first.stdin.flush()
         second.join(60)
-        assert found and found[0].stdout == "mine\n", "the first goes on without the lock"
-        assert found[0].stderr == f"serve.sh: another set-up is at work in {tmp_path}: waiting for it\n"
+        assert finished and finished[0].stdout == "mine\n", "the first goes on without the lock"
+        assert finished[0].stderr == f"serve.sh: another set-up is at work in {tmp_path}: waiting for it\n"
     finally:
         first.kill()
         first.wait()
@@ -93,7 +144,7 @@ class Page(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -112,12 +163,12 @@ def test_an_index_is_used_when_it_answers_with_wheels(index: Any) -> None:
     assert run(f"has_wheels {sys.executable} http://127.0.0.1:9/").returncode
     with socket.create_server(("127.0.0.1", 0)) as silent:
         began = time.monotonic()
-        assert run(f"has_wheels {sys.executable} http://127.0.0.1:{silent.getsockname()[1]}/").returncode
+        assert run(f"INDEX_SECONDS=1; has_wheels {sys.executable} http://127.0.0.1:{silent.getsockname()[1]}/").returncode
         assert time.monotonic() - began < 8
 
 
-def test_pytorch_comes_from_where_it_can_be_had(index: Any, tmp_path: Path) -> None:
-    """WHISPER_TORCH first; a CPU's build from its index; else, or when that fails, the index in use, and the disk it takes is asked for."""
+def test_pytorch_comes_from_an_index_that_can_be_reached(index: Any, tmp_path: Path) -> None:
+    """From WHISPER_TORCH; else, for a CPU, from the index of CPU builds; else from the index in use, after a check of the disk."""
     pip = 'pip_try() { echo "pip $*"; [[ $* != *extra-index* || ${BROKEN:-} != yes ]]; }; pip_install() { echo "pip $*"; }'
     checks = 'brings_cuda() { [[ ${CUDA:-} == yes ]]; }; check_disk() { echo "disk $2"; }'
     url = f"http://127.0.0.1:{index.server_port}"
@@ -143,7 +194,7 @@ def test_pytorch_comes_from_where_it_can_be_had(index: Any, tmp_path: Path) -> N
     [("gpu", "cpu", "gpu", True), ("cpu", "cpu", "cpu", True), ("cpu", "cuda", "gpu", False), (None, "cuda", "gpu", True)],
 )
 def test_an_environment_is_made_anew_for_a_gpu_only(tmp_path: Path, made_for: str | None, device: str, installed: str, stays: bool) -> None:
-    """PyTorch for a CPU would satisfy pip on a GPU; PyTorch for a GPU runs on a CPU."""
+    """pip would keep a CPU build of PyTorch on a GPU. A build for GPUs also runs on a CPU."""
     environment = tmp_path / "venv"
     packages = environment / "lib" / "python3.11" / "site-packages"
     for folder in (environment / "bin", packages / "torch" / "bin", packages / "torch" / "test"):
@@ -167,30 +218,32 @@ def test_an_environment_is_made_anew_for_a_gpu_only(tmp_path: Path, made_for: st
     assert again.stdout == "" and again.returncode == 0, "nothing is done twice"
 
 
-def test_the_device_can_be_told() -> None:
+def test_the_device_can_be_set() -> None:
     assert run("has_gpu", WHISPER_DEVICE="cuda").returncode == 0
     assert run("has_gpu", WHISPER_DEVICE="cpu").returncode == 1
-    there = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
-    assert run("has_gpu").returncode == (0 if there else 1)
+    gpu = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/usr/lib/wsl/lib/libcuda.so.1").exists()
+    assert run("has_gpu").returncode == (0 if gpu else 1)
 
 
-def test_a_full_disk_is_told_before(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_set_up(tmp_path: Path) -> None:
     done = run(f"check_disk {tmp_path} 1000000")
     assert done.returncode == 1 and "need 1000000 GB: free some, or set WHISPER_STATE_DIR" in done.stderr
 
 
-def test_what_pip_prints_is_told_where_it_is_large() -> None:
+def test_large_downloads_are_printed() -> None:
     printed = "Collecting a\\n  Downloading a-1.whl (526.6 MB)\\n  Downloading b-1.whl.metadata (29 kB)\\n  Downloading c-1.whl (9.9 MB)\\n"
     done = run(f"printf '{printed}Installing collected packages: a, b, c\\n' | large_steps")
     assert done.stdout == "serve.sh:   downloading a-1.whl (526.6 MB)\nserve.sh:   unpacking 3 packages\n"
 
 
-def test_requirements_install_openai_whisper_without_what_it_asks_for() -> None:
-    """Everything it needs but triton is named by requirements.txt: setup.sh installs it with --no-deps."""
+def test_requirements_name_what_openai_whisper_needs() -> None:
+    """setup.sh installs it with --no-deps, so requirements.txt names all of its requirements except triton."""
     from importlib.metadata import requires
 
     from packaging.requirements import Requirement
 
     named = {Requirement(line).name for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"}
-    needed = [Requirement(each) for each in requires("openai-whisper") or []]
-    assert {each.name for each in needed if each.marker is None or "extra" not in str(each.marker)} - named == {"triton"}
+    needed = [Requirement(line) for line in requires("openai-whisper") or []]
+    assert {requirement.name for requirement in needed if requirement.marker is None or "extra" not in str(requirement.marker)} - named == {
+        "triton"
+    }

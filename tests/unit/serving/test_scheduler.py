@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from whispercore.engines import Feed
 from whispercore.errors import EngineError, OutOfMemory, Overloaded, WhisperError
-from whispercore.serving.backlog import Ticket
+from whispercore.serving.backlog import QueuedRequest
 from whispercore.serving.scheduler import Scheduler
 from whispercore.types import Decoded, Decoding, Window
 
@@ -19,7 +20,7 @@ PATIENCE = 10.0
 
 
 class SteppedEngine:
-    """Records each batch as the windows' starts; waits for `step` before it answers."""
+    """Records each batch as the starts of its windows. Each batch waits for one release of `gate`."""
 
     name = "stepped"
 
@@ -54,17 +55,17 @@ class SteppedEngine:
 
 
 class Outcomes:
-    """Collects what `done` is called with, by the window's start."""
+    """Collects the outcomes by the start of the window."""
 
     def __init__(self) -> None:
         self.by_start: dict[float, Decoded | WhisperError] = {}
         self.changed = threading.Condition()
 
-    def submit(self, scheduler: Scheduler, ticket: Ticket, start: float, temperature: float = 0.0) -> None:
+    def submit(self, scheduler: Scheduler, request: QueuedRequest, start: float, temperature: float = 0.0) -> None:
         window = Window(np.zeros(16, np.float32), start, Decoding(temperature=temperature))
-        scheduler.submit(ticket, window, lambda outcome: self._take(start, outcome))
+        scheduler.submit(request, window, lambda outcome: self._receive(start, outcome))
 
-    def _take(self, start: float, outcome: Decoded | WhisperError) -> None:
+    def _receive(self, start: float, outcome: Decoded | WhisperError) -> None:
         with self.changed:
             self.by_start[start] = outcome
             self.changed.notify_all()
@@ -76,22 +77,22 @@ class Outcomes:
 
 
 def busy(engine: SteppedEngine, outcomes: Outcomes) -> Scheduler:
-    """A scheduler whose engine is held in a first batch, the window at -1."""
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
-    outcomes.submit(scheduler, Ticket(), -1.0)
+    """A scheduler whose engine is busy with a first batch: the window at -1."""
+    scheduler = Scheduler(engine)
+    outcomes.submit(scheduler, QueuedRequest(), -1.0)
     assert engine.begun.get(timeout=PATIENCE) == [-1.0]
     return scheduler
 
 
-def test_a_clip_goes_into_the_next_batch_however_long_the_file_ahead_of_it() -> None:
+def test_a_clip_goes_into_the_next_batch_before_a_long_file() -> None:
     engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
     scheduler = busy(engine, outcomes)
-    file = Ticket()
+    file = QueuedRequest()
     for start in range(20):
         outcomes.submit(scheduler, file, float(start))
     engine.gate.release()
     assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]
-    outcomes.submit(scheduler, Ticket(), 1000.0)
+    outcomes.submit(scheduler, QueuedRequest(), 1000.0)
     engine.open_gate()
     outcomes.wait(22)
     assert 1000.0 in engine.batches[2]
@@ -101,25 +102,25 @@ def test_a_clip_goes_into_the_next_batch_however_long_the_file_ahead_of_it() -> 
 def test_a_stream_of_clips_does_not_starve_a_file() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     scheduler = busy(engine, outcomes)
-    file = Ticket()
+    file = QueuedRequest()
     for start in range(5):
         outcomes.submit(scheduler, file, float(start))
     for clip in range(20):
-        outcomes.submit(scheduler, Ticket(), 1000.0 + clip)
+        outcomes.submit(scheduler, QueuedRequest(), 1000.0 + clip)
         engine.gate.release()
         engine.begun.get(timeout=PATIENCE)
     engine.open_gate()
     outcomes.wait(26)
-    places = [engine.batches.index([float(start)]) for start in range(5)]
-    assert places == sorted(places) and places[2] <= 12, "one clip arrives per window served, and each wait adds a rival: still a share"
+    positions = [engine.batches.index([float(start)]) for start in range(5)]
+    assert positions == sorted(positions) and positions[2] <= 12, "with a new clip for each window decoded, the file still gets its share"
     scheduler.close()
 
 
-def test_windows_share_a_batch_only_when_the_engine_says_so() -> None:
+def test_windows_with_different_batch_keys_share_no_batch() -> None:
     engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(6):
-        outcomes.submit(scheduler, Ticket(), float(start), temperature=0.2 * (start % 2))
+        outcomes.submit(scheduler, QueuedRequest(), float(start), temperature=0.2 * (start % 2))
     engine.open_gate()
     outcomes.wait(7)
     assert sorted(engine.batches[1:]) == [[0.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
@@ -127,17 +128,17 @@ def test_windows_share_a_batch_only_when_the_engine_says_so() -> None:
     scheduler.close()
 
 
-def test_out_of_memory_halves_the_batch_loses_nothing_and_is_remembered() -> None:
+def test_out_of_memory_halves_the_batch_and_later_batches() -> None:
     engine, outcomes = SteppedEngine(max_batch=8, room=2), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(8):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     engine.open_gate()
-    found = outcomes.wait(9)
-    assert all(isinstance(outcome, Decoded) and outcome.text == str(start) for start, outcome in found.items())
+    by_start = outcomes.wait(9)
+    assert all(isinstance(outcome, Decoded) and outcome.text == str(start) for start, outcome in by_start.items())
     assert scheduler.batch_limit == 2 and engine.freed == scheduler.counters.out_of_memory > 0
     for start in range(8, 16):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     outcomes.wait(17)
     assert scheduler.counters.out_of_memory == engine.freed == 3
     scheduler.close()
@@ -147,20 +148,20 @@ def test_a_window_that_breaks_the_engine_fails_alone() -> None:
     engine, outcomes = SteppedEngine(max_batch=4, poison=2.0), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(4):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     engine.open_gate()
-    found = outcomes.wait(5)
-    assert isinstance(found[2.0], EngineError)
-    assert all(isinstance(found[start], Decoded) for start in (0.0, 1.0, 3.0))
+    by_start = outcomes.wait(5)
+    assert isinstance(by_start[2.0], EngineError)
+    assert all(isinstance(by_start[start], Decoded) for start in (0.0, 1.0, 3.0))
     scheduler.close()
 
 
-def test_no_room_for_a_single_window_is_that_windows_error() -> None:
+def test_a_window_too_large_for_memory_fails_alone() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     engine.room = 0
     engine.open_gate()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
-    outcomes.submit(scheduler, Ticket(), 0.0)
+    scheduler = Scheduler(engine)
+    outcomes.submit(scheduler, QueuedRequest(), 0.0)
     assert isinstance(outcomes.wait(1)[0.0], OutOfMemory)
     scheduler.close()
 
@@ -168,9 +169,9 @@ def test_no_room_for_a_single_window_is_that_windows_error() -> None:
 def test_cancelled_windows_are_dropped() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     scheduler = busy(engine, outcomes)
-    gone = Ticket()
+    gone = QueuedRequest()
     outcomes.submit(scheduler, gone, 0.0)
-    outcomes.submit(scheduler, Ticket(), 1.0)
+    outcomes.submit(scheduler, QueuedRequest(), 1.0)
     gone.cancelled = True
     engine.open_gate()
     outcomes.wait(2)
@@ -182,57 +183,57 @@ def test_close_decodes_what_is_queued_and_refuses_more() -> None:
     engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(5):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     engine.open_gate()
     scheduler.close()
     assert len(outcomes.by_start) == 6
     with pytest.raises(Overloaded):
-        outcomes.submit(scheduler, Ticket(), 9.0)
+        outcomes.submit(scheduler, QueuedRequest(), 9.0)
 
 
-def test_requests_answered_together_are_waited_for_to_go_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.COMPANY", 1e9)
+def test_the_engine_waits_for_the_requests_of_its_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 1e9)
     engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(3):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     engine.open_gate()
     outcomes.wait(4)
     for start in range(10, 13):
-        outcomes.submit(scheduler, Ticket(), float(start))
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
     outcomes.wait(7)
     assert sorted(engine.batches[2]) == [10.0, 11.0, 12.0]
-    outcomes.submit(scheduler, Ticket(), 20.0)
+    outcomes.submit(scheduler, QueuedRequest(), 20.0)
     scheduler.close()
-    assert engine.batches[3] == [20.0], "nobody is waited for when the scheduler closes"
+    assert engine.batches[3] == [20.0], "a closing scheduler does not wait for other requests"
 
 
-def test_the_windows_of_a_file_that_is_being_read_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+def test_the_engine_waits_for_more_windows_of_a_file_that_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     engine, outcomes = SteppedEngine(max_batch=4), Outcomes()
     scheduler = busy(engine, outcomes)
     engine.open_gate()
     outcomes.wait(1)
-    file = Ticket(being_read=True)
+    file = QueuedRequest(more_coming=True)
     for start in (1.0, 2.0, 3.0):
         outcomes.submit(scheduler, file, start)
-    scheduler.being_read(file, False)
+    scheduler.set_more_coming(file, False)
     outcomes.wait(4)
     assert engine.batches[1] == [1.0, 2.0, 3.0]
-    file = Ticket(being_read=True)
+    file = QueuedRequest(more_coming=True)
     for start in (4.0, 5.0, 6.0, 7.0):
         outcomes.submit(scheduler, file, start)
     outcomes.wait(8)
-    assert engine.batches[2] == [4.0, 5.0, 6.0, 7.0], "a batch that is full waits for nobody"
-    outcomes.submit(scheduler, Ticket(being_read=True), 8.0)
+    assert engine.batches[2] == [4.0, 5.0, 6.0, 7.0], "a full batch does not wait"
+    outcomes.submit(scheduler, QueuedRequest(more_coming=True), 8.0)
     scheduler.close()
     assert engine.batches[3] == [8.0]
 
 
 def test_several_engines_share_the_queue() -> None:
     engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
-    scheduler = Scheduler(*engines)  # type: ignore[arg-type]
-    file = Ticket()
+    scheduler = Scheduler(*engines)
+    file = QueuedRequest()
     for start in range(8):
         outcomes.submit(scheduler, file, float(start))
     for engine in engines:
@@ -246,7 +247,7 @@ def test_several_engines_share_the_queue() -> None:
 
 
 class Refilling(SteppedEngine):
-    """Two places; each step of the gate finishes the window that was taken first. `breaks`: raises once when it comes upon that window."""
+    """Two slots. Each release of `gate` finishes the oldest window. `breaks`: a window's start and its error."""
 
     n_mels, tokenizer = 80, None
 
@@ -256,19 +257,19 @@ class Refilling(SteppedEngine):
         self.taken: list[float] = []
 
     def decode_feed(self, feed: Feed) -> None:
-        places: list[Window] = []
+        slots: list[Window] = []
         while True:
-            fresh = feed.take(2 - len(places))
-            places += fresh
+            fresh = feed.take(2 - len(slots))
+            slots += fresh
             self.taken += [window.start for window in fresh]
-            if not places:
+            if not slots:
                 return
-            self.begun.put([window.start for window in places])
+            self.begun.put([window.start for window in slots])
             assert self.gate.acquire(timeout=PATIENCE)
-            if self.breaks and self.breaks[0] in {window.start for window in places}:
+            if self.breaks and self.breaks[0] in {window.start for window in slots}:
                 error, self.breaks = self.breaks[1], None
                 raise error
-            window = places.pop(0)
+            window = slots.pop(0)
             feed.done(window, Decoded((), str(window.start), "en", 0.0, 0.0, 0.0, 0.0))
 
     def describe(self) -> dict[str, str | int | float | bool]:
@@ -278,31 +279,126 @@ class Refilling(SteppedEngine):
         pass
 
 
-def test_a_free_place_is_filled_while_others_still_decode() -> None:
+def test_a_free_slot_is_filled_while_others_still_decode() -> None:
     engine, outcomes = Refilling(), Outcomes()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
-    outcomes.submit(scheduler, Ticket(), 0.0)
+    scheduler = Scheduler(engine)
+    outcomes.submit(scheduler, QueuedRequest(), 0.0)
     assert engine.begun.get(timeout=PATIENCE) == [0.0]
-    outcomes.submit(scheduler, Ticket(), 1.0)
-    outcomes.submit(scheduler, Ticket(), 2.0, temperature=0.4)
-    outcomes.submit(scheduler, Ticket(), 3.0)
+    outcomes.submit(scheduler, QueuedRequest(), 1.0)
+    outcomes.submit(scheduler, QueuedRequest(), 2.0, temperature=0.4)
+    outcomes.submit(scheduler, QueuedRequest(), 3.0)
     engine.gate.release()
     assert engine.begun.get(timeout=PATIENCE) == [1.0, 3.0]
-    outcomes.submit(scheduler, Ticket(), 4.0)
+    outcomes.submit(scheduler, QueuedRequest(), 4.0)
     engine.open_gate()
     assert all(isinstance(outcome, Decoded) for outcome in outcomes.wait(5).values())
-    assert engine.taken == [0.0, 1.0, 3.0, 2.0, 4.0], "2.0 could not join; nothing that came after it may keep it waiting"
+    assert engine.taken == [0.0, 1.0, 3.0, 2.0, 4.0], "2.0 has another key: it cannot join, and later windows must not overtake it"
     scheduler.close()
 
 
 @pytest.mark.parametrize("error", [OutOfMemory("no room"), EngineError("broken"), ZeroDivisionError("a surprise")])
-def test_what_a_refilled_engine_could_not_finish_is_decoded_again(error: Exception) -> None:
+def test_windows_that_a_refilling_engine_did_not_finish_are_decoded_again(error: Exception) -> None:
     engine, outcomes = Refilling(breaks=(2.0, error)), Outcomes()
     engine.open_gate()
-    scheduler = Scheduler(engine)  # type: ignore[arg-type]
+    scheduler = Scheduler(engine)
     for start in range(6):
-        outcomes.submit(scheduler, Ticket(), float(start))
-    found = outcomes.wait(6)
-    assert all(isinstance(outcome, Decoded) for outcome in found.values())
+        outcomes.submit(scheduler, QueuedRequest(), float(start))
+    assert all(isinstance(outcome, Decoded) for outcome in outcomes.wait(6).values())
     assert scheduler.counters.out_of_memory + scheduler.counters.failed_batches == 1
     scheduler.close()
+
+
+def test_outcomes_are_processed_while_the_engine_decodes_the_next_batch() -> None:
+    engine, outcomes, processing, go_on = SteppedEngine(max_batch=1), Outcomes(), threading.Event(), threading.Event()
+    scheduler = busy(engine, outcomes)
+    engine_threads = {thread.ident for thread in scheduler._threads}
+    processed_by: list[int] = []
+
+    def process(outcome: Decoded | WhisperError) -> None:
+        processed_by.append(threading.get_ident())
+        processing.set()
+        assert go_on.wait(PATIENCE)
+
+    scheduler.submit(QueuedRequest(), Window(np.zeros(16, np.float32), 0.0, Decoding()), process)
+    outcomes.submit(scheduler, QueuedRequest(), 1.0)
+    engine.open_gate()
+    assert engine.begun.get(timeout=PATIENCE) == [0.0]
+    assert processing.wait(PATIENCE)
+    assert engine.begun.get(timeout=PATIENCE) == [1.0], "decoded while the outcome before it is being processed"
+    assert processed_by and not engine_threads & set(processed_by)
+    go_on.set()
+    outcomes.wait(2)
+    scheduler.close()
+
+
+def test_a_retry_that_an_outcome_leads_to_shares_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_OUTCOMES", PATIENCE)
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+
+    def retry_later(request: QueuedRequest, start: float) -> None:
+        time.sleep(0.02)
+        outcomes.submit(scheduler, request, start, temperature=0.2)
+
+    for start in range(4):
+        request, window = QueuedRequest(), Window(np.zeros(16, np.float32), float(start), Decoding())
+        scheduler.submit(request, window, lambda outcome, request=request, start=start: retry_later(request, start + 10.0))  # type: ignore[misc]
+    engine.open_gate()
+    outcomes.wait(5)
+    scheduler.close()
+    assert sorted(engine.batches[2]) == [10.0, 11.0, 12.0, 13.0] and len(engine.batches) == 3
+
+
+def test_a_retry_comes_before_the_windows_of_a_long_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
+    scheduler = busy(engine, outcomes)
+    clip, file = QueuedRequest(), QueuedRequest()
+
+    def retry_later(outcome: Decoded | WhisperError) -> None:
+        time.sleep(0.05)
+        outcomes.submit(scheduler, clip, 1000.0, temperature=0.2)
+
+    scheduler.submit(clip, Window(np.zeros(16, np.float32), 999.0, Decoding()), retry_later)
+    for start in range(20):
+        outcomes.submit(scheduler, file, float(start))
+    engine.open_gate()
+    outcomes.wait(22)
+    scheduler.close()
+    assert engine.batches[1] == [0.0, 999.0] or engine.batches[1] == [999.0, 0.0]
+    assert engine.batches.index([1000.0]) <= 3, "the retry waits for its turn, not for the file"
+
+
+def test_close_delivers_every_outcome_in_order() -> None:
+    engine, outcomes, delivered = SteppedEngine(max_batch=4), Outcomes(), list[float]()
+    scheduler = busy(engine, outcomes)
+    request = QueuedRequest()
+
+    def process(start: float) -> None:
+        time.sleep(0.01)
+        delivered.append(start)
+
+    for start in range(8):
+        window = Window(np.zeros(16, np.float32), float(start), Decoding())
+        scheduler.submit(request, window, lambda outcome, start=float(start): process(start))  # type: ignore[misc]
+    engine.open_gate()
+    scheduler.close()
+    assert delivered == [float(start) for start in range(8)]
+
+
+def test_the_outcome_of_a_request_that_was_cancelled_is_dropped() -> None:
+    engine, outcomes, go_on = SteppedEngine(max_batch=2), Outcomes(), threading.Event()
+    scheduler = busy(engine, outcomes)
+    gone = QueuedRequest()
+
+    def hold(outcome: Decoded | WhisperError) -> None:
+        assert go_on.wait(PATIENCE)
+
+    scheduler.submit(QueuedRequest(), Window(np.zeros(16, np.float32), 0.0, Decoding()), hold)
+    outcomes.submit(scheduler, gone, 1.0)
+    engine.open_gate()
+    assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]
+    gone.cancelled = True
+    go_on.set()
+    scheduler.close()
+    assert 1.0 not in outcomes.by_start

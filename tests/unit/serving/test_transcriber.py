@@ -19,7 +19,9 @@ from whispercore.audio.recording import read_samples
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
 from whispercore.options import Options
-from whispercore.serving.transcriber import Job, Transcriber
+from whispercore.serving.job import Job
+from whispercore.serving.track import PartWindow, Track
+from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import SAMPLE_RATE, Decoded, Progress, Samples, Window
@@ -27,8 +29,8 @@ from whispercore.types import SAMPLE_RATE, Decoded, Progress, Samples, Window
 
 @pytest.fixture
 def transcriber() -> Iterator[Transcriber]:
-    with Transcriber(Settings(), engine=FakeEngine()) as made:
-        yield made
+    with Transcriber(Settings(), engine=FakeEngine()) as opened:
+        yield opened
 
 
 def test_a_long_recording_comes_back_in_order_and_whole(transcriber: Transcriber) -> None:
@@ -61,16 +63,19 @@ def test_the_language_is_decided_once_by_the_first_window_with_words() -> None:
 
 
 class Polyglot(Recorder):
-    """Hears the languages told for the seconds at which windows begin, English elsewhere; says which one it was decoded in."""
+    """Detects `languages` by the start of the window, else English.
+
+    The text names the language that the window was decoded in.
+    """
 
     def __init__(self, languages: dict[float, str], silent: float | None = None, **rest: Any) -> None:
         super().__init__(**rest)
         self.languages, self.silent = languages, silent
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
-        return [self.heard(window, decoded) for window, decoded in zip(windows, super().decode(windows), strict=True)]
+        return [self._decoded_in(window, decoded) for window, decoded in zip(windows, super().decode(windows), strict=True)]
 
-    def heard(self, window: Window, decoded: Decoded) -> Decoded:
+    def _decoded_in(self, window: Window, decoded: Decoded) -> Decoded:
         language = window.decoding.language or self.languages.get(window.start, "en")
         if window.start == self.silent:
             return replace(decoded, tokens=(), text="", language=language, token_times=(), token_probs=())
@@ -87,10 +92,10 @@ class Polyglot(Recorder):
         ({0.0: "ja", 30.0: "de"}, 0.0, "de de de", 2),
     ],
 )
-def test_the_first_words_decide_the_language_of_windows_that_went_with_theirs(
+def test_the_first_words_decide_the_language_of_windows_decoded_with_them(
     languages: dict[float, str], silent: float | None, text: str, twice: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     engine = Polyglot(languages, silent, max_batch=4)
     with Transcriber(Settings(), engine=engine) as transcriber:
         transcriber.submit(wav(1), WHOLE).result(PATIENCE)
@@ -117,7 +122,7 @@ def test_the_initial_prompt_reaches_every_window() -> None:
     assert {engine.tokenizer.decode(window.decoding.prompt) for window in engine.windows} == {" Ada Lovelace"}
 
 
-def test_one_bad_recording_costs_nobody_else_anything() -> None:
+def test_a_bad_recording_fails_alone() -> None:
     engine = FakeEngine(fails=lambda window: len(window.samples) == 3 * SAMPLE_RATE)
     with Transcriber(Settings(), engine=engine) as transcriber:
         jobs = [transcriber.submit(wav(seconds), WHOLE) for seconds in (2, 3, 4)]
@@ -138,7 +143,7 @@ def test_reading_pauses_while_the_engine_is_behind() -> None:
         clip = transcriber.submit(wav(2), WHOLE)
         opened = threading.Event()
         watched = transcriber.submit(wav(2), WHOLE, on_news=opened.set)
-        assert opened.wait(PATIENCE), "a paused file leaves its reader to the others"
+        assert opened.wait(PATIENCE), "a paused file frees its reader"
         assert transcriber.scheduler.waiting() <= 4 + 2
         engine.gate.set()
         assert file.result(PATIENCE).segments and clip.result(PATIENCE).text == watched.result(PATIENCE).text
@@ -157,8 +162,8 @@ def test_an_hour_of_silence_keeps_no_clip_from_being_read() -> None:
 
 
 @pytest.mark.parametrize("language", ["en", None])
-def test_the_windows_of_a_short_file_go_together(language: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
+def test_the_windows_of_a_short_file_share_a_batch(language: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
     options = replace(WHOLE, language=language)
     with Transcriber(Settings(), engine=Recorder(max_batch=8)) as transcriber:
         transcriber.submit(wav(2), options).result(PATIENCE)
@@ -167,20 +172,20 @@ def test_the_windows_of_a_short_file_go_together(language: str | None, monkeypat
         assert transcriber.scheduler.counters.batches - batches == 1
 
 
-def test_the_first_window_of_a_stream_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.READING", 1e9)
-    told = threading.Event()
+def test_the_first_window_of_a_stream_waits_for_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
+    progressed = threading.Event()
 
     class Halting(io.BytesIO):
-        """Goes on after 70 s only when somebody has been told of what was before."""
+        """Goes on after 70 s only when there has been progress."""
 
         def read(self, size: int | None = -1) -> bytes:
-            assert not 70 < self.tell() / (2 * SAMPLE_RATE) < 90 or told.wait(PATIENCE)
+            assert not 70 < self.tell() / (2 * SAMPLE_RATE) < 90 or progressed.wait(PATIENCE)
             return super().read(size)
 
     with Transcriber(Settings(), engine=Recorder()) as transcriber:
         transcriber.submit(wav(2), WHOLE).result(PATIENCE)
-        assert transcriber.submit(Halting(wav(130)), WHOLE, on_progress=told.set).result(PATIENCE).segments
+        assert transcriber.submit(Halting(wav(130)), WHOLE, on_progress=progressed.set).result(PATIENCE).segments
 
 
 def test_cancelling_drops_the_windows_in_the_queue() -> None:
@@ -196,7 +201,7 @@ def test_cancelling_drops_the_windows_in_the_queue() -> None:
     assert len(engine.windows) <= 2
 
 
-def test_limits_are_told() -> None:
+def test_the_limits_are_errors() -> None:
     engine = Recorder()
     engine.gate.clear()
     with Transcriber(Settings(max_audio_seconds=10, max_open_requests=2), engine=engine) as transcriber:
@@ -222,7 +227,8 @@ def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
     english_only.tokenizer = Tokenizer(51_864)
     with Transcriber(Settings(), engine=english_only) as narrow:
         assert narrow(wav(1), language="en", vad_filter=False).text
-        for refused in ({"language": "fr"}, {"task": "translate"}):
+        refusals: tuple[dict[str, Any], ...] = ({"language": "fr"}, {"task": "translate"})
+        for refused in refusals:
             with pytest.raises(InvalidRequest, match=r"English|know"):
                 narrow(wav(1), **refused)
 
@@ -230,16 +236,16 @@ def test_what_the_model_cannot_do_is_refused(transcriber: Transcriber) -> None:
 def test_progress_grows_in_order_and_ends_as_the_transcript() -> None:
     engine = Recorder(max_batch=1)
     engine.gate.clear()
-    told: list[Progress] = []
+    reports: list[Progress] = []
     with Transcriber(Settings(), engine=engine) as transcriber:
         options = Options(vad_filter=False, language="en")
-        job = transcriber.submit(wav(100), options, on_progress=lambda: told.append(job.progress))
+        job = transcriber.submit(wav(100), options, on_progress=lambda: reports.append(job.progress))
         engine.gate.set()
         transcript = job.result(PATIENCE)
-    assert len(told) == len(engine.windows) >= 4
-    for early, late in itertools.pairwise(told):
+    assert len(reports) == len(engine.windows) >= 4
+    for early, late in itertools.pairwise(reports):
         assert late.segments[: len(early.segments)] == early.segments and late.seconds > early.seconds
-    assert told[-1].segments == transcript.segments and told[-1].duration == pytest.approx(100, abs=0.01)
+    assert reports[-1].segments == transcript.segments and reports[-1].duration == pytest.approx(100, abs=0.01)
     assert job.progress == Progress(transcript.segments, transcript.duration, transcript.duration)
 
 
@@ -254,7 +260,7 @@ def test_channels_are_transcribed_apart_and_merged_by_time() -> None:
     for number, expected in enumerate(alone):
         assert [replace(segment, channel=None) for segment in both.segments if segment.channel == number] == list(expected.segments)
     assert both.duration == pytest.approx(40.0, abs=0.01)
-    assert mono.segments == alone[0].segments, "one channel is one channel"
+    assert mono.segments == alone[0].segments, "a mono recording has nothing to separate"
 
 
 def test_an_open_file_serves_every_pass() -> None:
@@ -266,21 +272,21 @@ def test_an_open_file_serves_every_pass() -> None:
 
 
 def test_a_stream_of_two_channels_is_in_order_too() -> None:
-    engine, told = Recorder(max_batch=1), list[Progress]()
+    engine, reports = Recorder(max_batch=1), list[Progress]()
     engine.gate.clear()
     with Transcriber(Settings(), engine=engine) as transcriber:
         recording = encoded(np.stack([noise(70, seed=1), noise(70, seed=2)], axis=1))
         options = Options(vad_filter=False, language="en", channels="separate")
-        job = transcriber.submit(recording, options, on_progress=lambda: told.append(job.progress))
+        job = transcriber.submit(recording, options, on_progress=lambda: reports.append(job.progress))
         engine.gate.set()
         transcript = job.result(PATIENCE)
-    for progress in told:
+    for progress in reports:
         assert transcript.segments[: len(progress.segments)] == progress.segments
     assert {segment.channel for segment in transcript.segments} == {0, 1}
-    assert any(0 < len(progress.segments) < len(transcript.segments) for progress in told)
+    assert any(0 < len(progress.segments) < len(transcript.segments) for progress in reports)
 
 
-def test_silence_that_has_words_is_counted_as_dropped() -> None:
+def test_words_in_silence_are_reported_as_dropped() -> None:
     class Doubtful(FakeEngine):
         def decode(self, windows: Sequence[Window]) -> list[Decoded]:
             return [replace(decoded, no_speech_prob=0.9, avg_logprob=-2.0) for decoded in super().decode(windows)]
@@ -341,7 +347,7 @@ def test_an_option_the_engine_lacks_is_refused(transcriber: Transcriber) -> None
     assert refused.value.param == "beam_size"
 
 
-def test_a_text_that_cannot_be_used_fails_its_job_alone() -> None:
+def test_an_error_in_a_windows_text_fails_its_job_alone() -> None:
     class Untimed(FakeEngine):
         def decode(self, windows: Sequence[Window]) -> list[Decoded]:
             return [replace(decoded, token_times=(), token_probs=()) for decoded in super().decode(windows)]
@@ -350,6 +356,47 @@ def test_a_text_that_cannot_be_used_fails_its_job_alone() -> None:
         with pytest.raises(EngineError):
             transcriber.submit(wav(1), replace(WHOLE, word_timestamps=True)).result(PATIENCE)
         assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+
+
+@pytest.mark.parametrize("strategy", ["chunked", "sequential"])
+def test_the_engines_thread_processes_no_text(strategy: Literal["chunked", "sequential"], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine_threads, text_threads = set[str](), set[str]()
+
+    class Noting(FakeEngine):
+        def decode(self, windows: Sequence[Window]) -> list[Decoded]:
+            engine_threads.add(threading.current_thread().name)
+            return super().decode(windows)
+
+    receive = Track.receive
+
+    def noting(track: Track, request: PartWindow, decoded: Decoded) -> list[PartWindow]:
+        text_threads.add(threading.current_thread().name)
+        return receive(track, request, decoded)
+
+    monkeypatch.setattr(Track, "receive", noting)
+    with Transcriber(Settings(), engine=Noting()) as transcriber:
+        options = replace(WHOLE, strategy=strategy, word_timestamps=True)
+        assert transcriber.submit(wav(100), options).result(PATIENCE).segments
+    assert (engine_threads, text_threads) == ({"scheduler-0"}, {"outcomes"})
+
+
+def test_sequential_recordings_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 0.5)  # of 0.2 s, also on a busy machine
+    engine = FakeEngine(delay=0.2)
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        jobs = [transcriber.submit(wav(60, seed), replace(WHOLE, strategy="sequential")) for seed in range(8)]
+        assert all(job.result(PATIENCE).segments for job in jobs)
+    assert sum(engine.batches) / len(engine.batches) >= 2.5, engine.batches
+
+
+def test_no_thread_is_left_after_close() -> None:
+    before = set(threading.enumerate())
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).segments
+        own = {thread.name for thread in set(threading.enumerate()) - before}
+        assert {"scheduler-0", "outcomes", "reader_0"} <= own
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not left & {"scheduler-0", "outcomes"} and not any(name.startswith("reader") for name in left)
 
 
 def noise(seconds: float, seed: int) -> Samples:

@@ -1,4 +1,4 @@
-"""The mailbox as TorchServe would drive it: every open request in every call, letters when there is news."""
+"""The mailbox, called as TorchServe calls the handler: with every open request, again and again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore.engines.fake import FakeEngine
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.torchserve.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Letter, Mailbox, Post
+from whispercore.torchserve.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Mailbox, PolledRow
+from whispercore.torchserve.response import Response
 from whispercore.types import Decoded, Window
 
 OPTIONS = {"vad_filter": b"false"}
@@ -31,8 +32,8 @@ def mailbox(engine: Recorder) -> Iterator[Mailbox]:
         yield Mailbox(transcriber)
 
 
-def post(id: str, audio: bytes, **headers: str) -> Post:
-    return Post(id, {"file": bytearray(audio), **OPTIONS}, headers)
+def row(server_id: str, audio: bytes, **headers: str) -> PolledRow:
+    return PolledRow(server_id, {"file": bytearray(audio), **OPTIONS}, headers)
 
 
 class Stepper(FakeEngine):
@@ -47,23 +48,25 @@ class Stepper(FakeEngine):
         return super().decode(windows)
 
 
-def ask(id: str, audio: bytes, path: str = "", **fields: str) -> Post:
-    """A request with form fields, to a path behind the version."""
-    return Post(id, {"file": bytearray(audio), **OPTIONS, **{name: value.encode() for name, value in fields.items()}}, {"url_path": path})
+def ask(server_id: str, audio: bytes, path: str = "", **fields: str) -> PolledRow:
+    """A request with form fields. `path`: after the version in the URL."""
+    return PolledRow(
+        server_id, {"file": bytearray(audio), **OPTIONS, **{name: value.encode() for name, value in fields.items()}}, {"url_path": path}
+    )
 
 
-def has_words(letter: Letter) -> bool:
-    return b'"text":' in letter.payload or b'"delta":' in letter.payload
+def has_words(response: Response) -> bool:
+    return b'"text":' in response.payload or b'"delta":' in response.payload
 
 
-def wait_for_letter(mailbox: Mailbox, posts: list[Post], wanted: Callable[[Letter], bool] = has_words) -> Letter:
-    """Call until the first of the posts gets such a letter."""
+def wait_for_response(mailbox: Mailbox, rows: list[PolledRow], matches: Callable[[Response], bool] = has_words) -> Response:
+    """Call until the first row gets such a response."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        letter = mailbox.exchange(posts).get(posts[0].id)
-        if letter and wanted(letter):
-            return letter
-    raise AssertionError("no such letter")
+        response = mailbox.exchange(rows).get(rows[0].server_id)
+        if response and matches(response):
+            return response
+    raise AssertionError("no such response")
 
 
 def lines(payload: bytes) -> list[dict[str, Any]]:
@@ -71,77 +74,77 @@ def lines(payload: bytes) -> list[dict[str, Any]]:
 
 
 def events(payload: bytes) -> list[dict[str, Any]]:
-    """Of server-sent events, comments left out."""
+    """The content of server-sent events, without comments."""
     blocks = payload.decode().split("\n\n")
     return [json.loads(block.removeprefix("data: ")) for block in blocks if block and not block.startswith(":")]
 
 
-def drive(mailbox: Mailbox, posts: list[Post]) -> dict[str, list[Letter]]:
-    """Call until every request has had its last letter, as the server does; what was answered is not posted again."""
-    letters: dict[str, list[Letter]] = {post.id: [] for post in posts}
+def drive(mailbox: Mailbox, rows: list[PolledRow]) -> dict[str, list[Response]]:
+    """Call until every request has had its last response. As the server does, leave out those that have had it."""
+    responses: dict[str, list[Response]] = {row.server_id: [] for row in rows}
     deadline = time.monotonic() + PATIENCE
-    while posts and time.monotonic() < deadline:
-        for id, letter in mailbox.exchange(posts).items():
-            letters[id].append(letter)
-        posts = [post for post in posts if not letters[post.id] or letters[post.id][-1].last is False]
-    assert not posts and len(mailbox) == 0
-    return letters
+    while rows and time.monotonic() < deadline:
+        for server_id, response in mailbox.exchange(rows).items():
+            responses[server_id].append(response)
+        rows = [row for row in rows if not responses[row.server_id] or responses[row.server_id][-1].last is False]
+    assert not rows and len(mailbox) == 0
+    return responses
 
 
 def test_each_request_gets_its_own_answer(mailbox: Mailbox) -> None:
-    letters = drive(mailbox, [post(str(seed), wav(2, seed)) for seed in range(8)] + [post("bad", b"nothing to hear")])
-    texts = {json.loads(letters[str(seed)][0].payload)["text"] for seed in range(8)}
+    responses = drive(mailbox, [row(str(seed), wav(2, seed)) for seed in range(8)] + [row("bad", b"nothing to hear")])
+    texts = {json.loads(responses[str(seed)][0].payload)["text"] for seed in range(8)}
     assert len(texts) == 8
-    assert all(len(letters[str(seed)]) == 1 and letters[str(seed)][0].last is None for seed in range(8))
-    refusal = letters["bad"][0]
+    assert all(len(responses[str(seed)]) == 1 and responses[str(seed)][0].last is None for seed in range(8))
+    refusal = responses["bad"][0]
     assert refusal.status == 415 and json.loads(refusal.payload)["error"].keys() == {"message", "type", "param", "code"}
 
 
 def test_the_request_id_comes_back(mailbox: Mailbox) -> None:
-    letters = drive(mailbox, [post("a", wav(1), **{"X-Request-Id": "abc-1"}), post("c", b"", **{"x-request-id": "c-3"})])
-    assert letters["a"][0].request_id == "abc-1" and letters["c"][0].request_id == "c-3"
+    responses = drive(mailbox, [row("a", wav(1), **{"X-Request-Id": "abc-1"}), row("c", b"", **{"x-request-id": "c-3"})])
+    assert responses["a"][0].request_id == "abc-1" and responses["c"][0].request_id == "c-3"
 
 
 def test_a_large_body_gets_an_empty_first_chunk_as_soon_as_it_proves_readable(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     large = wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5)
-    posts = [post("large", large), post("not audio", bytes(2 * EARLY_FIRST_CHUNK_BYTES)), post("small", wav(1))]
-    first: dict[str, Letter] = {}
+    rows = [row("large", large), row("not audio", bytes(2 * EARLY_FIRST_CHUNK_BYTES)), row("small", wav(1))]
+    first: dict[str, Response] = {}
     deadline = time.monotonic() + PATIENCE
     while len(first) < 2 and time.monotonic() < deadline:
-        first |= mailbox.exchange([post for post in posts if post.id != "not audio" or post.id not in first])
+        first |= mailbox.exchange([row for row in rows if row.server_id != "not audio" or row.server_id not in first])
     assert first.keys() == {"large", "not audio"}
     assert first["large"].last is False and first["large"].status == 200 and first["large"].payload == b""
     assert first["not audio"].last is None and first["not audio"].status == 415
     engine.gate.set()
-    rest = drive(mailbox, [Post("large", {}, {}), posts[2]])
+    rest = drive(mailbox, [PolledRow("large", {}, {}), rows[2]])
     assert rest["large"][-1].last is True and json.loads(rest["large"][-1].payload)["text"]
     assert rest["small"][-1].last is None
 
 
-def test_in_a_crowd_bodies_are_begun_until_the_rest_is_small(mailbox: Mailbox, engine: Recorder) -> None:
+def test_of_many_small_bodies_the_largest_are_begun(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     seconds = 0.75 * EARLY_FIRST_CHUNK_BYTES / 32_000
-    posts = [post(str(number), wav(seconds, seed=number)) for number in range(7)]
+    rows = [row(str(number), wav(seconds, seed=number)) for number in range(7)]
     begun: set[str] = set()
     deadline = time.monotonic() + PATIENCE
     while len(begun) < 2 and time.monotonic() < deadline:
-        begun |= {id for id, letter in mailbox.exchange(posts).items() if letter.last is False}
+        begun |= {server_id for server_id, response in mailbox.exchange(rows).items() if response.last is False}
     for _ in range(3):
-        begun |= {id for id, letter in mailbox.exchange(posts).items() if letter.last is False}
-    assert len(begun) == 2, "five of three quarters of a megabyte are less than four megabytes"
+        begun |= {server_id for server_id, response in mailbox.exchange(rows).items() if response.last is False}
+    assert len(begun) == 2, "the other five have less than 4 MB together"
     engine.gate.set()
-    letters = drive(mailbox, posts)
-    assert all(letters[one.id][-1].last is (True if one.id in begun else None) for one in posts)
+    responses = drive(mailbox, rows)
+    assert all(responses[row.server_id][-1].last is (True if row.server_id in begun else None) for row in rows)
 
 
-def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone(
+def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_clients_that_have_gone(
     mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("whispercore.torchserve.mailbox.KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
     engine.gate.clear()
-    large = post("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5))
-    chunks: list[Letter] = []
+    large = row("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5))
+    chunks: list[Response] = []
     deadline = time.monotonic() + PATIENCE
     while len(chunks) < 3 and time.monotonic() < deadline:
         chunks += mailbox.exchange([large]).values()
@@ -150,55 +153,55 @@ def test_a_begun_reply_gets_empty_chunks_so_that_the_server_notices_who_has_gone
     assert drive(mailbox, [large])["large"][-1].last is True
 
 
-def test_who_is_not_posted_any_more_is_cancelled(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_request_that_is_not_polled_any_more_is_cancelled(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    mailbox.exchange([post("stays", wav(1)), post("leaves", wav(200))])
+    mailbox.exchange([row("stays", wav(1)), row("leaves", wav(200))])
     assert len(mailbox) == 2
-    mailbox.exchange([post("stays", wav(1))])
+    mailbox.exchange([row("stays", wav(1))])
     assert len(mailbox) == 1 and mailbox.transcriber.open_requests == 1
     engine.gate.set()
-    assert drive(mailbox, [post("stays", wav(1))])["stays"][0].status == 200
+    assert drive(mailbox, [row("stays", wav(1))])["stays"][0].status == 200
 
 
-def test_a_call_returns_within_its_patience_when_there_is_no_news(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_call_without_news_returns_after_the_longest_wait(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    mailbox.exchange([post("waits", wav(1))])
+    mailbox.exchange([row("waits", wav(1))])
     begun = time.monotonic()
-    assert mailbox.exchange([post("waits", wav(1))]) == {}
+    assert mailbox.exchange([row("waits", wav(1))]) == {}
     assert time.monotonic() - begun < LONGEST_WAIT + 1
     engine.gate.set()
 
 
-def test_a_call_waits_on_when_what_happened_is_nothing_to_tell(mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_waits_on_when_an_event_leads_to_no_response(mailbox: Mailbox, engine: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SHORTEST_WAIT", "LONGEST_WAIT"):
         monkeypatch.setattr(f"whispercore.torchserve.mailbox.{name}", PATIENCE)
     engine.gate.clear()
 
     def finish_once_opened() -> None:
-        while not any(job.opened for job in mailbox.transcriber._open):
+        while not any(job.opened for job in mailbox.transcriber._jobs):
             time.sleep(0.01)
         engine.gate.set()
 
     opener = threading.Thread(target=finish_once_opened, daemon=True)
     opener.start()
     begun = time.monotonic()
-    assert mailbox.exchange([post("small", wav(1))])["small"].status == 200  # not the news that it has been opened
+    assert mailbox.exchange([row("small", wav(1))])["small"].status == 200  # not the news that it has been opened
     assert time.monotonic() - begun < PATIENCE
     opener.join()
 
 
-def test_who_waits_for_many_waits_longer(mailbox: Mailbox, engine: Recorder) -> None:
-    """A call costs processor time for every open request and its body."""
+def test_a_call_with_many_requests_waits_longer(mailbox: Mailbox, engine: Recorder) -> None:
+    """Because a call costs CPU for each open request and its body."""
 
-    def seconds(posts: list[Post]) -> float:
-        mailbox.exchange(posts)
+    def seconds(rows: list[PolledRow]) -> float:
+        mailbox.exchange(rows)
         begun = time.monotonic()
-        assert mailbox.exchange(posts) == {}
+        assert mailbox.exchange(rows) == {}
         return time.monotonic() - begun
 
     engine.gate.clear()
-    few = [post("0", wav(1))]
-    many = [post(str(number), wav(1, seed=number)) for number in range(40)]
+    few = [row("0", wav(1))]
+    many = [row(str(number), wav(1, seed=number)) for number in range(40)]
     assert min(seconds(few) for _ in range(3)) < WAIT_PER_REQUEST * len(many) <= seconds(many)
     engine.gate.set()
     drive(mailbox, many)
@@ -207,32 +210,34 @@ def test_who_waits_for_many_waits_longer(mailbox: Mailbox, engine: Recorder) -> 
 def test_an_engine_that_fails_is_a_500_of_its_own_request() -> None:
     engine = FakeEngine(fails=lambda window: len(window.samples) == 16_000)
     with Transcriber(Settings(), engine=engine) as transcriber:
-        letters = drive(Mailbox(transcriber), [post("fails", wav(1)), post("works", wav(2))])
-    assert letters["fails"][0].status == 500 and letters["works"][0].status == 200
+        responses = drive(Mailbox(transcriber), [row("fails", wav(1)), row("works", wav(2))])
+    assert responses["fails"][0].status == 500 and responses["works"][0].status == 200
 
 
 def test_a_closing_mailbox_finishes_what_is_open_and_takes_nothing_new(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    assert mailbox.exchange([post("early", wav(1))]) == {}
-    mailbox.closing = True
-    refusal = mailbox.exchange([post("early", wav(1)), post("late", wav(1))])["late"]
+    assert mailbox.exchange([row("early", wav(1))]) == {}
+    mailbox.jobs.closing = True
+    refusal = mailbox.exchange([row("early", wav(1)), row("late", wav(1))])["late"]
     assert refusal.status == 503 and json.loads(refusal.payload)["error"]["code"] == "stopping"
     engine.gate.set()
-    assert drive(mailbox, [post("early", wav(1))])["early"][0].status == 200
+    assert drive(mailbox, [row("early", wav(1))])["early"][0].status == 200
 
 
 def test_too_many_bytes_are_a_413(mailbox: Mailbox) -> None:
-    assert drive(mailbox, [post("big", bytes(9 * 1024 * 1024))])["big"][0].status == 413
+    assert drive(mailbox, [row("big", bytes(9 * 1024 * 1024))])["big"][0].status == 413
 
 
 def test_the_list_of_models(mailbox: Mailbox) -> None:
-    letter = drive(mailbox, [Post("models", {}, {"url_path": "v1/models"})])["models"][0]
-    [listed] = json.loads(letter.payload)["data"]
+    response = drive(mailbox, [PolledRow("models", {}, {"url_path": "v1/models"})])["models"][0]
+    [listed] = json.loads(response.payload)["data"]
     assert (listed["id"], listed["max_audio_bytes"]) == ("nano", 8 * 1024 * 1024), "clients read the limit of these settings"
 
 
 def test_a_model_by_its_id(mailbox: Mailbox) -> None:
-    found = drive(mailbox, [Post("nano", {}, {"url_path": "v1/models/nano"}), Post("other", {}, {"url_path": "v1/models/some%2Fother"})])
+    found = drive(
+        mailbox, [PolledRow("nano", {}, {"url_path": "v1/models/nano"}), PolledRow("other", {}, {"url_path": "v1/models/some%2Fother"})]
+    )
     assert json.loads(found["nano"][0].payload)["id"] == "nano"
     refused = json.loads(found["other"][0].payload)["error"]
     assert found["other"][0].status == 404 and refused["code"] == "model_not_found" and "some/other" in refused["message"]
@@ -244,82 +249,86 @@ TRANSCRIPTIONS = "v1/audio/transcriptions"
 def test_a_native_stream_tells_segments_as_they_become_final() -> None:
     engine = Stepper()
     with Transcriber(Settings(), engine=engine) as transcriber:
-        mailbox, posts = Mailbox(transcriber), [ask("a", wav(75), strategy="sequential", stream="true")]
+        mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), strategy="sequential", stream="true")]
         engine.steps.release()
-        first = wait_for_letter(mailbox, posts)
+        first = wait_for_response(mailbox, rows)
         assert (first.status, first.last, first.content_type) == (200, False, "application/x-ndjson")
         early = [line for line in lines(first.payload) if line["type"] == "segment"]
         assert early and early[-1]["progress"]["duration"] == 75.0 and early[-1]["progress"]["seconds"] <= 30
-        assert mailbox.exchange(posts) == {}, "nothing new, yet there was a letter"
+        assert mailbox.exchange(rows) == {}, "nothing new, yet there was a response"
         engine.steps.release(10)
-        rest = drive(mailbox, posts)["a"]
-    *streamed, whole = lines(b"".join(letter.payload for letter in [first, *rest]))
+        rest = drive(mailbox, rows)["a"]
+    *streamed, whole = lines(b"".join(response.payload for response in [first, *rest]))
     assert (rest[-1].last, whole["type"]) == (True, "transcript")
-    told = [{key: line[key] for key in ("id", "start", "end", "text")} for line in streamed if line["type"] == "segment"]
-    assert told == [{key: segment[key] for key in ("id", "start", "end", "text")} for segment in whole["segments"]]
+    sent = [{key: line[key] for key in ("id", "start", "end", "text")} for line in streamed if line["type"] == "segment"]
+    assert sent == [{key: segment[key] for key in ("id", "start", "end", "text")} for segment in whole["segments"]]
     assert streamed[-1]["progress"] == {"seconds": 75.0, "duration": 75.0}
     assert rest[-1].audio_seconds == 75.0
 
 
 def test_deltas_on_openais_path_make_the_text(mailbox: Mailbox) -> None:
-    letters = drive(mailbox, [ask("a", wav(75), TRANSCRIPTIONS, stream="true")])["a"]
-    *deltas, done = events(b"".join(letter.payload for letter in letters))
-    assert {letter.content_type for letter in letters} == {"text/event-stream"}
+    responses = drive(mailbox, [ask("a", wav(75), TRANSCRIPTIONS, stream="true")])["a"]
+    *deltas, done = events(b"".join(response.payload for response in responses))
+    assert {response.content_type for response in responses} == {"text/event-stream"}
     assert done["type"] == "transcript.text.done" and {event["type"] for event in deltas} == {"transcript.text.delta"}
     assert "".join(event["delta"] for event in deltas) == done["text"] != ""
 
 
 def test_a_begun_event_stream_is_kept_alive_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.torchserve.mailbox.KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
     engine = Stepper()
     with Transcriber(Settings(), engine=engine) as transcriber:
-        mailbox, posts = Mailbox(transcriber), [ask("a", wav(75), TRANSCRIPTIONS, stream="true", strategy="sequential")]
+        mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), TRANSCRIPTIONS, stream="true", strategy="sequential")]
         engine.steps.release()
-        assert events(wait_for_letter(mailbox, posts).payload)
-        assert wait_for_letter(mailbox, posts, lambda letter: not has_words(letter)).payload == b":\n\n"
+        assert events(wait_for_response(mailbox, rows).payload)
+        assert wait_for_response(mailbox, rows, lambda response: not has_words(response)).payload == b":\n\n"
         engine.steps.release(10)
-        drive(mailbox, posts)
+        drive(mailbox, rows)
 
 
 @pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
 def test_a_stream_whose_recording_cannot_be_opened_has_the_errors_own_status(mailbox: Mailbox, path: str) -> None:
     audio = {"words": b"no sound", "none": b"", "no seconds": wav(0)}
-    letters = drive(mailbox, [ask(name, content, path, stream="true") for name, content in audio.items()])
-    assert [[(letter.status, letter.last) for letter in letters[name]] for name in audio] == [[(415, None)], [(400, None)], [(422, None)]]
-    assert {letter.content_type for name in audio for letter in letters[name]} == {"application/json"}
+    responses = drive(mailbox, [ask(name, content, path, stream="true") for name, content in audio.items()])
+    assert [[(response.status, response.last) for response in responses[name]] for name in audio] == [
+        [(415, None)],
+        [(400, None)],
+        [(422, None)],
+    ]
+    assert {response.content_type for name in audio for response in responses[name]} == {"application/json"}
 
 
 @pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), (TRANSCRIPTIONS, b":\n\n")])
 def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.torchserve.mailbox.KNOCK_SECONDS", 0.05)
+    monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
     engine = Stepper()
     with Transcriber(Settings(model="nano"), engine=engine) as transcriber:
-        mailbox, posts = Mailbox(transcriber), [ask("a", wav(75), path, stream="true")]
-        signs: list[Letter] = []
+        mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), path, stream="true")]
+        signs: list[Response] = []
         deadline = time.monotonic() + PATIENCE
         while len(signs) < 4 and time.monotonic() < deadline:
-            signs += mailbox.exchange(posts).values()
-        assert [(one.status, one.last, one.payload.startswith(sign)) for one in signs] == [(200, False, True)] * 4
+            signs += mailbox.exchange(rows).values()
+        assert [(response.status, response.last, response.payload.startswith(sign)) for response in signs] == [(200, False, True)] * 4
         if not path:
             assert lines(signs[0].payload)[0]["progress"] == {"seconds": 0.0, "duration": 75.0}
         engine.steps.release(10)
-        assert drive(mailbox, posts)["a"][-1].last is True
+        assert drive(mailbox, rows)["a"][-1].last is True
 
 
 def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", 0.2)
     readers, held = mailbox.transcriber._readers, threading.Event()
     busy = [readers.submit(held.wait, PATIENCE) for _ in range(readers._max_workers)]
-    posts = [ask("a", wav(2), stream="true")]
-    first = wait_for_letter(mailbox, posts, lambda letter: b"progress" in letter.payload)
+    rows = [ask("a", wav(2), stream="true")]
+    first = wait_for_response(mailbox, rows, lambda response: b"progress" in response.payload)
     assert lines(first.payload) == [{"type": "progress", "progress": {"seconds": 0.0, "duration": None}}]
     held.set()
-    assert all(one.result(PATIENCE) for one in busy)
-    assert drive(mailbox, posts)["a"][-1].last is True
+    assert all(reader.result(PATIENCE) for reader in busy)
+    assert drive(mailbox, rows)["a"][-1].last is True
 
 
 class Nano(FakeEngine):
-    """Stands for an engine that has loaded the checkpoint of the settings."""
+    """Replaces an engine that has loaded the checkpoint of the settings."""
 
     name = "ct2"
 
@@ -327,123 +336,123 @@ class Nano(FakeEngine):
 @pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
 def test_a_reply_names_its_model_and_says_that_it_is_not_the_one_asked_for(mailbox: Mailbox, path: str) -> None:
     served = mailbox.transcriber.settings.model_id
-    posts = [ask("other", wav(2), path, model="large-v3"), ask("same", wav(2, 1), path, model=f"openai/whisper-{served}")]
-    posts += [
+    rows = [ask("other", wav(2), path, model="large-v3"), ask("same", wav(2, 1), path, model=f"openai/whisper-{served}")]
+    rows += [
         ask("srt", wav(2, 2), path, model="large-v3\n\u2028é", response_format="srt"),
         ask("openai", wav(2, 3), path, model="whisper-1"),
     ]
-    letters = {id: letter for id, [letter] in drive(mailbox, posts).items()}
-    bodies = {id: json.loads(letters[id].payload) for id in ("other", "same", "openai")}
+    responses = {name: response for name, [response] in drive(mailbox, rows).items()}
+    bodies = {name: json.loads(responses[name].payload) for name in ("other", "same", "openai")}
     assert [body["model"] for body in bodies.values()] == [served] * 3
-    assert {letter.headers["x-whisper-model"] for letter in letters.values()} == {served}
-    assert "large-v3" in bodies["other"]["warnings"][0] and not any("warnings" in bodies[id] for id in ("same", "openai"))
-    header = letters["srt"].headers["x-whisper-warnings"]
+    assert {response.headers["x-whisper-model"] for response in responses.values()} == {served}
+    assert "large-v3" in bodies["other"]["warnings"][0] and not any("warnings" in bodies[name] for name in ("same", "openai"))
+    header = responses["srt"].headers["x-whisper-warnings"]
     assert "large-v3" in header and header.isascii() and header.isprintable()
-    assert "x-whisper-warnings" not in letters["other"].headers
+    assert "x-whisper-warnings" not in responses["other"].headers
 
 
 @pytest.mark.parametrize("form", ["json", "verbose_json", "text", "srt", "vtt", "tsv"])
 def test_the_demonstration_model_says_so(form: str) -> None:
     with Transcriber(Settings(model="nano"), engine=Nano()) as transcriber:
         mailbox = Mailbox(transcriber)
-        [letter] = drive(mailbox, [ask("a", wav(2), response_format=form)])["a"]
-        listed = json.loads(drive(mailbox, [Post("models", {}, {"url_path": "v1/models"})])["models"][0].payload)
-    told = json.loads(letter.payload)["warnings"][0] if "json" in form else letter.headers["x-whisper-warnings"]
-    assert "demonstration" in told and "download_model.py base" in told
+        [response] = drive(mailbox, [ask("a", wav(2), response_format=form)])["a"]
+        listed = json.loads(drive(mailbox, [PolledRow("models", {}, {"url_path": "v1/models"})])["models"][0].payload)
+    warning = json.loads(response.payload)["warnings"][0] if "json" in form else response.headers["x-whisper-warnings"]
+    assert "demonstration" in warning and "download_model.py base" in warning
     assert "demonstration" in listed["data"][0]["warnings"][0]
 
 
 def test_a_begun_reply_has_the_headers_from_its_first_chunk_on(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    posts = [ask("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5), response_format="text", model="large-v3")]
-    first = wait_for_letter(mailbox, posts, lambda letter: letter.last is False)
+    rows = [ask("large", wav(EARLY_FIRST_CHUNK_BYTES / 32_000 + 5), response_format="text", model="large-v3")]
+    first = wait_for_response(mailbox, rows, lambda response: response.last is False)
     assert "large-v3" in first.headers["x-whisper-warnings"] and first.headers["x-whisper-model"]
     engine.gate.set()
-    drive(mailbox, posts)
+    drive(mailbox, rows)
 
 
 def test_an_empty_text_says_why_in_a_header(mailbox: Mailbox) -> None:
     silence = wav(0)[:-4] + (64_000).to_bytes(4, "little") + bytes(64_000)
-    [letter] = drive(mailbox, [ask("a", silence, response_format="text")])["a"]
-    assert (letter.status, letter.payload) == (200, b"\n")
-    assert letter.headers["x-whisper-warnings"]
+    [response] = drive(mailbox, [ask("a", silence, response_format="text")])["a"]
+    assert (response.status, response.payload) == (200, b"\n")
+    assert response.headers["x-whisper-warnings"]
 
 
 @pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
 def test_a_stream_that_fails_later_ends_with_the_error(path: str) -> None:
     engine = Stepper(fails=lambda window: window.start > 0)
     with Transcriber(Settings(), engine=engine) as transcriber:
-        mailbox, posts = Mailbox(transcriber), [ask("a", wav(75), path, stream="true", strategy="sequential")]
+        mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), path, stream="true", strategy="sequential")]
         engine.steps.release()
-        first = wait_for_letter(mailbox, posts)
+        first = wait_for_response(mailbox, rows)
         engine.steps.release(10)
-        last = drive(mailbox, posts)["a"][-1]
+        last = drive(mailbox, rows)["a"][-1]
     assert (first.last, last.last, last.content_type) == (False, True, first.content_type)
     [error] = events(last.payload) if path else lines(last.payload)
     assert error["error"]["code"] == "engine_error"
 
 
-def test_equal_uploads_share_a_job_and_get_each_its_own_form(mailbox: Mailbox, engine: Recorder) -> None:
+def test_equal_uploads_share_a_job_and_keep_their_response_formats(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     audio = wav(2)
-    posts = [ask("json", audio), ask("srt", audio, response_format="srt"), ask("sse", audio, TRANSCRIPTIONS, stream="true")]
-    mailbox.exchange(posts[:1])
-    mailbox.exchange(posts)
-    assert (mailbox.shared, mailbox.transcriber.open_requests, len(mailbox)) == (2, 1, 3)
+    rows = [ask("json", audio), ask("srt", audio, response_format="srt"), ask("sse", audio, TRANSCRIPTIONS, stream="true")]
+    mailbox.exchange(rows[:1])
+    mailbox.exchange(rows)
+    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests, len(mailbox)) == (2, 1, 3)
     engine.gate.set()
-    letters = drive(mailbox, posts)
+    responses = drive(mailbox, rows)
     assert len(engine.windows) == 1
-    text = json.loads(letters["json"][0].payload)["text"]
-    assert text in letters["srt"][0].payload.decode() and letters["srt"][0].content_type.startswith("application/x-subrip")
-    assert events(letters["sse"][-1].payload)[-1]["text"] == text
+    text = json.loads(responses["json"][0].payload)["text"]
+    assert text in responses["srt"][0].payload.decode() and responses["srt"][0].content_type.startswith("application/x-subrip")
+    assert events(responses["sse"][-1].payload)[-1]["text"] == text
 
 
 @pytest.mark.parametrize("other", [{"audio": wav(2, 1)}, {"audio": wav(2)[:-2] + b"xx"}, {"audio": wav(3)}, {"language": "en"}])
 def test_other_audio_or_options_are_a_job_of_their_own(mailbox: Mailbox, engine: Recorder, other: dict[str, Any]) -> None:
     engine.gate.clear()
     mailbox.exchange([ask("a", wav(2)), ask("b", **({"audio": wav(2)} | other))])
-    assert (mailbox.shared, mailbox.transcriber.open_requests) == (0, 2)
+    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests) == (0, 2)
     engine.gate.set()
 
 
-def test_who_asks_for_work_of_its_own_gets_it(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_request_with_no_cache_shares_no_job(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    mailbox.exchange([post("first", wav(2)), post("second", wav(2), **{"Cache-Control": "no-cache"})])
-    assert (mailbox.shared, mailbox.transcriber.open_requests) == (0, 2)
+    mailbox.exchange([row("first", wav(2)), row("second", wav(2), **{"Cache-Control": "no-cache"})])
+    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests) == (0, 2)
     engine.gate.set()
 
 
-def test_a_shared_job_is_cancelled_when_the_last_who_waits_for_it_goes_away(mailbox: Mailbox, engine: Recorder) -> None:
+def test_a_shared_job_is_cancelled_when_its_last_request_goes_away(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
-    posts = [ask("first", wav(2)), ask("second", wav(2)), ask("third", wav(2))]
-    mailbox.exchange(posts)
-    mailbox.exchange(posts[1:])
+    rows = [ask("first", wav(2)), ask("second", wav(2)), ask("third", wav(2))]
+    mailbox.exchange(rows)
+    mailbox.exchange(rows[1:])
     assert (len(mailbox), mailbox.transcriber.open_requests) == (2, 1)
     mailbox.exchange([])
     assert (len(mailbox), mailbox.transcriber.open_requests) == (0, 0)
     mailbox.exchange([ask("fourth", wav(2))])
-    assert mailbox.shared == 2, "a cancelled job was shared"
+    assert mailbox.jobs.shared == 2, "a cancelled job was shared"
     engine.gate.set()
 
 
-def test_who_joins_a_stream_late_gets_what_was_told_already_at_once() -> None:
+def test_a_request_that_joins_a_stream_late_gets_the_earlier_segments_at_once() -> None:
     engine = Stepper()
     with Transcriber(Settings(), engine=engine) as transcriber:
         mailbox = Mailbox(transcriber)
-        early, late = (ask(id, wav(75), stream="true", strategy="sequential") for id in ("early", "late"))
+        early, late = (ask(name, wav(75), stream="true", strategy="sequential") for name in ("early", "late"))
         engine.steps.release()
-        first = wait_for_letter(mailbox, [early])
-        joined = wait_for_letter(mailbox, [late, early])
-        assert (joined.payload, mailbox.shared) == (first.payload, 1)
+        first = wait_for_response(mailbox, [early])
+        joined = wait_for_response(mailbox, [late, early])
+        assert (joined.payload, mailbox.jobs.shared) == (first.payload, 1)
         engine.steps.release(10)
-        letters = drive(mailbox, [early, late])
-    assert lines(letters["early"][-1].payload)[-1] == lines(letters["late"][-1].payload)[-1]
+        responses = drive(mailbox, [early, late])
+    assert lines(responses["early"][-1].payload)[-1] == lines(responses["late"][-1].payload)[-1]
 
 
-def test_a_request_without_an_id_is_called_by_the_servers(mailbox: Mailbox, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_without_an_id_gets_the_servers(mailbox: Mailbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="whispercore")
-    posts = [post("uuid-1", wav(1)), post("uuid-2", wav(2), **{"x-request-id": "mine"}), post("uuid-3", b"", **{"x-request-id": "bad"})]
-    letters = drive(mailbox, posts)
-    assert [letters[one.id][0].request_id for one in posts] == ["uuid-1", "mine", "bad"]
+    rows = [row("uuid-1", wav(1)), row("uuid-2", wav(2), **{"x-request-id": "mine"}), row("uuid-3", b"", **{"x-request-id": "bad"})]
+    responses = drive(mailbox, rows)
+    assert [responses[row.server_id][0].request_id for row in rows] == ["uuid-1", "mine", "bad"]
     assert "request uuid-1: 1.0 s" in caplog.text and "request uuid-2 (mine): 2.0 s" in caplog.text
     assert "request uuid-3 (bad) refused with 400" in caplog.text

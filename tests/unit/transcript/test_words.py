@@ -1,4 +1,4 @@
-"""Words and their times against openai-whisper's own, `whisper.timing.add_word_timestamps`, fed with the same token times."""
+"""Words and their times equal those of openai-whisper's `whisper.timing.add_word_timestamps`."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def of_whisper(
         edges = np.pad(np.cumsum([len(part) for part in parts[:-1]]), (1, 0))
         times = np.array(result.token_times)
         probs = [np.mean(result.token_probs[i:j]) for i, j in pairwise(edges)]
-        each = zip(words, parts, times[edges[:-1]], times[edges[1:]], probs, strict=False)
-        return [whisper.timing.WordTiming(*item) for item in each]
+        timings = zip(words, parts, times[edges[:-1]], times[edges[1:]], probs, strict=False)
+        return [whisper.timing.WordTiming(*item) for item in timings]
 
     patch.setattr(whisper.timing, "find_alignment", find_alignment)
     theirs = [{"tokens": list(s.tokens), "start": s.start, "end": s.end, "seek": round(start * 100)} for s in segments]
@@ -100,7 +100,9 @@ def segment(start: float, end: float, tokens: list[int], words: tuple[Word, ...]
 
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[list[Segment], Decoded, float, float]:
-    """Segments of a window, timestamps among their tokens, token times that rise in steps of 0.02 s, and where the window begins."""
+    """Segments of a window, timestamps among their tokens, token times that rise in steps of 0.02 s, and where the
+    window begins.
+    """
     start = draw(st.integers(0, 40_000)) / 100
     piece = st.sampled_from(PIECES).map(lambda text: list(TOKENIZER.encode(text)))
     texts = draw(st.lists(st.lists(piece, max_size=6), max_size=4))
@@ -119,51 +121,51 @@ def windows(draw: st.DrawFn) -> tuple[list[Segment], Decoded, float, float]:
     return segments, decoded([token for text in tokens for token in text], times if count else [], probs, language), start, last_speech
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=settings().max_examples * 4)
 @given(window=windows())
 def test_words_are_those_of_openai_whisper(window: tuple[list[Segment], Decoded, float, float]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         theirs = of_whisper(*window, patch)
-    found = ours(*window)
-    assert len(found) == len(theirs)
-    for mine, other in zip(found, theirs, strict=True):
-        assert [(word.word, word.start, word.end, word.probability) for word in mine.words] == [
+    with_words = ours(*window)
+    assert len(with_words) == len(theirs)
+    for own, other in zip(with_words, theirs, strict=True):
+        assert [(word.word, word.start, word.end, word.probability) for word in own.words] == [
             (word["word"], word["start"], word["end"], word["probability"]) for word in other["words"]
         ]
-        assert (mine.start, mine.end) == (other["start"], other["end"])
+        assert (own.start, own.end) == (other["start"], other["end"])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=settings().max_examples * 4)
 @given(window=windows())
 def test_clamped_words_are_in_order_and_inside_their_segment(window: tuple[list[Segment], Decoded, float, float]) -> None:
     segments, result, start, last_speech = window
     end = start + 30.0
-    found = ours(segments, result, start, last_speech)
-    clamped = clamp(found, start, end)
-    edges = [time for one in clamped for time in (one.start, one.end)]
+    with_words = ours(segments, result, start, last_speech)
+    clamped = clamp(with_words, start, end)
+    edges = [time for item in clamped for time in (item.start, item.end)]
     assert edges == sorted(edges)
     assert all(start <= edge <= end for edge in edges)
-    for one in clamped:
-        times = [one.start, *(time for word in one.words for time in (word.start, word.end)), one.end]
+    for item in clamped:
+        times = [item.start, *(time for word in item.words for time in (word.start, word.end)), item.end]
         assert times == sorted(times)
-    assert [word.word for one in clamped for word in one.words] == [word.word for one in found for word in one.words]
+    assert [word.word for item in clamped for word in item.words] == [word.word for item in with_words for word in item.words]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=settings().max_examples * 3)
 @given(tokens=st.lists(st.integers(0, 50_256), min_size=1, max_size=30), language=st.sampled_from(("en", "ja")))
 def test_every_sequence_of_tokens_has_words(tokens: list[int], language: str) -> None:
     times = [index * 0.1 for index in range(len(tokens) + 1)]
-    (found,) = ours([segment(0.0, 30.0, tokens)], decoded(tokens, times, [0.5] * len(tokens), language), 0.0, 0.0)
+    (with_words,) = ours([segment(0.0, 30.0, tokens)], decoded(tokens, times, [0.5] * len(tokens), language), 0.0, 0.0)
     # How many U+FFFD stand for broken bytes depends on where the bytes are divided, so only real letters are compared.
-    assert "".join(word.word for word in found.words).replace("\ufffd", "") == found.text.replace("\ufffd", "")
+    assert "".join(word.word for word in with_words.words).replace("\ufffd", "") == with_words.text.replace("\ufffd", "")
 
 
 def test_a_sentence_has_its_words() -> None:
     tokens = [token for text in (" Hello", " world", ".", " Bye", "!") for token in TOKENIZER.encode(text)]
     result = decoded(tokens, [0.0, 0.4, 0.8, 0.8, 1.3, 1.3], [0.9, 0.8, 0.7, 0.6, 0.5])
-    (found,) = ours([segment(10.0, 12.0, tokens)], result, 10.0, 10.0)
-    assert found.words == (Word(" Hello", 10.0, 10.4, 0.9), Word(" world.", 10.4, 10.8, 0.8), Word(" Bye!", 10.8, 11.3, 0.6))
-    assert (found.start, found.end) == (10.0, 11.3)
+    (with_words,) = ours([segment(10.0, 12.0, tokens)], result, 10.0, 10.0)
+    assert with_words.words == (Word(" Hello", 10.0, 10.4, 0.9), Word(" world.", 10.4, 10.8, 0.8), Word(" Bye!", 10.8, 11.3, 0.6))
+    assert (with_words.start, with_words.end) == (10.0, 11.3)
 
 
 def test_chinese_is_split_at_characters() -> None:
@@ -190,6 +192,6 @@ def test_no_segments_have_no_words() -> None:
 @pytest.mark.parametrize("tokens", [[0, 156, 94], [156, 94, 0], [156, 94], [156]])
 def test_an_unfinished_letter_takes_no_words_away(tokens: list[int]) -> None:
     times = [index * 0.1 for index in range(len(tokens) + 1)]
-    (found,) = ours([segment(0.0, 30.0, tokens)], decoded(tokens, times, [0.5] * len(tokens), "en"), 0.0, 0.0)
-    assert "".join(word.word for word in found.words) == found.text
-    assert found.words[-1].end == pytest.approx(times[-1])
+    (with_words,) = ours([segment(0.0, 30.0, tokens)], decoded(tokens, times, [0.5] * len(tokens), "en"), 0.0, 0.0)
+    assert "".join(word.word for word in with_words.words) == with_words.text
+    assert with_words.words[-1].end == pytest.approx(times[-1])

@@ -1,4 +1,4 @@
-"""What token times are made of: a text fed to the decoder, its attention to the sound, and how probable each token was."""
+"""What token times are computed from: the decoder's attention to the audio, and the probability of each token."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from jax import Array, lax
 from .model import KeyValues, Params, decode, empty_cache, logits
 
 
-def follow(params: Params, audio: KeyValues, tokens: Array, heads: tuple[tuple[int, int], ...], eot: int) -> tuple[Array, Array]:
+def attention_and_probs(
+    params: Params, audio: KeyValues, tokens: Array, heads: tuple[tuple[int, int], ...], eot: int
+) -> tuple[Array, Array]:
     """Feed `tokens` (b, s), padded at their end.
 
-    Returns the float32 attention, before its softmax, of the (layer, head) pairs that follow the sound, (b, heads, s, a); and the
-    probability of each token but the first among the text tokens, given those before it, (b, s - 1).
+    Returns the float32 attention scores of the (layer, head) pairs `heads`, before the softmax, (b, heads, s, a); and the probability of
+    each token but the first among the text tokens, given the tokens before it, (b, s - 1).
     """
     b, s = tokens.shape
     index = jnp.broadcast_to(jnp.arange(s), (b, 1, s))
@@ -26,6 +28,6 @@ def follow(params: Params, audio: KeyValues, tokens: Array, heads: tuple[tuple[i
         among = jax.nn.softmax(logits(params, states, eot))
         return jnp.take_along_axis(among, following[:, None], 1)[:, 0]
 
-    # one window after the other: the logits of all would be gigabytes
-    each: Array = lax.map(probs, (hidden[:, 0, :-1], tokens[:, 1:]))
-    return attention, each
+    # one window after the other: the logits of all would take gigabytes
+    token_probs: Array = lax.map(probs, (hidden[:, 0, :-1], tokens[:, 1:]))
+    return attention, token_probs

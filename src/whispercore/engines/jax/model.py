@@ -17,7 +17,7 @@ Params = dict[str, Any]
 KeyValues = tuple[tuple[Array, Array], ...]
 """Keys and values of each decoder layer: (b, h, a, d) each of the audio, (b, h, g, c, d) each of the tokens."""
 
-_UNSEEN = -1e30
+_MASKED = -1e30
 _PARTS = 5
 
 
@@ -29,8 +29,8 @@ def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> Key
     x = _gelu(_convolve(x, encoder["conv2"], stride=2))
     x = (x + encoder["positional_embedding"]).astype(x.dtype)
     for block in encoder["blocks"]:
-        heard = _attend_in_parts(*_projections(_norm(x, block["attn_ln"]), block["attn"], audio_heads))
-        x = x + _linear(heard, block["attn"]["out"])
+        attended = _attend_in_parts(*_projections(_norm(x, block["attn_ln"]), block["attn"], audio_heads))
+        x = x + _linear(attended, block["attn"]["out"])
         x = x + _feed_forward(x, block)
     x = _norm(x, encoder["ln_post"])
     layers = [block["cross_attn"] for block in params["decoder"]["blocks"]]
@@ -40,10 +40,10 @@ def encode(params: Params, mel: Array, audio_heads: int, text_heads: int) -> Key
 def decode(
     params: Params, tokens: Array, positions: Array, mask: Array, at: Array | int, cache: KeyValues, audio: KeyValues
 ) -> tuple[Array, KeyValues, tuple[Array, ...]]:
-    """Feed `tokens` (b, g, s), at `positions` (b, g, s) of the text, and keep their keys at positions `at`… of the cache.
+    """Feed `tokens` (b, g, s), at `positions` (b, g, s) of the text, and store their keys and values at `at`… in the cache.
 
-    `mask` (b, g x s, g' x c): which keys of the cache, which has g' >= g sequences, each token sees. Returns the hidden states
-    (b, g, s, w), the cache, and each layer's float32 attention to the audio before its softmax, (b, h, g x s, a).
+    `mask` (b, g x s, g' x c): the keys that each token attends to, in a cache of g' >= g sequences. Returns the hidden states
+    (b, g, s, w), the cache, and each layer's float32 scores over the audio before the softmax, (b, h, g x s, a).
     """
     decoder, (b, g, s) = params["decoder"], tokens.shape
     embedded = decoder["token_embedding"]["weight"]
@@ -53,12 +53,12 @@ def decode(
         query, key, value = _projections(_norm(x, block["attn_ln"]), block["attn"], keys.shape[1])
         keys, values = _put(keys, key, g, at), _put(values, value, g, at)
         kept.append((keys, values))
-        heard, _ = _attend(query, _side_by_side(keys), _side_by_side(values), mask)
-        x = x + _linear(heard, block["attn"]["out"])
+        attended, _ = _attend(query, _side_by_side(keys), _side_by_side(values), mask)
+        x = x + _linear(attended, block["attn"]["out"])
         query = _heads(_linear(_norm(x, block["cross_attn_ln"]), block["cross_attn"]["query"]), keys.shape[1])
-        heard, score = _attend(query, *layer_audio)
+        attended, score = _attend(query, *layer_audio)
         scores.append(score)
-        x = x + _linear(heard, block["cross_attn"]["out"])
+        x = x + _linear(attended, block["cross_attn"]["out"])
         x = x + _feed_forward(x, block)
     return _norm(x, decoder["ln"]).reshape(b, g, s, -1), tuple(kept), tuple(scores)
 
@@ -125,7 +125,7 @@ def _put(cache: Array, new: Array, group: int, at: Array | int) -> Array:
 
 
 def _side_by_side(cache: Array) -> Array:
-    """The keys of all sequences of a window in one row: (b, h, g', c, d) → (b, h, g' x c, d)."""
+    """The keys of all sequences of a window, side by side: (b, h, g', c, d) → (b, h, g' x c, d)."""
     return cache.reshape(*cache.shape[:2], -1, cache.shape[-1])
 
 
@@ -133,15 +133,15 @@ def _attend(query: Array, key: Array, value: Array, mask: Array | None = None) -
     """(b, h, n, d) x (b, h, m, d) → (b, n, w), and the float32 scores (b, h, n, m) before the softmax."""
     b, _, n, d = query.shape
     scores = jnp.einsum("bhnd,bhmd->bhnm", query * d**-0.5, key, preferred_element_type=jnp.float32)
-    # not -inf: a row that pads a prompt sees nothing at all, and its softmax must be numbers all the same
-    seen = scores if mask is None else jnp.where(mask[:, None], scores, _UNSEEN)
-    heard = jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(seen).astype(value.dtype), value)
-    return heard.reshape(b, n, -1), scores
+    # not -inf: a row that pads a prompt attends to no key, and its softmax must still be finite
+    masked = scores if mask is None else jnp.where(mask[:, None], scores, _MASKED)
+    attended = jnp.einsum("bhnm,bhmd->bnhd", jax.nn.softmax(masked).astype(value.dtype), value)
+    return attended.reshape(b, n, -1), scores
 
 
 def _attend_in_parts(query: Array, key: Array, value: Array) -> Array:
     """`_attend` without a mask, a part of the queries at a time: all 1,500 x 1,500 scores of a head at once would be gigabytes."""
     b, h, n, d = query.shape
     parts = query.reshape(b, h, _PARTS, n // _PARTS, d).transpose(2, 0, 1, 3, 4)
-    heard: Array = lax.map(lambda part: _attend(part, key, value)[0], parts)
-    return heard.transpose(1, 0, 2, 3).reshape(b, n, -1)
+    attended: Array = lax.map(lambda part: _attend(part, key, value)[0], parts)
+    return attended.transpose(1, 0, 2, 3).reshape(b, n, -1)

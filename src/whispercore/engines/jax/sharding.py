@@ -1,4 +1,4 @@
-"""Where every array lies: a mesh of devices, and rules from a weight's name to the axis it is split along.
+"""How arrays are split over devices: a mesh, and rules from a weight's name to the axis along which it is split.
 
 The `model` axis splits a matrix so that each layer needs one sum over devices per attention and per feed-forward (Megatron-LM,
 Shoeybi et al. 2019); the `data` axis splits the batch. XLA inserts the communication (GSPMD, Xu et al. 2021).
@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as Spec
 
 from ...checkpoints import Checkpoint
 from ...errors import ConfigurationError
-from ..rules import reason
+from ..rules import first_line
 from .model import Params
 
 RULES = (
@@ -30,7 +30,7 @@ RULES = (
     (r"\.token_embedding\.weight$", Spec("model", None)),
     (r"", Spec()),
 )
-"""The first pattern found in a weight's name tells along which axis it is split; linear weights are (in, out)."""
+"""The first pattern that matches a weight's name gives the axis along which it is split. Linear weights are (in, out)."""
 
 
 def make_mesh(shape: str, platform: str) -> Mesh:
@@ -41,7 +41,7 @@ def make_mesh(shape: str, platform: str) -> Mesh:
     try:
         devices = jax.local_devices(backend=platform)
     except RuntimeError as error:
-        raise ConfigurationError(f"JAX has no {platform} here ({reason(error)}): {_INSTALL}", param="device") from None
+        raise ConfigurationError(f"JAX has no {platform} here ({first_line(error)}): {_INSTALL}", param="device") from None
     data, model = (len(devices), 1) if shape == "auto" else _sides(shape)
     if data * model > len(devices):
         message = f"jax_mesh {shape} needs {data * model} devices; JAX has {len(devices)} ({platform})"
@@ -51,12 +51,12 @@ def make_mesh(shape: str, platform: str) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of an array whose first axis is the batch's."""
+    """For an array whose first axis is the batch."""
     return NamedSharding(mesh, Spec("data"))
 
 
-def padded(vocabulary: int, mesh: Mesh) -> int:
-    """Rows of the embedding: zeros follow those of the vocabulary, as 51,865 could be split over no number of devices but 5, 11, 23, …"""
+def padded_vocabulary(vocabulary: int, mesh: Mesh) -> int:
+    """Rows of the embedding, padded with zeros: 51,865 rows could be split evenly over 5, 11, 23, … devices only."""
     multiple = math.lcm(128, mesh.shape["model"])
     return -(-vocabulary // multiple) * multiple
 
@@ -66,7 +66,7 @@ def spec_of(name: str) -> Spec:
     return next(spec for pattern, spec in RULES if re.search(pattern, name))
 
 
-def place(checkpoint: Checkpoint, mesh: Mesh, dtype: jax.typing.DTypeLike) -> Params:
+def load_params(checkpoint: Checkpoint, mesh: Mesh, dtype: jax.typing.DTypeLike) -> Params:
     """A checkpoint's tensors by OpenAI's names → the tree of arrays on the mesh's devices, large weights in `dtype`.
 
     Raises ConfigurationError when the model's heads cannot be split evenly.
@@ -80,7 +80,7 @@ def place(checkpoint: Checkpoint, mesh: Mesh, dtype: jax.typing.DTypeLike) -> Pa
     for name, tensor in checkpoint.state.items():
         weight = _weight(name, tensor, dtype)
         if name == "decoder.token_embedding.weight":
-            weight = np.pad(weight, ((0, padded(len(weight), mesh) - len(weight)), (0, 0)))
+            weight = np.pad(weight, ((0, padded_vocabulary(len(weight), mesh) - len(weight)), (0, 0)))
         _set(tree, name.split("."), jax.device_put(weight, NamedSharding(mesh, spec_of(name))))
     for half in tree.values():
         half["blocks"] = [half["blocks"][str(i)] for i in range(len(half["blocks"]))]
@@ -88,12 +88,12 @@ def place(checkpoint: Checkpoint, mesh: Mesh, dtype: jax.typing.DTypeLike) -> Pa
 
 
 def _weight(name: str, tensor: torch.Tensor, dtype: jax.typing.DTypeLike) -> np.ndarray:
-    """As the forward pass wants it. Normalisation and positions stay float32, as openai-whisper computes them."""
+    """As the forward pass needs it. Normalisation and positions stay float32, in which openai-whisper computes them."""
     weight: np.ndarray = tensor.float().numpy()
     if weight.ndim == 2 and name.endswith(".weight") and "embedding" not in name:
         weight = weight.T
-    keeps = "positional_embedding" in name or re.search(r"(_ln|\.ln|\.ln_post)\.(weight|bias)$", name)
-    return weight if keeps else weight.astype(dtype)
+    stays_float32 = "positional_embedding" in name or re.search(r"(_ln|\.ln|\.ln_post)\.(weight|bias)$", name)
+    return weight if stays_float32 else weight.astype(dtype)
 
 
 def _set(tree: Params, path: list[str], array: jax.Array) -> None:

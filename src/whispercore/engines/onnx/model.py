@@ -1,4 +1,4 @@
-"""The two graphs of `whispercore.checkpoints.onnx_export` in ONNX Runtime: torch's tensors in and out, none of them copied.
+"""The two graphs of `whispercore.checkpoints.onnx_export` in ONNX Runtime, which reads and writes torch's tensors without copies.
 
 Letters in the shapes as there: b windows, r sequences, n new tokens, k positions kept, h heads, d width of a head, V vocabulary.
 """
@@ -23,25 +23,25 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as _state
 
 ERRORS = (RuntimeError, _state.Fail, _state.RuntimeException, _state.InvalidArgument, _state.NoSuchFile, _state.InvalidProtobuf)
-"""What ONNX Runtime raises; some of it is plain RuntimeError."""
+"""The exceptions of ONNX Runtime, some of which are plain RuntimeErrors."""
 _CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-"""float32 is what it says; and no search for the fastest convolution at every new size of a batch."""
+"""float32 without TF32, and no search for the fastest convolution at every new batch size."""
 Named = Mapping[str, Tensor]
 _NUMPY = {torch.float32: np.float32, torch.float16: np.float16, torch.int64: np.int64, torch.bool: np.bool_}
 
 
 @dataclass(frozen=True, slots=True)
-class Audio:
-    """What the decoder hears of b windows: the keys and values of its every layer, each (b, h, 1500, d), by their names in the graphs."""
+class AudioKeyValues:
+    """The cross-attention's keys and values of b windows, each (b, h, 1500, d), by their names in the graphs."""
 
     tensors: Named
 
-    def __getitem__(self, windows: Tensor) -> Audio:
-        """Of these windows, in this order, which may repeat some; `windows`: their indices, int64."""
+    def __getitem__(self, windows: Tensor) -> AudioKeyValues:
+        """Those of the windows with these indices, int64, which may repeat."""
         (count,) = {len(tensor) for tensor in self.tensors.values()}
         if windows.tolist() == list(range(count)):
             return self
-        return Audio({name: tensor[windows] for name, tensor in self.tensors.items()})
+        return AudioKeyValues({name: tensor[windows] for name, tensor in self.tensors.items()})
 
 
 class Model:
@@ -52,46 +52,47 @@ class Model:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         self._encoder, self._decoder = (_session(folder / f"{name}.onnx", options, device) for name in ("encoder", "decoder"))
-        told = self._encoder.get_modelmeta().custom_metadata_map
-        self.dims = ModelDimensions(**json.loads(told["dims"]))
+        metadata = self._encoder.get_modelmeta().custom_metadata_map
+        self.dims = ModelDimensions(**json.loads(metadata["dims"]))
         self.device = torch.device(device)
-        self.dtype = torch.float16 if told["dtype"] == "float16" else torch.float32
-        self._aligning = len(json.loads(self._decoder.get_modelmeta().custom_metadata_map["alignment_heads"]))
+        self.dtype = torch.float16 if metadata["dtype"] == "float16" else torch.float32
+        self._alignment_heads = len(json.loads(self._decoder.get_modelmeta().custom_metadata_map["alignment_heads"]))
         self._caches = [f"{part}.{layer}" for layer in range(self.dims.n_text_layer) for part in ("key", "value")]
 
-    def encode(self, mel: Tensor) -> Audio:
-        """Spectrograms, float32 (b, n_mels, 3000) → what the decoder hears."""
+    def encode(self, mel: Tensor) -> AudioKeyValues:
+        """Spectrograms, float32 (b, n_mels, 3000) → the keys and values of the cross-attention."""
         shape = (len(mel), self.dims.n_text_head, self.dims.n_audio_ctx, self._width)
         audio = {f"cross_{cache}": self._empty(shape) for cache in self._caches}
         self._run(self._encoder, {"mel": mel}, audio)
-        return Audio(audio)
+        return AudioKeyValues(audio)
 
-    def decode(self, tokens: Tensor, kept: Tensor, audio: Audio, past: Named) -> tuple[Tensor, dict[str, Tensor]]:
-        """New tokens (r, n) after the `past` → logits (r, k, V) of the positions `kept` (k,), and the past of the next.
+    def decode(self, tokens: Tensor, kept: Tensor, audio: AudioKeyValues, past: Named) -> tuple[Tensor, dict[str, Tensor]]:
+        """New tokens (r, n) → logits (r, k, V) of the positions `kept` (k,), and the KV cache with them.
 
-        The past is empty, {}, at first.
+        `past`: the KV cache of the tokens before, {} at first.
         """
         return self._decode(tokens, kept, audio, past, {})
 
-    def attend(self, tokens: Tensor, audio: Audio) -> tuple[Tensor, Tensor]:
-        """Whole sequences (r, n) → logits (r, n, V), and how the heads that follow the sound attend to it, (r, heads, n, 1500)."""
+    def attend(self, tokens: Tensor, audio: AudioKeyValues) -> tuple[Tensor, Tensor]:
+        """Whole sequences (r, n) → logits (r, n, V) and the attention scores of the alignment heads, (r, heads, n, 1500)."""
         rows, length = tokens.shape
-        attention = torch.empty((rows, self._aligning, length, self.dims.n_audio_ctx), device=self.device)
+        attention = torch.empty((rows, self._alignment_heads, length, self.dims.n_audio_ctx), device=self.device)
         logits, _ = self._decode(tokens, torch.arange(length, device=self.device), audio, {}, {"attention": attention})
         return logits, attention
 
     def _decode(
-        self, tokens: Tensor, kept: Tensor, audio: Audio, past: Named, wanted: dict[str, Tensor]
+        self, tokens: Tensor, kept: Tensor, audio: AudioKeyValues, past: Named, extra_outputs: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         rows, length = tokens.shape
         before = past[self._caches[0]].shape[2] if past else 0
         shape = (rows, self.dims.n_text_head, before + length, self._width)
         present = {name: self._empty(shape) for name in self._caches}
-        nothing = self._empty((rows, self.dims.n_text_head, 0, self._width))
+        empty = self._empty((rows, self.dims.n_text_head, 0, self._width))
         logits = torch.empty((rows, len(kept), self.dims.n_vocab), device=self.device)
-        fed = {"tokens": tokens, "kept": kept, "attend": torch.tensor(bool(wanted)), **audio.tensors}
-        fed |= {f"past_{name}": past.get(name, nothing) for name in self._caches}
-        self._run(self._decoder, fed, {"logits": logits, **wanted, **{f"present_{name}": tensor for name, tensor in present.items()}})
+        inputs = {"tokens": tokens, "kept": kept, "attend": torch.tensor(bool(extra_outputs)), **audio.tensors}
+        inputs |= {f"past_{name}": past.get(name, empty) for name in self._caches}
+        outputs = {"logits": logits, **extra_outputs} | {f"present_{name}": tensor for name, tensor in present.items()}
+        self._run(self._decoder, inputs, outputs)
         return logits, present
 
     @property
@@ -102,20 +103,20 @@ class Model:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def _run(self, session: Any, inputs: Named, outputs: Named) -> None:
-        """Run a graph on tensors where they are; `outputs` are written into."""
+        """Run a graph on tensors in place: it reads `inputs` and writes into `outputs`."""
         binding = session.io_binding()
         kept = {name: tensor.contiguous() for name, tensor in inputs.items()}  # the binding holds addresses only
         for name, tensor in kept.items():
-            binding.bind_input(name, *_place(tensor))
+            binding.bind_input(name, *_binding(tensor))
         for name, tensor in outputs.items():
-            binding.bind_output(name, *_place(tensor))
+            binding.bind_output(name, *_binding(tensor))
         if self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # ONNX Runtime computes on a stream of its own, and waits for it itself
+            torch.cuda.current_stream().synchronize()  # ONNX Runtime computes, and waits, on a stream of its own
         session.run_with_iobinding(binding)
 
 
 def _session(path: Path, options: Any, device: str) -> Any:
-    """A graph on the device, where ONNX Runtime would run on the CPU without a word when it lacks a library."""
+    """A graph on the device. Raises RuntimeError where ONNX Runtime would silently run on the CPU instead, for want of a library."""
     provider = ("CUDAExecutionProvider", _CUDA_OPTIONS) if device == "cuda" else ("CPUExecutionProvider", {})
     session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     if session.get_providers()[0] != provider[0]:
@@ -123,37 +124,37 @@ def _session(path: Path, options: Any, device: str) -> Any:
     return session
 
 
-def _place(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
-    """Where a contiguous tensor is, as an IOBinding wants it told."""
+def _binding(tensor: Tensor) -> tuple[str, int, Any, tuple[int, ...], int]:
+    """The arguments with which an IOBinding binds a contiguous tensor: device, index, type, shape, address."""
     return tensor.device.type, tensor.device.index or 0, _NUMPY[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
 
 
 @dataclass(slots=True)
-class Steps(Inference):  # type: ignore[misc]
-    """The decoder for `whisper.decoding.DecodingTask`, which takes the windows' indices for the encoder's output.
+class DecoderSteps(Inference):  # type: ignore[misc]
+    """The decoder of `whisper.decoding.DecodingTask`, with the windows' indices instead of the encoder's output.
 
-    Of the first step's logits only those of position `sot` and of the last are made, as the first and the last.
+    The first step returns the logits of two positions only: of `sot`, for the probability of no speech, and of the last token.
     """
 
     model: Model
-    audio: Audio
+    audio: AudioKeyValues
     sot: int
-    _heard: Audio | None = None
+    _rows: AudioKeyValues | None = None
     _past: dict[str, Tensor] = field(default_factory=dict)
 
     def logits(self, tokens: Tensor, audio_features: Tensor) -> Tensor:
-        """Tokens (r, length) so far, windows' indices (r,) → logits (r, 2 or 1, V) of the tokens that are new."""
-        if self._heard is None:
-            self._heard = self.audio[audio_features]
+        """All tokens (r, length), the windows' indices (r,) → logits (r, 2 or 1, V) of the new tokens."""
+        if self._rows is None:
+            self._rows = self.audio[audio_features]
         new, kept = (tokens[:, -1:], [0]) if self._past else (tokens, [self.sot, tokens.shape[1] - 1])
-        logits, self._past = self.model.decode(new, torch.tensor(kept, device=tokens.device), self._heard, self._past)
+        logits, self._past = self.model.decode(new, torch.tensor(kept, device=tokens.device), self._rows, self._past)
         return logits
 
     def rearrange_kv_cache(self, source_indices: list[int]) -> None:
-        """Each row goes on with the past of another; all of them are of the same window."""
+        """Give each row the KV cache of another row of the same window."""
         if source_indices != list(range(len(source_indices))):
             self._past = {name: tensor[source_indices] for name, tensor in self._past.items()}
 
     def cleanup_caching(self) -> None:
-        """Forget."""
-        self._heard, self._past = None, {}
+        """Drop the KV cache."""
+        self._rows, self._past = None, {}

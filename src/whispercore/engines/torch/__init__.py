@@ -1,4 +1,4 @@
-"""Our own fast path over openai-whisper's weights: static caches, rules on the device, slots that are refilled, CUDA graphs on a GPU."""
+"""A fast path over openai-whisper's weights: static caches, rules on the device, continuous batching, CUDA graphs on a GPU."""
 
 from .engine import TorchEngine, load
 from .precision import precisions

@@ -1,4 +1,4 @@
-"""The way into a slot: a window's sound, its language, the probability of silence, the prompt's keys and values, its rules."""
+"""How a window enters a slot: its audio is encoded, its language detected, its prompt prefilled, and its rules are written."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...audio.log_mel import cut, log_mels, log_mels_of, loudness
+from ...audio.log_mel import frame_range, log_mels, log_mels_of, loudest_or_nan
 from ...tokenizer import Tokenizer
 from ...types import WINDOW_FRAMES, Decoding, Window
 from ..noise import streams
+from ..pytorch.cache import Cache, SlotIndex
+from ..pytorch.model import Model
 from ..rules import LAST_TIMESTAMP, last_initial_timestamp, start_tokens, suppressed_tokens
-from .arrivals import SAMPLES, Arrivals, make_arrivals
-from .cache import Cache, Places, places
-from .device import Device
-from .model import Model
-from .state import LENGTH, Heard, Rows
+from .buffers import SAMPLES, AdmissionBuffers, make_buffers
+from .device import Device, slot_index
+from .state import LENGTH, Detections, Rows
+
+_MOST_MASKS = 64
+"""Masks of suppressed tokens that are kept on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +33,10 @@ class Hypothesis:
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """A window in a slot, what it begins with, and in the end what came of it.
+class SlotState:
+    """The host's record of a window in a slot: its start sequence and, in the end, its results.
 
-    `sot`: where <|startoftranscript|> is; `length`: it has at most so many tokens by now, and `limit` in the end.
+    `sot`: the position of <|startoftranscript|>. `length`: the most tokens that it can have by now; `limit`: the most in the end.
     """
 
     window: Window
@@ -49,25 +52,25 @@ class Flight:
 
     @property
     def decoding(self) -> Decoding:
-        """How it is decoded."""
+        """How the window is decoded."""
         return self.window.decoding
 
 
-def flight(tokenizer: Tokenizer, window: Window, slot: int) -> Flight:
-    """A window on its way into a slot; a language that is to be detected is any one for now."""
+def make_slot_state(tokenizer: Tokenizer, window: Window, slot: int) -> SlotState:
+    """The record of a window that enters `slot`. The start sequence names an arbitrary language where it is to be detected."""
     decoding = window.decoding
     start = start_tokens(tokenizer, decoding, decoding.language or tokenizer.languages[0])
     sot = len(start) - 1 - start[::-1].index(tokenizer.openai.sot)
     limit = min(len(start) + decoding.max_sampled, LENGTH)
-    return Flight(window, slot, start, sot, len(start), limit, language=(tokenizer.multilingual and decoding.language) or "en")
+    return SlotState(window, slot, start, sot, len(start), limit, language=(tokenizer.multilingual and decoding.language) or "en")
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What an entry is made for: entries of equal shapes are the same CUDA graph.
+class AdmissionShape:
+    """The shape of an admission: admissions of equal shapes are the same CUDA graph.
 
-    The first `windows` arrivals, with `group` rows each; none of their starts has more than `width` + 1 tokens. `detect`: some
-    window's language is to be detected.
+    The first `windows` rows of the buffers, with `group` rows each; no start sequence has more than `width` + 1 tokens. `detect`: the
+    language of some window is to be detected.
     """
 
     windows: int
@@ -77,66 +80,66 @@ class Entry:
 
 
 class Admission:
-    """Takes windows into slots, at most `most` at once. Nothing here waits for the device."""
+    """Puts windows into slots, at most `most` at once. Nothing here waits for the device."""
 
     def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device, most: int) -> None:
         self._model, self._cache, self._tokenizer, self._device, self._most = model, cache, tokenizer, device, most
         self._masks: dict[tuple[object, ...], Tensor] = {}
         languages = tokenizer.openai.all_language_tokens if tokenizer.multilingual else ()
         self._languages = torch.tensor(languages, dtype=torch.long).to(device.torch)
-        self._arrivals = make_arrivals(most, tokenizer.vocabulary, len(languages), device.torch, audio=device.captures)
+        self._buffers = make_buffers(most, tokenizer.vocabulary, len(languages), device.torch, audio=device.captures)
 
-    def admit(self, flights: Sequence[Flight], rows: Rows, heard: Heard, group: int) -> None:
-        """Encode the flights' windows and seat them in `group` rows each, as many together as the device encodes at its best."""
+    def admit(self, states: Sequence[SlotState], rows: Rows, detections: Detections, group: int) -> None:
+        """Encode the windows and fill `group` rows for each, in batches of the sizes that the device prefers."""
         begin = 0
-        for count in self._device.parts(min(len(flights), self._most)):
-            some = flights[begin : begin + count]
-            self._announce(some)
-            width = max(max(len(each.start) - 1, each.sot + 1) for each in some)
-            detect = bool(len(self._languages)) and any(each.decoding.language is None for each in some)
-            self._enter(Entry(count, group, self._device.width(width), detect), rows, heard, some)
+        for count in self._device.encoder_batches(min(len(states), self._most)):
+            batch = states[begin : begin + count]
+            self._fill_buffers(batch)
+            width = max(max(len(state.start) - 1, state.sot + 1) for state in batch)
+            detect = bool(len(self._languages)) and any(state.decoding.language is None for state in batch)
+            self._run(AdmissionShape(count, group, self._device.prompt_width(width), detect), rows, detections, batch)
             begin += count
-        if begin < len(flights):
-            self.admit(flights[begin:], rows, heard, group)
+        if begin < len(states):
+            self.admit(states[begin:], rows, detections, group)
 
-    def warm(self, entry: Entry, rows: Rows, heard: Heard) -> None:
-        """The entry of whoever came last, or of silence, so that what it needs is there when somebody comes."""
-        self._enter(entry, rows, heard, ())
+    def warm(self, shape: AdmissionShape, rows: Rows, detections: Detections) -> None:
+        """Run a shape on the windows that are still in the buffers, at first silence, so that it is compiled and captured."""
+        self._run(shape, rows, detections, ())
 
-    def _enter(self, entry: Entry, rows: Rows, heard: Heard, flights: Sequence[Flight]) -> None:
-        new, mel = self._arrivals.first(entry.windows), None
-        where: Places = new.number("slot")
+    def _run(self, shape: AdmissionShape, rows: Rows, detections: Detections, states: Sequence[SlotState]) -> None:
+        new, mel = self._buffers.first(shape.windows), None
+        index: SlotIndex = new.number("slot")
         if not self._device.captures:
             mels = self._model.dims.n_mels
-            mel = log_mels([each.window for each in flights], mels) if flights else torch.zeros(entry.windows, mels, WINDOW_FRAMES)
-            where = places([each.slot for each in flights] or range(entry.windows), self._device)
-        arguments = (self._model, self._cache, self._tokenizer, self._languages, new, where, rows, heard, entry, mel)
-        self._device.run(entry, partial(enter, *arguments))
+            mel = log_mels([state.window for state in states], mels) if states else torch.zeros(shape.windows, mels, WINDOW_FRAMES)
+            index = slot_index([state.slot for state in states] or range(shape.windows), self._device)
+        arguments = (self._model, self._cache, self._tokenizer, self._languages, new, index, rows, detections, shape, mel)
+        self._device.run(shape, partial(admit_windows, *arguments))
 
-    def _announce(self, flights: Sequence[Flight]) -> None:
-        """Write what is known of windows into the arrivals."""
-        new, device = self._arrivals.first(len(flights)), self._device
-        device.fill(new.numbers, torch.tensor([_numbers(each, self._tokenizer.vocabulary) for each in flights]))
-        device.fill(new.reals, torch.tensor([_reals(each.window) for each in flights]))
-        device.fill(new.tokens, _padded([each.start for each in flights]))
+    def _fill_buffers(self, states: Sequence[SlotState]) -> None:
+        """Write the windows into the buffers."""
+        new, device = self._buffers.first(len(states)), self._device
+        device.fill(new.numbers, torch.tensor([_numbers(state, self._tokenizer.vocabulary) for state in states]))
+        device.fill(new.reals, torch.tensor([_reals(state.window) for state in states]))
+        device.fill(new.tokens, _padded([state.start for state in states]))
         if new.candidates.shape[1]:
-            device.fill(new.candidates, torch.tensor([self._candidates(each.decoding) for each in flights]))
-        for mask, each in zip(new.suppressed, flights, strict=True):
-            mask.copy_(self._suppressed(each.decoding))
+            device.fill(new.candidates, torch.tensor([self._candidates(state.decoding) for state in states]))
+        for mask, state in zip(new.suppressed, states, strict=True):
+            mask.copy_(self._suppressed(state.decoding))
         if device.captures:
-            device.fill(new.audio, _samples([each.window for each in flights], device))
+            device.fill(new.audio, _samples([state.window for state in states], device))
 
     def _candidates(self, decoding: Decoding) -> list[bool]:
-        """Of all languages in the tokens' order, which one it may be."""
-        known = self._tokenizer.languages
-        among = set(decoding.languages) & set(known) or set(known)
-        return [language in among for language in known]
+        """Whether the window may be in each language, in the order of the language tokens."""
+        languages = self._tokenizer.languages
+        among = set(decoding.languages) & set(languages) or set(languages)
+        return [language in among for language in languages]
 
     def _suppressed(self, decoding: Decoding) -> Tensor:
-        """(vocabulary,): what is never sampled; kept on the device, for most windows suppress the same."""
+        """(vocabulary,): the tokens that are never sampled. The masks stay on the device, as most windows share one."""
         key = (decoding.suppress_tokens, decoding.timestamps, decoding.ignore_eot)
         if key not in self._masks:
-            if len(self._masks) >= 64:
+            if len(self._masks) >= _MOST_MASKS:
                 self._masks.clear()
             mask = torch.zeros(self._tokenizer.vocabulary, dtype=torch.bool)
             mask[suppressed_tokens(self._tokenizer, decoding.suppress_tokens)] = True
@@ -147,45 +150,47 @@ class Admission:
 
 
 @torch.no_grad()
-def enter(
+def admit_windows(
     model: Model,
     cache: Cache,
     tokenizer: Tokenizer,
     languages: Tensor,
-    new: Arrivals,
-    where: Places,
+    new: AdmissionBuffers,
+    index: SlotIndex,
     rows: Rows,
-    heard: Heard,
-    entry: Entry,
+    detections: Detections,
+    shape: AdmissionShape,
     mel: Tensor | None,
 ) -> None:
-    """Everything that a device does for new windows, in place. `where`: their slots; `mel`: made by the host, None: of their samples."""
+    """All work of a device on new windows, in place. `index`: their slots. `mel`: the host's spectrograms; None: made here."""
     if mel is None:
         mel = log_mels_of(new.audio, new.cuts, new.real("loudest"), model.dims.n_mels)
     slots = new.number("slot")
-    model.listen(model.encode(mel), cache, slots)
-    if entry.detect:
-        _detect(model, cache, tokenizer.openai.sot, languages, new, where, heard)
-    seats = slots[:, None] * entry.group + torch.arange(entry.group, device=slots.device)
-    _seat(new, rows, seats)
-    _read(model, cache, tokenizer.openai.no_speech, new, where, heard, seats, entry.width)
+    model.cache_audio(model.encode(mel), cache, slots)
+    if shape.detect:
+        _detect(model, cache, tokenizer.openai.sot, languages, new, index, detections)
+    row_indices = slots[:, None] * shape.group + torch.arange(shape.group, device=slots.device)
+    _write_rows(new, rows, row_indices)
+    _prefill(model, cache, tokenizer.openai.no_speech, new, index, detections, row_indices, shape.width)
 
 
-def _detect(model: Model, cache: Cache, sot: int, languages: Tensor, new: Arrivals, where: Places, heard: Heard) -> None:
-    """Write the likeliest language into the starts of those windows whose language is not given."""
+def _detect(
+    model: Model, cache: Cache, sot: int, languages: Tensor, new: AdmissionBuffers, index: SlotIndex, detections: Detections
+) -> None:
+    """Write the likeliest language into the start sequences of the windows whose language is to be detected."""
     start = torch.full((len(new.tokens), 1), sot, device=languages.device)
-    logits = model.unembed(model.read(start, cache, where)[:, 0]).float()[:, languages]
+    logits = model.unembed(model.prefill(start, cache, index)[:, 0]).float()[:, languages]
     likeliest = logits.masked_fill(~new.candidates, -torch.inf).softmax(dim=1).max(dim=1)
-    after = new.number("sot")[:, None] + 1
-    told = new.tokens.gather(1, after)[:, 0]
-    token = torch.where(new.number("detect").bool(), languages[likeliest.indices], told)
-    new.tokens.scatter_(1, after, token[:, None])
-    heard.language.index_copy_(0, new.number("slot"), likeliest.indices)
-    heard.language_probability.index_copy_(0, new.number("slot"), likeliest.values)
+    position = new.number("sot")[:, None] + 1
+    present = new.tokens.gather(1, position)[:, 0]
+    token = torch.where(new.number("detect").bool(), languages[likeliest.indices], present)
+    new.tokens.scatter_(1, position, token[:, None])
+    detections.language.index_copy_(0, new.number("slot"), likeliest.indices)
+    detections.language_probability.index_copy_(0, new.number("slot"), likeliest.values)
 
 
-def _seat(new: Arrivals, rows: Rows, seats: Tensor) -> None:
-    """Write what the rows `seats` (windows, group) begin with, and their rules."""
+def _write_rows(new: AdmissionBuffers, rows: Rows, row_indices: Tensor) -> None:
+    """Write start sequences and rules into the rows `row_indices` (windows, group)."""
     values = {
         "tokens": new.tokens,
         "length": new.number("begin"),
@@ -201,40 +206,50 @@ def _seat(new: Arrivals, rows: Rows, seats: Tensor) -> None:
         "penalty": new.real("penalty"),
         "ngram": new.number("ngram"),
     }
+    group = row_indices.shape[1]
     for name, value in values.items():
-        copies = value[:, None].expand(-1, seats.shape[1], *value.shape[1:]).flatten(0, 1)
-        getattr(rows, name).index_copy_(0, seats.flatten(), copies)
-    rows.seed.index_copy_(0, seats.flatten(), streams(new.number("seed"), seats.shape[1]).flatten())
+        copies = value[:, None].expand(-1, group, *value.shape[1:]).flatten(0, 1)
+        getattr(rows, name).index_copy_(0, row_indices.flatten(), copies)
+    rows.seed.index_copy_(0, row_indices.flatten(), streams(new.number("seed"), group).flatten())
 
 
-def _read(model: Model, cache: Cache, no_speech: int, new: Arrivals, where: Places, heard: Heard, seats: Tensor, width: int) -> None:
-    """Keep the keys and values of the starts; <|nospeech|> is judged at <|startoftranscript|>.
+def _prefill(
+    model: Model,
+    cache: Cache,
+    no_speech: int,
+    new: AdmissionBuffers,
+    index: SlotIndex,
+    detections: Detections,
+    row_indices: Tensor,
+    width: int,
+) -> None:
+    """Compute the KV cache of the start sequences, and the probability of <|nospeech|> at <|startoftranscript|>.
 
-    The last token of the start is left to the first step, whose output is wanted.
+    The last token of each start sequence is left to the first decoding step, whose output is sampled from.
     """
-    hidden = model.read(new.tokens[:, :width], cache, where, keep=seats)
+    hidden = model.prefill(new.tokens[:, :width], cache, index, rows=row_indices)
     at_sot = hidden.gather(1, new.number("sot")[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
     probability = model.unembed(at_sot).float().softmax(dim=1)[:, no_speech]
-    heard.no_speech.index_copy_(0, new.number("slot"), probability)
+    detections.no_speech.index_copy_(0, new.number("slot"), probability)
 
 
-def _numbers(flight: Flight, vocabulary: int) -> list[int]:
-    """`arrivals.NUMBERS`."""
-    decoding = flight.decoding
+def _numbers(state: SlotState, vocabulary: int) -> list[int]:
+    """`buffers.NUMBERS` of a window."""
+    decoding = state.decoding
     steps = last_initial_timestamp(decoding)
     latest = vocabulary - 1 - LAST_TIMESTAMP + (LAST_TIMESTAMP if steps is None else steps)
     rules = (decoding.suppress_blank, decoding.timestamps, latest, decoding.no_repeat_ngram_size)
-    seed = flight.window.seed if decoding.temperature > 0 else 0
-    return [flight.slot, flight.sot, decoding.language is None, *cut(flight.window), len(flight.start), flight.limit, *rules, seed]
+    seed = state.window.seed if decoding.temperature > 0 else 0
+    return [state.slot, state.sot, decoding.language is None, *frame_range(state.window), len(state.start), state.limit, *rules, seed]
 
 
 def _reals(window: Window) -> list[float]:
-    """`arrivals.REALS`."""
-    return [loudness(window), window.decoding.temperature, window.decoding.repetition_penalty]
+    """`buffers.REALS` of a window."""
+    return [loudest_or_nan(window), window.decoding.temperature, window.decoding.repetition_penalty]
 
 
 def _samples(windows: Sequence[Window], device: Device) -> Tensor:
-    """(windows, SAMPLES): silence after each."""
+    """(windows, SAMPLES): each window's samples, then silence."""
     audio = device.staging(len(windows), SAMPLES)
     for row, window in zip(audio, windows, strict=True):
         row[: len(window.samples)] = torch.from_numpy(window.samples)

@@ -1,4 +1,4 @@
-"""Times of text tokens: by what the decoder's alignment heads look at while it reads the text once more (openai-whisper's timing.py)."""
+"""Token times from the alignment heads' attention, in one more pass over the text (openai-whisper's timing.py), without host waits."""
 
 from __future__ import annotations
 
@@ -9,46 +9,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...tokenizer import Tokenizer
 from ..alignment import FRAMES_PER_TOKEN, MEDIAN_FRAMES, jumps
-from ..rules import Text
-from .cache import Cache, places
-from .device import Device, Snapshot
-from .model import Model
+from ..pytorch.cache import Cache
+from ..pytorch.model import Model
+from ..rules import AlignmentText
+from .device import Device, Snapshot, slot_index
 
 
 @dataclass(frozen=True, slots=True)
-class Aligning:
-    """An alignment on its way."""
+class PendingAlignment:
+    """An alignment whose results are on their way to the host."""
 
     snapshot: Snapshot
 
     def wait(self) -> list[tuple[list[int], list[float]]]:
-        """Of each text: at which step of the encoder's output its tokens begin, and the last one ends, n + 1; their probabilities, n."""
-        arrived = self.snapshot.wait()
-        steps = jumps([-matrix.double().numpy() for matrix in arrived[::2]])
-        return [(each.tolist(), probs.tolist()) for each, probs in zip(steps, arrived[1::2], strict=True)]
+        """For a text of n tokens: the steps of the encoder's output at which they begin, and the last one ends, n + 1; their
+        probabilities, n.
+        """
+        tensors = self.snapshot.wait()
+        steps = jumps([-matrix.double().numpy() for matrix in tensors[::2]])
+        return [(columns.tolist(), probs.tolist()) for columns, probs in zip(steps, tensors[1::2], strict=True)]
 
 
 def align(
-    model: Model, cache: Cache, device: Device, slots: Sequence[int], texts: Sequence[Text], *, no_timestamps: int, eot: int
-) -> Aligning:
-    """Align each text, none of them empty, with the sound whose keys are still in its slot. One pass for all; nothing waits for it."""
+    model: Model, cache: Cache, device: Device, slots: Sequence[int], texts: Sequence[AlignmentText], tokenizer: Tokenizer
+) -> PendingAlignment:
+    """Align each text, none of them empty, with the audio whose keys are still in its slot: one pass for all."""
+    no_timestamps, eot = tokenizer.openai.no_timestamps, tokenizer.eot
     rows = [[*text.start, no_timestamps, *text.tokens, eot] for text in texts]
     width = max(map(len, rows))
     tokens = device.send(torch.tensor([row + [eot] * (width - len(row)) for row in rows]))
-    hidden, scores = model.attention(tokens, cache, places(slots, device))
-    wanted: list[Tensor] = []
+    hidden, scores = model.alignment_scores(tokens, cache, slot_index(slots, device))
+    results: list[Tensor] = []
     for index, text in enumerate(texts):
-        # what the model makes of each of these positions is the text's next token
-        foretelling = slice(len(text.start), len(text.start) + len(text.tokens))
-        probs = model.unembed(hidden[index, foretelling]).float()[:, :eot].softmax(dim=1)
-        told = tokens[index, foretelling.start + 1 : foretelling.stop + 1]
-        wanted += [_attended(scores[index, :, : len(rows[index])], text), probs.gather(1, told[:, None])[:, 0]]
-    return Aligning(device.snapshot(wanted))
+        # the output at each of these positions predicts the text's next token
+        predicting = slice(len(text.start), len(text.start) + len(text.tokens))
+        probs = model.unembed(hidden[index, predicting]).float()[:, :eot].softmax(dim=1)
+        predicted = tokens[index, predicting.start + 1 : predicting.stop + 1]
+        results += [_attention_matrix(scores[index, :, : len(rows[index])], text), probs.gather(1, predicted[:, None])[:, 0]]
+    return PendingAlignment(device.snapshot(results))
 
 
-def _attended(scores: Tensor, text: Text) -> Tensor:
-    """Scores (heads, tokens, 1500) → how much each token, from <|notimestamps|> on, looks at each step of the window's own sound.
+def _attention_matrix(scores: Tensor, text: AlignmentText) -> Tensor:
+    """Scores (heads, tokens, 1500) → the attention of each token, from <|notimestamps|> on, to each step of the window's own audio.
 
     (text tokens + 1, steps), normalised over all the tokens.
     """

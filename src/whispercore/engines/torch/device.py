@@ -1,95 +1,98 @@
-"""The device layer: how steps are run and results come back. On a GPU, CUDA graphs and copies that nobody waits for; on a CPU, calls."""
+"""How steps run and results come back: on a GPU as CUDA graphs and asynchronous copies, on a CPU as plain calls."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..rules import reason
+from ..pytorch.cache import SlotIndex
+from ..rules import first_line
 
 logger = logging.getLogger(__name__)
 
 _MOST_GRAPHS = 512
-"""Beyond them all are dropped, and made again as they are used."""
+"""With more, all graphs are dropped and captured again as they are used."""
 _CAPTURING = threading.Lock()
-"""PyTorch allows a process one capture at a time, on whatever GPU."""
+"""PyTorch allows one capture at a time in a process, over all GPUs."""
 
 
 class Snapshot(Protocol):
     """Tensors on their way to the host."""
 
     def wait(self) -> list[Tensor]:
-        """The tensors as they were when it was taken."""
+        """The tensors as they were when the snapshot was taken."""
         ...
 
 
 class Device(Protocol):
-    """Where the engine computes. `lag`: snapshots that are on their way while the next steps are queued; `every`: steps between two.
+    """Where the engine computes.
 
-    `captures`: what `run` gets must be all work of the device's, on tensors that are there as long as the engine is.
+    `steps_per_snapshot`: steps between two snapshots. `snapshots_in_flight`: snapshots on their way to the host while the next steps are
+    queued. `captures`: `run` captures steps as CUDA graphs, so they must work on the device only, on tensors that live as long as the
+    engine.
     """
 
     torch: torch.device
-    lag: int
-    every: int
+    snapshots_in_flight: int
+    steps_per_snapshot: int
     captures: bool
 
     def bucket(self, windows: int, most: int) -> int:
-        """For how many windows a step for `windows` is made."""
+        """The number of windows in a step for `windows`: at least as many."""
         ...
 
-    def reach(self, length: int, most: int) -> int:
-        """For how many tokens a step for `length` is made."""
+    def kv_length(self, length: int, most: int) -> int:
+        """The number of cached positions in a step for rows of `length` tokens: at least as many."""
         ...
 
-    def parts(self, windows: int) -> list[int]:
-        """How many of so many new windows are encoded together."""
+    def encoder_batches(self, windows: int) -> list[int]:
+        """The sizes of the batches in which new windows are encoded."""
         ...
 
-    def width(self, length: int) -> int:
-        """For how many tokens a prompt of `length` is read."""
+    def prompt_width(self, length: int) -> int:
+        """The number of positions in a prefill of `length` tokens: at least as many."""
         ...
 
     def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
-        """Run a step that does the same with the same tensors for equal keys; None: one that does not come again."""
+        """Run a step. Steps with equal keys do the same to the same tensors; None: a step that is not worth capturing."""
         ...
 
     def send(self, tensor: Tensor) -> Tensor:
-        """A host's tensor on the device."""
+        """Copy a host's tensor to the device."""
         ...
 
     def staging(self, *shape: int) -> Tensor:
-        """A host's float32 tensor, yet to be written, to `fill` one of the device's with."""
+        """An uninitialised float32 tensor on the host, to be written and passed to `fill`."""
         ...
 
     def fill(self, target: Tensor, source: Tensor) -> None:
-        """Write a host's tensor, which nobody changes any more, into one of the device's."""
+        """Copy a host's tensor, which must not change afterwards, into one on the device."""
         ...
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
-        """Copies of the tensors as they are after all that was run so far."""
+        """Copy the tensors to the host as they are after all work so far."""
         ...
 
-    def working(self) -> AbstractContextManager[object]:
-        """Everything on the device happens inside."""
+    def activate(self) -> AbstractContextManager[object]:
+        """The context in which all work on the device is done."""
         ...
 
-    def forget(self) -> None:
-        """Let go of what is kept for `run`, and of all memory that is not in use."""
+    def free_memory(self) -> None:
+        """Drop captured steps, and give unused memory back."""
         ...
 
 
 class Host:
-    """The CPU: everything happens at once."""
+    """The CPU, on which every call is synchronous."""
 
-    lag = 0
-    every = 1
+    snapshots_in_flight = 0
+    steps_per_snapshot = 1
     captures = False
 
     def __init__(self) -> None:
@@ -99,15 +102,15 @@ class Host:
         """As many as there are."""
         return min(windows, most)
 
-    def reach(self, length: int, most: int) -> int:
-        """In steps of 32: fewer shapes for the libraries to keep kernels for."""
+    def kv_length(self, length: int, most: int) -> int:
+        """A multiple of 32: libraries keep kernels for fewer shapes."""
         return min(-(-length // 32) * 32, most)
 
-    def parts(self, windows: int) -> list[int]:
-        """All."""
+    def encoder_batches(self, windows: int) -> list[int]:
+        """One batch."""
         return [windows]
 
-    def width(self, length: int) -> int:
+    def prompt_width(self, length: int) -> int:
         """As many as there are."""
         return length
 
@@ -116,37 +119,37 @@ class Host:
         step()
 
     def send(self, tensor: Tensor) -> Tensor:
-        """It is there."""
+        """The tensor itself."""
         return tensor
 
     def staging(self, *shape: int) -> Tensor:
-        """As any other."""
+        """An ordinary tensor."""
         return torch.empty(*shape)
 
     def fill(self, target: Tensor, source: Tensor) -> None:
-        """Copy it."""
+        """Copy the tensor."""
         target.copy_(source)
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
-        """Nothing to copy: it is read before the next step."""
-        return _Taken(list(tensors), None)
+        """The tensors themselves: they are read before the next step."""
+        return _Snapshot(list(tensors), None)
 
-    def working(self) -> AbstractContextManager[object]:
-        """Nothing."""
+    def activate(self) -> AbstractContextManager[object]:
+        """An empty context."""
         return nullcontext()
 
-    def forget(self) -> None:
-        """Nothing is kept."""
+    def free_memory(self) -> None:
+        """Nothing: no steps are captured."""
 
 
 class Cuda:
-    """One GPU, one stream. Every shape of a step becomes a CUDA graph at its second use; its first is the warm-up that capture asks for.
+    """One GPU with one stream. A step's first use is the warm-up that a capture needs; its second use captures a CUDA graph.
 
-    Graphs share one pool of memory: they leave nothing in it, since steps write into static tensors only.
+    All graphs share one memory pool. They can, because steps write into static tensors only and leave nothing in the pool.
     """
 
-    lag = 1
-    every = 4
+    snapshots_in_flight = 1
+    steps_per_snapshot = 4
     captures = True
 
     def __init__(self, index: int) -> None:
@@ -156,27 +159,27 @@ class Cuda:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
-        # its plans for one query a row are made anew for every shape, and not while a graph is captured
+        # cuDNN's attention plans anew for every shape of one query a row, and cannot do so while a graph is captured
         torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cudnn.allow_tf32 = False  # float32 means float32: the two convolutions cost next to nothing
+        torch.backends.cudnn.allow_tf32 = False  # float32 stays float32; the two convolutions cost next to nothing
 
     def bucket(self, windows: int, most: int) -> int:
-        """1, 2, 4, 8, then multiples of 8, of 16 from 64 on."""
+        """1, 2, 4, 8, then multiples of 8, and of 16 above 64."""
         if windows <= 8:
             return min(1 << (windows - 1).bit_length(), most)
         step = 8 if windows <= 64 else 16
         return min(-(-windows // step) * step, most)
 
-    def reach(self, length: int, most: int) -> int:
-        """In steps of 64."""
+    def kv_length(self, length: int, most: int) -> int:
+        """A multiple of 64."""
         return min(-(-length // 64) * 64, most)
 
-    def parts(self, windows: int) -> list[int]:
-        """Powers of two: few shapes, and no window is encoded for nothing."""
+    def encoder_batches(self, windows: int) -> list[int]:
+        """Powers of two: few shapes, and no padding."""
         return [1 << bit for bit in reversed(range(windows.bit_length())) if windows >> bit & 1]
 
-    def width(self, length: int) -> int:
-        """4, then in steps of 64: what stands after a start is read for nothing."""
+    def prompt_width(self, length: int) -> int:
+        """4, or a multiple of 64. Positions after the start sequence are padding."""
         return 4 if length <= 4 else -(-length // 64) * 64
 
     def run(self, key: Hashable | None, step: Callable[[], None]) -> None:
@@ -191,11 +194,11 @@ class Cuda:
             step()
 
     def _captured(self, key: Hashable, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
-        """A new graph of the step; None where it cannot be captured or has no memory of its own, which then is not tried again."""
+        """A new graph of the step. None where the capture fails or memory is short; that key is not tried again then."""
         if key in self._refused:
             return None
         if sum(graph is not None for graph in self._graphs.values()) >= _MOST_GRAPHS:
-            self.forget()
+            self.free_memory()
         for last in (False, True):
             try:
                 self._graphs[key] = self._capture(step)
@@ -204,72 +207,72 @@ class Cuda:
                 if last or not isinstance(error, torch.OutOfMemoryError):
                     self._refuse(key, error)
                     break
-                _clear()  # which PyTorch does by itself when the memory is short, but not while it captures
+                _empty_cache()  # PyTorch does so by itself when memory is short, but not while it captures
         return self._graphs[key]
 
     def _refuse(self, key: Hashable, error: Exception) -> None:
-        logger.warning("%s runs without a CUDA graph: %s", key, reason(error))
+        logger.warning("%s runs without a CUDA graph: %s", key, first_line(error))
         self._refused.add(key)
         self._graphs[key] = None
-        # a capture that the driver broke off goes on in PyTorch's books: its pool takes no other, and no random number is drawn
-        # outside of it until another one ends well
+        # PyTorch takes a capture that the driver broke off for unfinished: the pool accepts no other capture, and random numbers fail
+        # outside of it, until another capture ends well
         self._pool = None
         with suppress(RuntimeError):
             self._capture(torch.zeros(1, device=self.torch).zero_)
         self._pool = None
 
     def _capture(self, step: Callable[[], object]) -> torch.cuda.CUDAGraph:
-        """As `torch.cuda.graph` does it, which however gives all cached memory back first and so makes the next steps wait for it."""
+        """As `torch.cuda.graph`, which also empties the memory cache first, so that the next steps wait for new memory."""
         if self._pool is None or not any(self._graphs.values()):
-            # a pool lives as long as a graph of it does: PyTorch refuses the name of one whose graphs are gone
+            # a pool lives as long as one of its graphs; PyTorch refuses the handle of a pool without graphs
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with _CAPTURING:
             self._stream.synchronize()
-            # thread_local: another GPU's engine in another thread may allocate meanwhile
+            # thread_local: the engine of another GPU may allocate in its own thread meanwhile
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 step()
             finally:
-                _end(graph, self.torch, self._pool)
+                _end_capture(graph, self.torch, self._pool)
         return graph
 
     def send(self, tensor: Tensor) -> Tensor:
-        """From pinned memory, so that the host does not wait; PyTorch keeps that memory until it is read."""
+        """From pinned memory, so that the host does not wait. PyTorch keeps that memory until the copy is done."""
         return tensor.pin_memory().to(self.torch, non_blocking=True)
 
     def staging(self, *shape: int) -> Tensor:
-        """Pinned memory, which PyTorch keeps and gives again once it has been read."""
+        """Pinned memory, which PyTorch reuses once the copy is done."""
         return torch.empty(*shape, pin_memory=True)
 
     def fill(self, target: Tensor, source: Tensor) -> None:
-        """From pinned memory, behind whatever still reads the target."""
+        """From pinned memory, in the stream's order: earlier work has read the target by then."""
         target.copy_(source.pin_memory(), non_blocking=True)
 
     def snapshot(self, tensors: Iterable[Tensor]) -> Snapshot:
-        """Into pinned memory, with an event to sleep for: waiting awake would take a core from those who read audio."""
+        """Into pinned memory, with a blocking event: a busy wait would take a core from the threads that decode audio."""
         copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True) for tensor in tensors]
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record()
-        return _Taken(copies, event)
+        return _Snapshot(copies, event)
 
-    def working(self) -> AbstractContextManager[object]:
-        """This GPU, its stream."""
+    def activate(self) -> AbstractContextManager[object]:
+        """This GPU and its stream."""
         stack = ExitStack()
         stack.enter_context(torch.cuda.device(self.torch))
         stack.enter_context(torch.cuda.stream(self._stream))
         return stack
 
-    def forget(self) -> None:
-        """Drop the graphs, none of which is running any more, and give the memory back."""
+    def free_memory(self) -> None:
+        """Drop the graphs, after all work is done, and give unused memory back."""
         self._stream.synchronize()
         self._graphs.clear()
         self._refused.clear()
-        _clear()
+        _empty_cache()
 
 
-def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
-    """End a capture, in the allocator's books too, where PyTorch leaves it open when the driver has broken it off: `_clear` would fail."""
+def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """End a capture. When the driver broke it off, PyTorch's allocator must be told as well, or emptying its cache fails."""
     try:
         graph.capture_end()
     except RuntimeError:
@@ -279,13 +282,13 @@ def _end(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
         raise
 
 
-def _clear() -> None:
-    """Give the memory that PyTorch keeps back to all GPUs: not while one of them captures, for which PyTorch's allocator fails."""
+def _empty_cache() -> None:
+    """Give the memory that PyTorch caches on all GPUs back, but not during a capture, when PyTorch's allocator fails."""
     with _CAPTURING:
         torch.cuda.empty_cache()
 
 
-class _Taken:
+class _Snapshot:
     def __init__(self, tensors: list[Tensor], event: torch.cuda.Event | None) -> None:
         self._tensors, self._event = tensors, event
 
@@ -296,5 +299,13 @@ class _Taken:
 
 
 def make_device(name: str, index: int = 0) -> Device:
-    """cpu, or cuda with the GPU's index."""
+    """The device `name`, cpu or cuda; `index`: the GPU's."""
     return Cuda(index) if name == "cuda" else Host()
+
+
+def slot_index(slots: Sequence[int], device: Device) -> SlotIndex:
+    """An index for these slots. A list as an index would be copied to the device, and the host would wait for all queued work."""
+    first = slots[0]
+    if list(slots) == list(range(first, first + len(slots))):
+        return slice(first, first + len(slots))
+    return device.send(torch.tensor(slots))

@@ -1,4 +1,4 @@
-"""The engine: windows from a feed into slots, `Decoded` back as each is done."""
+"""The engine: windows from a feed into slots, a `Decoded` back for each as soon as it is done."""
 
 from __future__ import annotations
 
@@ -12,43 +12,40 @@ from dataclasses import dataclass, field
 import torch
 
 from ...checkpoints import Checkpoint, load_checkpoint, locate
-from ...devices import decoding_threads
 from ...errors import EngineError, OutOfMemory, WhisperError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
 from .. import Feed, RefillingEngine
-from ..rules import Text, decoded, lacks_memory, likeliest_sequence, reason, text_to_align, with_times
-from .admission import Flight, Hypothesis
-from .alignment import Aligning, align
-from .cache import cache_bytes, make_cache
-from .compiling import check_compiler
+from ..pytorch.cache import cache_bytes, make_cache
+from ..pytorch.compiling import check_compiler
+from ..pytorch.model import load_model
+from ..rules import AlignmentText, first_line, lacks_memory, likeliest_sequence, make_decoded, text_to_align, with_times
+from .admission import Hypothesis, SlotState
+from .alignment import PendingAlignment, align
 from .device import Device, make_device
-from .model import load_model
-from .precision import Precision, choose_precision
-from .slots import Search, Slots, search
+from .precision import Precision, resolve_precision
+from .slots import SlotLayout, Slots, slot_layout
 
 logger = logging.getLogger(__name__)
 
 _MAX_BATCH = {"cpu": 8, "cuda": 128}
 _ENCODED_AT_ONCE = {"cpu": 2, "cuda": 8}
-"""Between two rounds of steps: whoever is being decoded waits for it."""
+"""Windows encoded between two rounds of steps: the windows in the slots wait for that."""
 _WARM_SECONDS = {"cpu": 0.0, "cuda": 10.0}
-"""At 0 one step is run."""
+"""With 0 one step is run."""
 _COMPILE_SECONDS = 120.0
 _ROWS_A_WINDOW = {"cpu": 5, "cuda": 2}
-"""Rows for beams and samples: on a CPU they take memory only when used."""
+"""Rows for beams and samples. On a CPU they take memory only when used."""
 _MOST_ROWS = 16
 """The largest beam_size and best_of."""
 _CACHE_SHARE = 0.7
-"""Of the GPU's free memory, what the caches may take; the rest is for encoding."""
+"""The share of the GPU's free memory that the caches may take; the rest is for encoding."""
 
 
 def load(settings: Settings, device: str, index: int = 0) -> RefillingEngine:
-    """The engine with the settings' checkpoint on `device`, on a GPU on that of `index`. Raises ConfigurationError."""
-    precision = choose_precision(settings.dtype, device)
-    if device == "cpu":
-        torch.set_num_threads(decoding_threads(settings))
+    """The engine with the settings' checkpoint on `device`; `index`: the GPU's. Raises ConfigurationError."""
+    precision = resolve_precision(settings, device)
     if settings.compile:
         check_compiler(torch.device(device, index))
     checkpoint = load_checkpoint(locate(settings))
@@ -66,7 +63,10 @@ def load(settings: Settings, device: str, index: int = 0) -> RefillingEngine:
 
 
 class TorchEngine:
-    """Whisper in slots. Not thread-safe; one per device, each with its own stream."""
+    """Whisper with continuous batching. Not thread-safe; one per device, each with its own stream.
+
+    `slots` and `device` are for benchmarks and tests, which run single steps.
+    """
 
     name = "torch"
 
@@ -81,28 +81,35 @@ class TorchEngine:
         compiles: bool = False,
         max_batch: int = 0,
     ) -> None:
-        """`max_batch`: windows decoded side by side at most, 0: as many as are good for the device and fit into its memory.
+        """`max_batch`: the most windows in slots; 0: the device's best number, as far as memory allows.
 
-        `int8`: the weights in 8 bits. `compiles`: parts of the model by torch.compile.
+        `int8`: weights in 8 bits. `compiles`: parts of the model by torch.compile.
         """
         self.tokenizer = Tokenizer(checkpoint.dims.n_vocab)
         self.n_mels = checkpoint.dims.n_mels
-        self._model_name, self._kind, self._precision, self._compiles = checkpoint.name, device, Precision(dtype, int8), compiles
-        self._device: Device = make_device(device, index)
+        self._model_name, self._device_name, self._precision, self._compiles = checkpoint.name, device, Precision(dtype, int8), compiles
+        self.device: Device = make_device(device, index)
         self._encoded_at_once = _ENCODED_AT_ONCE[device]
-        with self._device.working():
-            self._model = load_model(checkpoint, self._device.torch, dtype, int8=int8, compiles=compiles)
-            self.max_batch = self._fitting(max_batch or _MAX_BATCH[device])
+        with self.device.activate():
+            self._model = load_model(checkpoint, self.device.torch, dtype, int8=int8, compiles=compiles)
+            self.max_batch = self._windows_that_fit(max_batch or _MAX_BATCH[device])
             rows = max(_MOST_ROWS, self.max_batch * _ROWS_A_WINDOW[device])
-            self._cache = make_cache(checkpoint.dims, self.max_batch, rows, dtype, self._device.torch)
-            self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self._device, self._encoded_at_once)
+            self._cache = make_cache(checkpoint.dims, self.max_batch, rows, dtype, self.device.torch)
+            self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self.device, self._encoded_at_once)
+
+    @property
+    def slots(self) -> Slots:
+        """The slots. Raises EngineError after `close`."""
+        if self._slots is None:
+            raise EngineError("the engine is closed")
+        return self._slots
 
     def warm_up(self, seconds: float) -> None:
-        """Run, compile and capture what common requests need, for about so long, so that the first one finds it there."""
-        began, slots = time.monotonic(), self._opened()
-        encodes = self._device.captures or self._compiles
+        """Run, compile and capture what common requests need, for about `seconds`, so that the first request does not wait for it."""
+        began, slots = time.monotonic(), self.slots
+        encodes = self.device.captures or self._compiles
         try:
-            with self._at_work(slots):
+            with self._decoding(slots):
                 shapes = slots.warm(began + seconds, together=self._encoded_at_once, encodes=encodes)
             logger.info("engine 'torch' is warm: %d sizes of batches in %.1f s", shapes, time.monotonic() - began)
         except OutOfMemory as error:
@@ -111,35 +118,35 @@ class TorchEngine:
             logger.warning("%s: at most %d windows are encoded at once", error.message, self._encoded_at_once)
 
     def batch_key(self, decoding: Decoding) -> Hashable:
-        """Only the number of rows a window must be equal: everything else is each row's own."""
-        return search(decoding)
+        """The layout of a slot. All other options may differ within a batch."""
+        return slot_layout(decoding)
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode windows that share a `batch_key`, through `decode_feed`."""
-        feed = _Batch(windows)
+        feed = _BatchFeed(windows)
         self.decode_feed(feed)
-        return [feed.found[index] for index in range(len(windows))]
+        return [feed.results[index] for index in range(len(windows))]
 
     def decode_feed(self, feed: Feed) -> None:
-        """Decode until the feed has nothing more and all that was taken from it is done."""
+        """Decode until the feed has no more windows and all that were taken are done."""
         waiting: deque[Window] = deque()
-        landings: deque[_Landing] = deque()
-        slots = self._opened()
-        with self._at_work(slots):
+        alignments: deque[_AlignmentBatch] = deque()
+        slots = self.slots
+        with self._decoding(slots):
             while self._refill(slots, feed, waiting):
-                decoding = sum(len(each.flights) for each in landings) < len(slots.flights)
-                if decoding:
+                unfinished = sum(len(batch.states) for batch in alignments) < len(slots.states)
+                if unfinished:
                     slots.advance()
-                    landings.append(self._land(slots, feed))
-                while landings and (len(landings) > self._device.lag or not decoding):
-                    self._time(slots, feed, landings.popleft())
+                    alignments.append(self._collect_finished(slots, feed))
+                while alignments and (len(alignments) > self.device.snapshots_in_flight or not unfinished):
+                    self._finish_alignment(slots, feed, alignments.popleft())
 
     def describe(self) -> dict[str, str | int | float | bool]:
         """Engine, model, device, precision, threads, batch."""
         return {
             "engine": self.name,
             "model": self._model_name,
-            "device": torch.cuda.get_device_name(self._device.torch) if self._kind == "cuda" else "cpu",
+            "device": torch.cuda.get_device_name(self.device.torch) if self._device_name == "cuda" else "cpu",
             "precision": str(self._precision),
             "compiled": self._compiles,
             "threads": torch.get_num_threads(),
@@ -147,8 +154,8 @@ class TorchEngine:
         }
 
     def free_memory(self) -> None:
-        """Give the GPU memory of the graphs, which are made again as they are used, and what PyTorch caches back to the device."""
-        self._device.forget()
+        """Give the memory of the CUDA graphs, which are captured again as they are used, and PyTorch's cache back to the device."""
+        self.device.free_memory()
 
     def close(self) -> None:
         """Free the weights, the caches and the graphs."""
@@ -157,48 +164,43 @@ class TorchEngine:
         vars(self).pop("_cache", None)
         self.free_memory()
 
-    def _opened(self) -> Slots:
-        if self._slots is None:
-            raise EngineError("the engine is closed")
-        return self._slots
-
-    def _fitting(self, windows: int) -> int:
-        """As many windows as the GPU's free memory has room for."""
-        if self._kind == "cpu":
+    def _windows_that_fit(self, windows: int) -> int:
+        """At most `windows`, and no more than the GPU's free memory has room for."""
+        if self._device_name == "cpu":
             return windows
-        self._device.forget()  # what loading took
+        self.device.free_memory()  # of loading
         own, cross = cache_bytes(self._model.dims, self._precision.dtype)
-        free, _ = torch.cuda.mem_get_info(self._device.torch)
+        free, _ = torch.cuda.mem_get_info(self.device.torch)
         return max(1, min(windows, int((free * _CACHE_SHARE - _MOST_ROWS * own) / (cross + _ROWS_A_WINDOW["cuda"] * own))))
 
     @contextmanager
-    def _at_work(self, slots: Slots) -> Iterator[None]:
-        """On the device, with its errors as ours; whatever happens, the slots are empty afterwards."""
+    def _decoding(self, slots: Slots) -> Iterator[None]:
+        """The context of all work on the device: its errors become EngineErrors, and the slots are empty afterwards in any case."""
         try:
-            with torch.no_grad(), self._device.working():
+            with torch.no_grad(), self.device.activate():
                 try:
                     yield
                 finally:
-                    slots.begin(Search(1))
+                    slots.reset(SlotLayout(1))
         except (RuntimeError, ValueError, MemoryError) as error:
-            raise error if isinstance(error, WhisperError) else _ours(error) from error
+            raise error if isinstance(error, WhisperError) else _as_engine_error(error) from error
 
     def _refill(self, slots: Slots, feed: Feed, waiting: deque[Window]) -> bool:
-        """Fill free slots from the feed; whether there is anything to decode."""
-        if not slots.flights and not waiting:
+        """Fill free slots from the feed; returns whether there are windows to decode."""
+        if not slots.states and not waiting:
             waiting.extend(feed.take(self._encoded_at_once))
             if waiting:
-                slots.begin(search(waiting[0].decoding))
-        # one lot between two rounds of steps, so that those who are being decoded never wait for a whole batch's encoding
+                slots.reset(slot_layout(waiting[0].decoding))
+        # one small batch between two rounds of steps, so that the windows in the slots never wait for the encoding of a large one
         if (room := min(slots.free, self._encoded_at_once)) > 0:
             if len(waiting) < room:
                 waiting.extend(feed.take(room - len(waiting)))
             if waiting:
                 self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
-        return bool(slots.flights)
+        return bool(slots.states)
 
     def _admit(self, slots: Slots, windows: list[Window]) -> None:
-        """Encode windows; fewer at once from now on when the memory is short, so that those in the slots need not begin again."""
+        """Encode windows. When memory is short, fewer are encoded at once from then on; the windows in the slots are not lost."""
         try:
             slots.admit(windows)
         except torch.OutOfMemoryError:
@@ -209,78 +211,77 @@ class TorchEngine:
             self._admit(slots, windows[:half])
             self._admit(slots, windows[half:])
 
-    def _land(self, slots: Slots, feed: Feed) -> _Landing:
-        """Hand back what is done; the times of the others' words are on their way, while the next steps are queued."""
-        landing = _Landing()
-        for flight in slots.landed():
-            found = self._untimed(flight, _best(flight))
-            text = text_to_align(self.tokenizer, flight.window, found)
+    def _collect_finished(self, slots: Slots, feed: Feed) -> _AlignmentBatch:
+        """Return finished windows to the feed. Those that need token times are queued for alignment, before the next steps."""
+        batch = _AlignmentBatch()
+        for state in slots.finished():
+            decoded = self._decoded(state, _best(state))
+            text = text_to_align(self.tokenizer, state.window, decoded)
             if text.tokens:
-                landing.flights.append(flight)
-                landing.found.append(found)
-                landing.texts.append(text)
+                batch.states.append(state)
+                batch.decoded.append(decoded)
+                batch.texts.append(text)
             else:
-                slots.release(flight)
-                feed.done(flight.window, found)
-        if landing.flights:
-            places, openai = [flight.slot for flight in landing.flights], self.tokenizer.openai
-            tokens = {"no_timestamps": openai.no_timestamps, "eot": openai.eot}
-            landing.aligning = align(self._model, self._cache, self._device, places, landing.texts, **tokens)
-        return landing
+                slots.release(state)
+                feed.done(state.window, decoded)
+        if batch.states:
+            indices = [state.slot for state in batch.states]
+            batch.pending = align(self._model, self._cache, self.device, indices, batch.texts, self.tokenizer)
+        return batch
 
-    def _time(self, slots: Slots, feed: Feed, landing: _Landing) -> None:
-        """Hand back a landing's windows with the times of their words."""
-        times = landing.aligning.wait() if landing.aligning else ()
-        for flight, found, of_text in zip(landing.flights, landing.found, times, strict=True):
-            slots.release(flight)
-            feed.done(flight.window, with_times(found, *of_text))
+    def _finish_alignment(self, slots: Slots, feed: Feed, batch: _AlignmentBatch) -> None:
+        """Return a batch's windows with their token times to the feed."""
+        times = batch.pending.wait() if batch.pending else ()
+        for state, decoded, (steps, probs) in zip(batch.states, batch.decoded, times, strict=True):
+            slots.release(state)
+            feed.done(state.window, with_times(decoded, steps, probs))
 
-    def _untimed(self, flight: Flight, best: Hypothesis) -> Decoded:
-        return decoded(
+    def _decoded(self, state: SlotState, best: Hypothesis) -> Decoded:
+        return make_decoded(
             self.tokenizer,
             best.tokens,
-            flight.decoding,
-            language=flight.language,
-            language_probability=flight.language_probability,
+            state.decoding,
+            language=state.language,
+            language_probability=state.language_probability,
             avg_logprob=best.score / (len(best.tokens) + 1),
-            no_speech_prob=flight.no_speech,
+            no_speech_prob=state.no_speech,
         )
 
 
 @dataclass(slots=True)
-class _Landing:
-    """Windows that are done but for the times of their words, which keep their slots until these are there."""
+class _AlignmentBatch:
+    """Finished windows whose token times are being computed. They keep their slots until then."""
 
-    flights: list[Flight] = field(default_factory=list)
-    found: list[Decoded] = field(default_factory=list)
-    texts: list[Text] = field(default_factory=list)
-    aligning: Aligning | None = None
+    states: list[SlotState] = field(default_factory=list)
+    decoded: list[Decoded] = field(default_factory=list)
+    texts: list[AlignmentText] = field(default_factory=list)
+    pending: PendingAlignment | None = None
 
 
-class _Batch:
-    """A feed of the windows of one call."""
+class _BatchFeed:
+    """A feed of the windows of one call, in which a window may come several times."""
 
     def __init__(self, windows: Sequence[Window]) -> None:
         self._waiting = deque(windows)
-        self._places: dict[int, list[int]] = {}
-        for place, window in enumerate(windows):
-            self._places.setdefault(id(window), []).append(place)
-        self.found: dict[int, Decoded] = {}
+        self._indices: dict[int, list[int]] = {}
+        for index, window in enumerate(windows):
+            self._indices.setdefault(id(window), []).append(index)
+        self.results: dict[int, Decoded] = {}
 
     def take(self, most: int) -> Sequence[Window]:
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
     def done(self, window: Window, result: Decoded) -> None:
-        self.found[self._places[id(window)].pop()] = result
+        self.results[self._indices[id(window)].pop()] = result
 
 
-def _best(flight: Flight) -> Hypothesis:
-    found = flight.hypotheses
-    lengths = [len(each.tokens) for each in found]
-    return found[likeliest_sequence([each.score for each in found], lengths, flight.decoding.length_penalty)]
+def _best(state: SlotState) -> Hypothesis:
+    scores = [hypothesis.score for hypothesis in state.hypotheses]
+    lengths = [len(hypothesis.tokens) for hypothesis in state.hypotheses]
+    return state.hypotheses[likeliest_sequence(scores, lengths, state.decoding.length_penalty)]
 
 
-def _ours(error: Exception) -> EngineError:
+def _as_engine_error(error: Exception) -> EngineError:
     if lacks_memory(error):
-        return OutOfMemory(f"no memory to decode on: {reason(error)}")
-    return EngineError(f"engine 'torch' failed: {reason(error)}")
+        return OutOfMemory(f"no memory to decode on: {first_line(error)}")
+    return EngineError(f"engine 'torch' failed: {first_line(error)}")

@@ -1,4 +1,4 @@
-"""Whisper's rules over logits, for all rows at once and without asking the device anything (openai-whisper's decoding.py, LogitFilter)."""
+"""Whisper's rules for logits (LogitFilter in openai-whisper's decoding.py), for all rows at once and without waiting for the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .state import Rows
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The tokens that rules know: <|endoftext|>, <|0.00|>, and on the device the blanks: " " and <|endoftext|>."""
+    """The tokens that the rules name: <|endoftext|>, <|0.00|>, and, as a tensor on the device, the blanks " " and <|endoftext|>."""
 
     eot: int
     begin: int
@@ -21,36 +21,32 @@ class Vocabulary:
 
 
 def vocabulary(tokenizer: Tokenizer, device: torch.device) -> Vocabulary:
-    """Of the tokenizer."""
+    """The tokenizer's `Vocabulary`."""
     blanks = torch.tensor([*tokenizer.encode(" "), tokenizer.eot], device=device)
     return Vocabulary(tokenizer.eot, tokenizer.timestamp_begin, blanks)
 
 
 def penalise(logits: Tensor, rows: Rows, longest: int) -> None:
-    """CTranslate2's repetition_penalty and no_repeat_ngram_size, in place; `longest`: the largest of the latter."""
+    """Apply CTranslate2's repetition_penalty and no_repeat_ngram_size, in place. `longest`: the largest no_repeat_ngram_size."""
     columns = torch.arange(rows.tokens.shape[1], device=logits.device)
     sampled = (columns >= rows.begin[:, None]) & (columns < rows.length[:, None])
-    said = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, rows.tokens.where(sampled, _other(rows)), True)
-    said.scatter_(1, _other(rows), (sampled & (rows.tokens == _other(rows))).any(dim=1, keepdim=True))
+    filler = rows.tokens[:, :1]  # in the scatter it stands for positions that were not sampled
+    repeated = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, rows.tokens.where(sampled, filler), True)
+    repeated.scatter_(1, filler, (sampled & (rows.tokens == filler)).any(dim=1, keepdim=True))
     penalty = rows.penalty[:, None]
-    logits.copy_(torch.where(said, torch.where(logits < 0, logits * penalty, logits / penalty), logits))
+    logits.copy_(torch.where(repeated, torch.where(logits < 0, logits * penalty, logits / penalty), logits))
     _forbid_repeated(logits, rows, sampled, longest)
 
 
-def _other(rows: Rows) -> Tensor:
-    """(rows, 1): a token of each row that stands for none in a scatter."""
-    return rows.tokens[:, :1]
-
-
 def _forbid_repeated(logits: Tensor, rows: Rows, sampled: Tensor, longest: int) -> None:
-    """Forbid every sampled token whose predecessors are the row's last `ngram` - 1 tokens."""
+    """Mask every sampled token whose predecessors are the row's last `ngram` - 1 tokens."""
     same = sampled & (rows.ngram > 0)[:, None]
     for back in range(1, longest):
         last = rows.tokens.gather(1, (rows.length - back).clamp(min=0)[:, None])
-        known = (rows.length - back >= rows.begin)[:, None]
+        exists = (rows.length - back >= rows.begin)[:, None]
         before = torch.zeros_like(same)
         before[:, back:] = sampled[:, :-back] & (rows.tokens[:, :-back] == last)
-        same &= (before & known) | (back >= rows.ngram)[:, None]
+        same &= (before & exists) | (back >= rows.ngram)[:, None]
     forbidden = torch.zeros(logits.shape, dtype=torch.int8, device=logits.device)
     forbidden.scatter_reduce_(1, rows.tokens, same.to(torch.int8), "amax")
     logits.masked_fill_(forbidden.bool(), -torch.inf)
@@ -62,13 +58,13 @@ def constrain(logits: Tensor, rows: Rows, vocabulary: Vocabulary) -> None:
     logits.masked_fill_(rows.suppressed, -torch.inf)
     blanks = logits[:, vocabulary.blanks].masked_fill((first & rows.blank)[:, None], -torch.inf)
     logits.index_copy_(1, vocabulary.blanks, blanks)
-    _keep_time(logits, rows, vocabulary, first)
+    _apply_timestamp_rules(logits, rows, vocabulary, first)
     texts, times = logits[:, : vocabulary.begin], logits[:, vocabulary.begin :]
     likelier = rows.timed & (times.logsumexp(dim=1) > texts.amax(dim=1))
     texts.masked_fill_(likelier[:, None], -torch.inf)
 
 
-def _keep_time(logits: Tensor, rows: Rows, vocabulary: Vocabulary, first: Tensor) -> None:
+def _apply_timestamp_rules(logits: Tensor, rows: Rows, vocabulary: Vocabulary, first: Tensor) -> None:
     """Timestamps come first, in pairs except before the end, and never decrease; a segment is never empty."""
     begin, columns = vocabulary.begin, torch.arange(rows.tokens.shape[1], device=logits.device)
     is_time = (rows.tokens >= begin) & (columns >= rows.begin[:, None])

@@ -1,4 +1,4 @@
-"""Windows in their slots: new ones go into free slots, all are decoded a few steps at a time, those that are done come out."""
+"""The slots: windows enter free ones, all are decoded together a few steps at a time, and finished windows leave."""
 
 from __future__ import annotations
 
@@ -12,210 +12,215 @@ from torch import Tensor
 
 from ...tokenizer import Tokenizer
 from ...types import Decoding, Window
-from .admission import Admission, Entry, Flight, Hypothesis, flight
-from .cache import Cache
-from .decoding import Shape, step
+from ..pytorch.cache import Cache
+from ..pytorch.model import Model
+from .admission import Admission, AdmissionShape, Hypothesis, SlotState, make_slot_state
+from .decoding import StepShape, step
 from .device import Device, Snapshot
 from .logits import vocabulary
-from .model import Model
-from .state import Bank, make_bank, make_heard, make_rows
+from .state import FinishedBeams, make_detections, make_finished_beams, make_rows
 
-_MOST_BANKS = 16
-"""Kinds of beam search whose tensors are kept."""
+_MOST_LAYOUTS = 16
+"""Layouts with beams whose tensors are kept."""
 _START = 3
-"""Tokens of a start without a prompt, the last one left out: it is the first step's."""
+"""Prefilled tokens of a start sequence without a prompt: all but the last, which the first step takes."""
 _COMMON_LENGTH = 256
-"""Tokens of a window that says much."""
+"""Tokens of a window with much speech."""
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
-    """How the windows of one batch are searched: `group` rows each, `places` for finished beams, 0: no beams."""
+class SlotLayout:
+    """What a slot holds: `group` rows, and room for `max_finished` finished beams; 0: no beams."""
 
     group: int
-    places: int = 0
+    max_finished: int = 0
 
 
-def search(decoding: Decoding) -> Search:
-    """Beams as openai-whisper counts them, or as many samples as are asked for."""
+def slot_layout(decoding: Decoding) -> SlotLayout:
+    """Beams, with room for as many finished ones as openai-whisper's patience asks for; or `best_of` samples."""
     if decoding.beam_size is not None:
-        return Search(decoding.beam_size, max(1, round(decoding.beam_size * (decoding.patience or 1.0))))
-    return Search((decoding.best_of or 1) if decoding.temperature > 0 else 1)
+        return SlotLayout(decoding.beam_size, max(1, round(decoding.beam_size * (decoding.patience or 1.0))))
+    return SlotLayout((decoding.best_of or 1) if decoding.temperature > 0 else 1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """A snapshot on its way, and which flight was in which slot when it was taken."""
+class _PendingSnapshot:
+    """A snapshot on its way to the host, and the windows in the slots when it was taken."""
 
     snapshot: Snapshot
-    flights: dict[int, Flight]
+    states: dict[int, SlotState]
 
 
 class Slots:
-    """The static tensors and the windows in them. One `Search` at a time; not thread-safe."""
+    """The static tensors and the windows in them. One `SlotLayout` at a time; not thread-safe."""
 
     def __init__(self, model: Model, cache: Cache, tokenizer: Tokenizer, device: Device, together: int) -> None:
-        """`together`: windows that are encoded at once, at most."""
+        """`together`: the most windows that are encoded at once."""
         self._model, self._cache, self._tokenizer, self._device = model, cache, tokenizer, device
-        self.flights: dict[int, Flight] = {}
+        self.states: dict[int, SlotState] = {}
         self._rows = make_rows(cache.own.shape[2], model.dims.n_vocab, device.torch)
-        self._heard = make_heard(cache.cross.shape[2], device.torch)
+        self._detections = make_detections(cache.cross.shape[2], device.torch)
         self._vocabulary = vocabulary(tokenizer, device.torch)
         self._admission = Admission(model, cache, tokenizer, device, min(together, cache.cross.shape[2]))
-        self._search = Search(1)
-        self._banks: dict[Search, Bank] = {}
-        self._looks: deque[_Look] = deque()
+        self._layout = SlotLayout(1)
+        self._finished_beams: dict[SlotLayout, FinishedBeams] = {}
+        self._snapshots: deque[_PendingSnapshot] = deque()
 
     @property
     def capacity(self) -> int:
-        """Windows that have a slot under the present search."""
-        return min(self._cache.cross.shape[2], self._cache.own.shape[2] // self._search.group)
+        """The number of slots in the present layout."""
+        return min(self._cache.cross.shape[2], self._cache.own.shape[2] // self._layout.group)
 
     @property
     def free(self) -> int:
-        """Slots that are free."""
-        return self.capacity - len(self.flights)
+        """The number of free slots."""
+        return self.capacity - len(self.states)
 
-    def begin(self, search: Search) -> None:
-        """Empty all slots, for windows that are searched so from now on."""
-        self.flights.clear()
-        self._looks.clear()
+    def reset(self, layout: SlotLayout) -> None:
+        """Empty all slots and give them another layout."""
+        self.states.clear()
+        self._snapshots.clear()
         self._rows.done.fill_(True)
-        self._search = search
-        if search.places and search not in self._banks:
-            if len(self._banks) >= _MOST_BANKS:
-                self._banks.clear()
-                self._device.forget()  # its graphs write into them
-            self._banks[search] = make_bank(self.capacity, search.places, self._device.torch)
+        self._layout = layout
+        if layout.max_finished and layout not in self._finished_beams:
+            if len(self._finished_beams) >= _MOST_LAYOUTS:
+                self._finished_beams.clear()
+                self._device.free_memory()  # its graphs write into the tensors that have gone
+            self._finished_beams[layout] = make_finished_beams(self.capacity, layout.max_finished, self._device.torch)
 
     def admit(self, windows: Sequence[Window]) -> None:
-        """Encode windows, at most `free` of them, into free slots, and read their prompts."""
-        vacant = (slot for slot in range(self.capacity) if slot not in self.flights)
-        flights = [flight(self._tokenizer, window, slot) for window, slot in zip(windows, vacant, strict=False)]
-        self._admission.admit(flights, self._rows, self._heard, self._search.group)
-        if self._bank:
-            for each in flights:
-                self._bank.count[each.slot] = 0
-        self.flights.update({each.slot: each for each in flights})
+        """Put windows, at most `free` of them, into free slots: encode them and prefill their prompts."""
+        vacant = (slot for slot in range(self.capacity) if slot not in self.states)
+        states = [make_slot_state(self._tokenizer, window, slot) for window, slot in zip(windows, vacant, strict=False)]
+        self._admission.admit(states, self._rows, self._detections, self._layout.group)
+        if self._beams:
+            for state in states:
+                self._beams.count[state.slot] = 0
+        self.states.update({state.slot: state for state in states})
 
     def advance(self) -> None:
-        """Queue a few steps for all windows, and a look at what came of them."""
-        self._close_ranks()
-        flights = self.flights.values()
-        windows = self._device.bucket(max(self.flights) + 1, self.capacity)
-        for _ in range(self._device.every):
-            longest = max(each.length for each in flights)
-            self._step(self._shape(windows, self._device.reach(longest, self._cache.own.shape[4])))
-            for each in flights:
-                each.length = min(each.length + 1, each.limit)
-        self._looks.append(_Look(self._device.snapshot(self._seen(windows)), dict(self.flights)))
+        """Queue a few steps for all windows, and a snapshot of the results."""
+        self._compact()
+        states = self.states.values()
+        windows = self._device.bucket(max(self.states) + 1, self.capacity)
+        for _ in range(self._device.steps_per_snapshot):
+            longest = max(state.length for state in states)
+            self.step(self._step_shape(windows, self._device.kv_length(longest, self._cache.own.shape[4])))
+            for state in states:
+                state.length = min(state.length + 1, state.limit)
+        self._snapshots.append(_PendingSnapshot(self._device.snapshot(self._results(windows)), dict(self.states)))
 
-    def landed(self) -> list[Flight]:
-        """The windows that are done, as far as is known by now; they keep their slots until `release`."""
-        if len(self._looks) <= self._device.lag:
+    def finished(self) -> list[SlotState]:
+        """The windows that are done by the latest snapshot that is due. They keep their slots until `release`."""
+        if len(self._snapshots) <= self._device.snapshots_in_flight:
             return []
-        look = self._looks.popleft()
-        no_speech, language, probability, done, *sequences = look.snapshot.wait()
-        ended, found = done.view(-1, self._search.group).all(dim=1).tolist(), []
-        for slot, each in look.flights.items():
-            if each.hypotheses or not ended[slot]:
+        pending = self._snapshots.popleft()
+        no_speech, language, probability, done, *sequences = pending.snapshot.wait()
+        ended = done.view(-1, self._layout.group).all(dim=1).tolist()
+        finished = []
+        for slot, state in pending.states.items():
+            if state.hypotheses or not ended[slot]:
                 continue
-            each.hypotheses = self._hypotheses(each, slot, sequences)
-            each.no_speech = float(no_speech[slot])
-            if each.decoding.language is None and self._tokenizer.multilingual:
-                each.language = self._tokenizer.languages[int(language[slot])]
-                each.language_probability = float(probability[slot])
-            found.append(each)
-        return found
+            state.hypotheses = self._hypotheses(state, slot, sequences)
+            state.no_speech = float(no_speech[slot])
+            if state.decoding.language is None and self._tokenizer.multilingual:
+                state.language = self._tokenizer.languages[int(language[slot])]
+                state.language_probability = float(probability[slot])
+            finished.append(state)
+        return finished
 
-    def release(self, flight: Flight) -> None:
-        """Free its slot."""
-        del self.flights[flight.slot]
+    def release(self, state: SlotState) -> None:
+        """Free the window's slot."""
+        del self.states[state.slot]
 
     def warm(self, until: float, *, together: int, encodes: bool) -> int:
-        """Run what common requests need, the likeliest first, until a time of `time.monotonic`; how many shapes that were.
+        """Run the shapes that common requests need, the likeliest first, until a time of `time.monotonic`; returns their number.
 
-        Empties all slots. What is captured is captured here: a shape's first two uses are this one's. `encodes`: encode silence too.
+        Empties all slots. Each shape runs twice where steps are captured, so that the second run captures it. `encodes`: admissions too.
         """
-        self.begin(Search(1))
+        self.reset(SlotLayout(1))
         warmed = 0
-        for warm in self._common(together if encodes else 0):
+        for run in self._common_shapes(together if encodes else 0):
             for _ in range(2 if self._device.captures else 1):
-                warm()
+                run()
             self._device.snapshot([self._rows.done]).wait()
             warmed += 1
             if time.monotonic() > until:
                 break
-        self.begin(Search(1))
+        self.reset(SlotLayout(1))
         return warmed
 
-    def _common(self, together: int) -> Iterator[Callable[[], None]]:
-        """Entries of windows without a prompt, then steps for ever more windows and longer texts."""
-        device, most, longest = self._device, self.capacity, self._cache.own.shape[4]
-        for count in sorted({device.parts(count)[0] for count in range(1, min(together, most) + 1)}):
-            for detect in (False, True)[: 1 + self._tokenizer.multilingual]:
-                entry = Entry(count, 1, device.width(_START), detect)
-                yield partial(self._admission.warm, entry, self._rows, self._heard)
-        for reach in sorted({device.reach(length, longest) for length in range(1, _COMMON_LENGTH + 1)}):
-            for windows in sorted({device.bucket(count, most) for count in range(1, most + 1)}):
-                yield partial(self._step, Shape(windows, 1, reach, sampled=False, ngram=None, places=0))
+    def warm_admission(self, shape: AdmissionShape) -> None:
+        """Run an admission of this shape on the windows that are still in its buffers."""
+        self._admission.warm(shape, self._rows, self._detections)
 
-    def _step(self, shape: Shape) -> None:
-        """One step; penalties are rare and of a hundred kinds: a graph for each would never be seen again."""
-        run = partial(step, self._model, self._cache, self._rows, self._bank, self._vocabulary, shape)
+    def step(self, shape: StepShape) -> None:
+        """Queue one step. Penalties are rare and of many kinds, so steps with them are not captured."""
+        run = partial(step, self._model, self._cache, self._rows, self._beams, self._vocabulary, shape)
         self._device.run(shape if shape.ngram is None else None, run)
 
-    @property
-    def _bank(self) -> Bank | None:
-        return self._banks.get(self._search)
+    def _common_shapes(self, together: int) -> Iterator[Callable[[], None]]:
+        """Admissions of windows without a prompt, then steps for more and more windows and longer texts."""
+        device, most, longest = self._device, self.capacity, self._cache.own.shape[4]
+        for count in sorted({device.encoder_batches(count)[0] for count in range(1, min(together, most) + 1)}):
+            for detect in (False, True)[: 1 + self._tokenizer.multilingual]:
+                yield partial(self.warm_admission, AdmissionShape(count, 1, device.prompt_width(_START), detect))
+        for kv_length in sorted({device.kv_length(length, longest) for length in range(1, _COMMON_LENGTH + 1)}):
+            for windows in sorted({device.bucket(count, most) for count in range(1, most + 1)}):
+                yield partial(self.step, StepShape(windows, 1, kv_length, sampled=False, ngram=None, max_finished=0))
 
-    def _shape(self, windows: int, reach: int) -> Shape:
-        decodings = [each.decoding for each in self.flights.values()]
-        penalised = [each for each in decodings if each.repetition_penalty != 1.0 or each.no_repeat_ngram_size]
-        return Shape(
+    @property
+    def _beams(self) -> FinishedBeams | None:
+        return self._finished_beams.get(self._layout)
+
+    def _step_shape(self, windows: int, kv_length: int) -> StepShape:
+        decodings = [state.decoding for state in self.states.values()]
+        penalised = [decoding for decoding in decodings if decoding.repetition_penalty != 1.0 or decoding.no_repeat_ngram_size]
+        return StepShape(
             windows=windows,
-            group=self._search.group,
-            reach=reach,
-            sampled=any(each.temperature > 0 for each in decodings),
-            ngram=max((each.no_repeat_ngram_size for each in penalised), default=None),
-            places=self._search.places,
+            group=self._layout.group,
+            kv_length=kv_length,
+            sampled=any(decoding.temperature > 0 for decoding in decodings),
+            ngram=max((decoding.no_repeat_ngram_size for decoding in penalised), default=None),
+            max_finished=self._layout.max_finished,
         )
 
-    def _seen(self, windows: int) -> list[Tensor]:
-        """What `landed` and `_hypotheses` read, of the windows in use."""
-        rows = self._rows.first(windows * self._search.group)
-        heard = [self._heard.no_speech, self._heard.language, self._heard.language_probability]
-        bank = [self._bank.count, self._bank.tokens, self._bank.length, self._bank.score] if self._bank else []
-        return [*(each[:windows] for each in heard), rows.done, rows.tokens, rows.length, rows.score, *(each[:windows] for each in bank)]
+    def _results(self, windows: int) -> list[Tensor]:
+        """The tensors that `finished` and `_hypotheses` read, of the first `windows` slots."""
+        rows, detections, beams = self._rows.first(windows * self._layout.group), self._detections, self._beams
+        detected = [detections.no_speech, detections.language, detections.language_probability]
+        kept = [beams.count, beams.tokens, beams.length, beams.score] if beams else []
+        of_windows, of_beams = ([tensor[:windows] for tensor in tensors] for tensors in (detected, kept))
+        return [*of_windows, rows.done, rows.tokens, rows.length, rows.score, *of_beams]
 
-    def _hypotheses(self, flight: Flight, slot: int, sequences: list[Tensor]) -> list[Hypothesis]:
-        """The rows' sequences; of beams the finished ones, and live ones only when too few are finished, as openai-whisper."""
-        tokens, length, score, *bank = sequences
-        group = self._search.group
+    def _hypotheses(self, state: SlotState, slot: int, sequences: list[Tensor]) -> list[Hypothesis]:
+        """The rows' sequences. Of beams the finished ones, filled up with live ones to `group`, as openai-whisper does."""
+        tokens, length, score, *beams = sequences
+        group = self._layout.group
         rows = range(slot * group, (slot + 1) * group)
-        live = [self._hypothesis(flight, tokens[row], int(length[row]), float(score[row])) for row in rows]
-        if not bank:
+        live = [self._hypothesis(state, tokens[row], int(length[row]), float(score[row])) for row in rows]
+        if not beams:
             return live
-        count, tokens, length, score = (each[slot] for each in bank)
-        finished = [self._hypothesis(flight, tokens[i], int(length[i]), float(score[i])) for i in range(int(count))]
-        live.sort(key=lambda each: each.score, reverse=True)
+        count, tokens, length, score = (tensor[slot] for tensor in beams)
+        finished = [self._hypothesis(state, tokens[i], int(length[i]), float(score[i])) for i in range(int(count))]
+        live.sort(key=lambda hypothesis: hypothesis.score, reverse=True)
         return finished + live[: max(0, group - len(finished))]
 
-    def _hypothesis(self, flight: Flight, tokens: Tensor, length: int, score: float) -> Hypothesis:
-        sampled: list[int] = tokens[len(flight.start) : length].tolist()
+    def _hypothesis(self, state: SlotState, tokens: Tensor, length: int, score: float) -> Hypothesis:
+        sampled: list[int] = tokens[len(state.start) : length].tolist()
         return Hypothesis(sampled[:-1] if sampled[-1:] == [self._tokenizer.eot] else sampled, score)
 
-    def _close_ranks(self) -> None:
-        """Move the last windows into gaps, when the steps become smaller by that."""
-        in_use = len(self.flights)
+    def _compact(self) -> None:
+        """Move the windows of the last slots into free ones, where that makes the steps smaller."""
+        in_use = len(self.states)
         bucket = self._device.bucket(in_use, self.capacity)
-        while self._device.bucket(max(self.flights) + 1, self.capacity) > bucket:
-            source = max(self.flights)
-            target = min(set(range(in_use)) - self.flights.keys())
-            self._cache.move(source, target, self._search.group)
-            self._rows.move(source, target, self._search.group)
-            self._heard.move(source, target)
-            if self._bank:
-                self._bank.move(source, target)
-            self.flights[target] = self.flights.pop(source)
-            self.flights[target].slot = target
+        while self._device.bucket(max(self.states) + 1, self.capacity) > bucket:
+            source = max(self.states)
+            target = min(set(range(in_use)) - self.states.keys())
+            self._cache.move(source, target, self._layout.group)
+            self._rows.move(source, target, self._layout.group)
+            self._detections.move(source, target)
+            if self._beams:
+                self._beams.move(source, target)
+            self.states[target] = self.states.pop(source)
+            self.states[target].slot = target

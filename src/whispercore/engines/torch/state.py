@@ -1,4 +1,4 @@
-"""What is known of every row while it is decoded: static tensors on the device, one entry a row or a window."""
+"""The device's record of rows and windows while they are decoded: static tensors, one element a row or a window."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 from ...types import TEXT_CONTEXT
 
 LENGTH = TEXT_CONTEXT + 1
-"""Tokens a row has at most: the last one is sampled, never read."""
+"""The most tokens of a row. The last one is sampled but never fed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """One entry a row (rows,), and what is sampled there under which rules.
+    """The sequence of each row and its rules, (rows,) but where another shape is given.
 
-    `tokens` (rows, LENGTH + 1): the start sequence and what was sampled, 0 after it. `length`: how many of them count; `begin`: how
-    many are the start; `limit`: where it ends at the latest. `score`: sum of the sampled tokens' log-probabilities. The rules:
-    `suppressed` (rows, vocabulary) never come, `blank` not first; `timed`: the rules of timestamps hold, the first one is at most
-    `latest_first`; `penalty` and `ngram`: CTranslate2's repetition_penalty and no_repeat_ngram_size. `seed`: of the row's noise.
+    `tokens` (rows, LENGTH + 1): the start sequence and the sampled tokens, then zeros. `length`: of both; `begin`: of the start sequence;
+    `limit`: the largest `length`. `score`: the sum of the sampled tokens' log-probabilities. Rules: tokens in `suppressed` (rows,
+    vocabulary) are never sampled; with `blank`, blanks are never first; with `timed`, the timestamp rules hold, and the first timestamp is
+    at most `latest_first`; `penalty` and `ngram` are CTranslate2's repetition_penalty and no_repeat_ngram_size. `seed`: of the noise.
     """
 
     tokens: Tensor
@@ -39,11 +39,11 @@ class Rows:
     seed: Tensor
 
     def first(self, count: int) -> Rows:
-        """The first `count` rows: views."""
+        """Views of the first `count` rows."""
         return Rows(*(getattr(self, field.name)[:count] for field in fields(self)))
 
     def move(self, source: int, target: int, group: int) -> None:
-        """Copy a window's rows from one slot into another; the first one's are done."""
+        """Copy a window's rows from one slot into another, and mark those of the first as done."""
         for field in fields(self):
             tensor = getattr(self, field.name)
             tensor[target * group : (target + 1) * group] = tensor[source * group : (source + 1) * group]
@@ -51,8 +51,8 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """One entry a window (windows,): probability of silence, the language's token and its probability."""
+class Detections:
+    """For each window (windows,): the probability of no speech, the index of its language, and that language's probability."""
 
     no_speech: Tensor
     language: Tensor
@@ -66,9 +66,9 @@ class Heard:
 
 
 @dataclass(frozen=True, slots=True)
-class Bank:
-    """Beam search's finished sequences, the last place a dump: `tokens` (windows, places + 1, LENGTH + 1), `length` and `score`
-    (windows, places + 1), `count` (windows,).
+class FinishedBeams:
+    """The finished sequences of beam search: `tokens` (windows, capacity + 1, LENGTH + 1), `length` and `score` (windows, capacity + 1),
+    `count` (windows,). The last position takes what is to be discarded.
     """
 
     tokens: Tensor
@@ -77,8 +77,8 @@ class Bank:
     count: Tensor
 
     @property
-    def places(self) -> int:
-        """How many sequences are wanted."""
+    def capacity(self) -> int:
+        """The number of sequences that are kept."""
         return self.score.shape[1] - 1
 
     def move(self, source: int, target: int) -> None:
@@ -115,17 +115,17 @@ def make_rows(count: int, vocabulary: int, device: torch.device) -> Rows:
     )
 
 
-def make_heard(count: int, device: torch.device) -> Heard:
-    """Windows of which nothing is known."""
+def make_detections(count: int, device: torch.device) -> Detections:
+    """Zeros."""
     zeros = torch.zeros(count, device=device)
-    return Heard(no_speech=zeros, language=torch.zeros(count, dtype=torch.long, device=device), language_probability=zeros.clone())
+    return Detections(no_speech=zeros, language=torch.zeros(count, dtype=torch.long, device=device), language_probability=zeros.clone())
 
 
-def make_bank(windows: int, places: int, device: torch.device) -> Bank:
-    """Nothing finished yet."""
-    return Bank(
-        tokens=torch.zeros(windows, places + 1, LENGTH + 1, dtype=torch.long, device=device),
-        length=torch.zeros(windows, places + 1, dtype=torch.long, device=device),
-        score=torch.zeros(windows, places + 1, device=device),
+def make_finished_beams(windows: int, capacity: int, device: torch.device) -> FinishedBeams:
+    """No finished sequences yet."""
+    return FinishedBeams(
+        tokens=torch.zeros(windows, capacity + 1, LENGTH + 1, dtype=torch.long, device=device),
+        length=torch.zeros(windows, capacity + 1, dtype=torch.long, device=device),
+        score=torch.zeros(windows, capacity + 1, device=device),
         count=torch.zeros(windows, dtype=torch.long, device=device),
     )

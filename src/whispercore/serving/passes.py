@@ -1,0 +1,70 @@
+"""A job's upload, opened once for each pass over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..audio.recording import Recording, open_recording
+from ..audio.source import Source
+from ..audio.threads import AudioThreads
+from ..errors import InvalidRequest
+from ..options import Options
+
+MAX_CHANNELS = 8
+"""Channels that can be transcribed apart, at most."""
+
+
+class Passes:
+    """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
+
+    `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before
+    `open_first`.
+    """
+
+    def __init__(self, source: Source, options: Options, max_seconds: float, threads: AudioThreads | None = None) -> None:
+        self.recordings: list[Recording] = []
+        self.duration: float | None = None
+        self._source: Source | None = source
+        self._options = options
+        self._max_seconds = max_seconds
+        self._threads = threads
+        self._first: Recording | None = None
+
+    def open_first(self) -> Sequence[int | None]:
+        """Open the recording. Returns the channels to transcribe, None for all of them mixed into one.
+
+        Raises WhisperError as `open_recording` does, InvalidRequest for too many channels.
+        """
+        options = self._options
+        is_read_once = options.strategy == "chunked" and options.channels == "mono"
+        if not is_read_once and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
+            self._source = self._source.read()  # an open file has one position, so passes cannot share it
+        self._first = self._open(None)
+        self.duration, channels = self._first.declared_duration, self._first.channels
+        if options.channels != "separate" or channels == 1:
+            return (None,)
+        if channels > MAX_CHANNELS:
+            raise InvalidRequest(f"{channels} channels cannot be transcribed apart, at most {MAX_CHANNELS}", param="channels")
+        return range(channels)
+
+    def open(self, channel: int | None) -> Recording:
+        """The next pass: over one channel, or over all of them mixed into one."""
+        if channel is None and self._first is not None:
+            first, self._first = self._first, None
+            return first
+        return self._open(channel)
+
+    def close(self) -> None:
+        """Close every pass and let go of the upload."""
+        for recording in self.recordings:
+            recording.close()
+        self._source = None
+
+    def _open(self, channel: int | None) -> Recording:
+        assert self._source is not None
+        recording = open_recording(
+            self._source, max_seconds=self._max_seconds, channel=channel, track=self._options.audio_track, threads=self._threads
+        )
+        self.recordings.append(recording)
+        return recording

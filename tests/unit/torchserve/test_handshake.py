@@ -1,0 +1,27 @@
+"""What worker and launcher tell each other."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from whispercore.torchserve.handshake import served, serves_line
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_launcher_reads_what_the_worker_writes() -> None:
+    assert served(serves_line("0.1.0", {"engine": "ct2", "threads": 2})) == "engine ct2, threads 2"
+
+
+def test_other_lines_are_no_description() -> None:
+    assert served("Model server started.") is None
+
+
+def test_it_loads_nothing_heavy() -> None:
+    script = "import sys, whispercore.torchserve.handshake; print({'numpy', 'torch', 'av'} & set(sys.modules))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    printed = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == "set()"
