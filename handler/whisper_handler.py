@@ -11,11 +11,13 @@ import contextlib
 import functools
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ts.protocol.otf_message_handler as otf_message_handler
 from ts.metrics.metric_cache_errors import MetricsCacheKeyError
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.service import Service
@@ -24,18 +26,22 @@ from whispercore import __version__
 from whispercore.errors import ConfigurationError
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve import protocol
 from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, serves_line
+from whispercore.torchserve.log_lines import LineFormatter
 from whispercore.torchserve.mailbox import Mailbox, PolledRow
-from whispercore.torchserve.open_request import both_ids
 from whispercore.torchserve.response import Response
 
 logger = logging.getLogger(__name__)
 
+SUCCESS_SECONDS = 5.0
+"""How often the time since the last success is published, at most."""
 _COUNTERS: dict[str, Callable[[Mailbox], int]] = {
     "whisper_windows_total": lambda mailbox: mailbox.transcriber.scheduler.counters.windows,
     "whisper_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.batches,
     "whisper_fallbacks_total": lambda mailbox: mailbox.transcriber.scheduler.counters.retries_at_higher_temperature,
     "whisper_out_of_memory_total": lambda mailbox: mailbox.transcriber.scheduler.counters.out_of_memory,
+    "whisper_failed_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.failed_batches,
     "whisper_shared_total": lambda mailbox: mailbox.jobs.shared,
 }
 
@@ -48,11 +54,16 @@ class WhisperHandler:
 
     def __init__(self) -> None:
         self._open_requests = -1
+        self._ready: bool | None = None
+        self._success_published = 0.0
         self._published = dict.fromkeys(_COUNTERS, 0)
 
     def initialize(self, context: Any) -> None:
         """Load the engine, with the settings of config/model-config.yaml and the environment."""
         logging.getLogger().addFilter(_not_a_poll)
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(LineFormatter(handler.formatter))
+        _read_in_large_pieces()
         if retrieve := getattr(Service, "retrieve_data_for_inference", None):
             Service.retrieve_data_for_inference = staticmethod(_with_repeated_fields(retrieve))
         section = (context.model_yaml_config or {}).get("whisper")
@@ -62,6 +73,7 @@ class WhisperHandler:
             logger.error("%s%s", CANNOT_START, error.message)
             raise
         logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
+        self.transcriber.prober.start()
         self.mailbox = Mailbox(self.transcriber)
         self._publish_open_requests(context)
 
@@ -72,6 +84,11 @@ class WhisperHandler:
         # serve.sh creates the file when it has been told to stop and requests keep coming.
         self.mailbox.jobs.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
         responses = self.mailbox.exchange(polled)
+        if self.mailbox.is_stalled:
+            seconds = self.transcriber.scheduler.stalled_seconds
+            logger.critical("the engine has given no result for %.0f s: the worker ends, and TorchServe starts another", seconds)
+            logging.shutdown()
+            os._exit(1)  # threads that hang would keep an ordinary exit waiting
         criteria: list[Callable[[Any], bool | None]] = [_whole] * len(rows)
         payloads = [b""] * len(rows)
         for index, server_id in ids.items():
@@ -95,7 +112,7 @@ class WhisperHandler:
             context.set_response_header(index, name, value)
         if response.last is False:
             return
-        measure = functools.partial(_measure, context, log_id=both_ids(server_id, response.request_id))
+        measure = functools.partial(_measure, context, log_id=server_id)  # the client's own id could break the metric's line
         measure("whisper_requests_total", 1, [str(response.status)])
         for reason, count in Counter(response.dropped).items():
             measure("whisper_dropped_total", count, [reason])
@@ -109,11 +126,21 @@ class WhisperHandler:
             return
         self._open_requests = len(self.mailbox)
         if path := os.environ.get(OPEN_REQUESTS_FILE):
-            Path(path).write_text(f"{self._open_requests}\n")
+            try:
+                Path(path).write_text(f"{self._open_requests}\n")
+            except OSError as error:  # a full disk must not fail the requests of this call
+                logger.warning("the number of open requests cannot be written: %s", error)
         _measure(context, "whisper_open_requests", self._open_requests, kind=MetricTypes.GAUGE)
 
     def _publish_counters(self, context: Any) -> None:
-        """Publish to Prometheus what has been counted since the last call."""
+        """Publish to Prometheus what has been counted since the last call, and whether the worker is ready."""
+        if self._ready != self.mailbox.is_ready:
+            self._ready = self.mailbox.is_ready
+            _measure(context, "whisper_ready", int(self._ready), kind=MetricTypes.GAUGE)
+        success = self.transcriber.scheduler.last_success
+        if success is not None and time.monotonic() - self._success_published >= SUCCESS_SECONDS:
+            self._success_published = time.monotonic()
+            _measure(context, "whisper_last_success_seconds", round(time.monotonic() - success, 1), kind=MetricTypes.GAUGE)
         for metric, count_of in _COUNTERS.items():
             count = count_of(self.mailbox)
             if count > self._published[metric]:
@@ -132,6 +159,13 @@ def _measure(
         context.metrics.get_metric(name, kind).add_or_update(value, list(dimensions), log_id)
     except (AttributeError, MetricsCacheKeyError):
         logger.debug("metric %s is not declared", name)
+
+
+def _read_in_large_pieces() -> None:
+    """Replace TorchServe's reading of messages, which is slow for forms of many fields, where it is as we know it."""
+    if hasattr(otf_message_handler, "_retrieve_buffer") and hasattr(otf_message_handler, "_retrieve_request"):
+        otf_message_handler._retrieve_buffer = protocol.retrieve_buffer
+        otf_message_handler._retrieve_request = protocol.retrieve_request
 
 
 def _with_repeated_fields(retrieve: Callable[[Any], Any]) -> Callable[[Any], Any]:

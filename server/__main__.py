@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from . import checkpoint, preflight, weights
 from .configuration import Configuration, StartError, worker_paths
 from .draining import drain, pending_requests
-from .readiness import healthy, wait_until_ready, wake_worker
+from .readiness import healthy, ready, wait_until_ready, wake_worker
 from .signals import StopSignals
 from .torchserve import TorchServe
 from .workerlog import WorkerLog
 
-ALIVE_SECONDS, HEALTH_SECONDS = 0.5, 5.0
-"""How often to check that Java runs, and how often to ask /ping."""
+ALIVE_SECONDS, HEALTH_SECONDS, READY_SECONDS = 0.5, 5.0, 30.0
+"""How often to check that Java runs, to ask /ping, and to ask the worker whether it is ready."""
 # Longer than maxRetryTimeoutInSec of config/model-config.yaml, the time in which TorchServe tries to restart the worker.
 UNHEALTHY_SECONDS = 180.0
 
@@ -72,7 +72,8 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
 def watch(server: TorchServe, stop: StopSignals) -> None:
     """Return at the first signal. Raises StartError when Java has ended or the worker does not come back."""
     log = server.configuration.log_file
-    healthy_at = checked_at = time.monotonic()
+    healthy_at = checked_at = asked_at = time.monotonic()
+    was_ready = True
     while not stop.requested:
         if not server.alive:
             raise StartError(f"TorchServe ended by itself with status {server.process.returncode}: see {log}")
@@ -82,6 +83,12 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
             healthy_at = now if healthy(server.configuration.inference) else healthy_at
             if server.open_requests and server.unchanged_seconds >= HEALTH_SECONDS:
                 wake_worker(server.configuration.inference)
+        if now - asked_at >= READY_SECONDS:
+            is_ready = ready(server.configuration.inference)
+            asked_at = time.monotonic()
+            if is_ready != was_ready and not stop.requested:
+                say("ready again" if is_ready else f"not ready: the worker does not answer, or its engine gives no results; see {log}")
+            was_ready = is_ready
         if now - healthy_at > UNHEALTHY_SECONDS:
             raise StartError(f"the worker died and cannot be started again: see {log}")
         stop.wait(ALIVE_SECONDS)

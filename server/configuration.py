@@ -50,6 +50,8 @@ class Configuration:
     logs: Path
     temporary: Path
     grace_seconds: float
+    reads_environment: bool
+    """Whether TorchServe takes its addresses from the environment: enable_envvars_config."""
 
     @property
     def log_file(self) -> Path:
@@ -72,6 +74,7 @@ class Configuration:
             logs=Path(environ["LOG_LOCATION"]),
             temporary=Path(environ["TEMP"]),
             grace_seconds=_seconds("WHISPER_GRACE_SECONDS", GRACE_SECONDS, environ),
+            reads_environment=properties.get("enable_envvars_config", "").lower() == "true",
         )
 
 

@@ -21,6 +21,7 @@ from whispercore.torchserve import handshake
 
 from . import ROOT
 from .configuration import Configuration, StartError
+from .management import SOCKET_FILE, ManagementGuard
 
 STOP_SECONDS = 20.0
 """How long Java may take to end after SIGTERM."""
@@ -45,11 +46,12 @@ class TorchServe:
         # For sockets and the unpacked archive. Not in the state folder, whose path may be long: a socket's path is limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
         self._lock = _lock(self.folder / LOCK_FILE)
+        self._guard = self._guarded()
         # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.process = subprocess.Popen(
             _command(configuration, self.folder),
-            env=_environment(self.folder),
+            env=_environment(self.folder) | ({"TS_MANAGEMENT_ADDRESS": f"unix:{self.folder / SOCKET_FILE}"} if self._guard else {}),
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -61,6 +63,16 @@ class TorchServe:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
+
+    def _guarded(self) -> ManagementGuard | None:
+        """The guard of the management API; None when TorchServe does not take its addresses from the environment."""
+        address = self.configuration.management
+        if not self.configuration.reads_environment:
+            return None
+        try:
+            return ManagementGuard(address.host, address.port, self.folder / SOCKET_FILE)
+        except OSError as error:
+            raise StartError(f"cannot listen on {address.host}:{address.port} ({error.strerror}): set {address.variable}") from None
 
     @property
     def alive(self) -> bool:
@@ -94,6 +106,8 @@ class TorchServe:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(STOP_SECONDS)
         _kill_group(self.process)
+        if self._guard:
+            self._guard.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._lock:
             self._lock.close()

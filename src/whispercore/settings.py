@@ -55,6 +55,11 @@ class Settings:
     readers: int = _setting(0, "threads that decode audio and cut windows; 0: half of the physical cores, at least two", minimum=0)
     max_audio_bytes: int = _setting(150 * 1024 * 1024, "the largest upload, in bytes", minimum=1)
     max_audio_seconds: float = _setting(4 * 3600.0, "the longest recording, in seconds", minimum=1)
+    max_beams: int = _setting(10, "largest beam_size or best_of of a request", minimum=1)
+    max_patience: float = _setting(2.0, "largest patience of a request", minimum=1)
+    stall_seconds: float = _setting(
+        180.0, "the worker is restarted when the engine completes no window for this long, or 20 times its longest; 0: never", minimum=0
+    )
     max_open_requests: int = _setting(1000, "the most open requests; further ones are refused with 503", minimum=1)
     fixed_tokens: int = _setting(0, "decode exactly this many tokens per window, to measure speed on random weights; 0: off", minimum=0)
 

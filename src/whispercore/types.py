@@ -61,6 +61,11 @@ class Decoding:
     ignore_eot: bool = False
 
     @property
+    def cost(self) -> float:
+        """An estimate of the work for one window, 1.0 for a greedy search: the decoder's part grows with the texts it keeps."""
+        return 1.0 + ((self.beam_size or self.best_of or 1) * (self.patience or 1.0) - 1.0) / 4
+
+    @property
     def max_sampled(self) -> int:
         """The most tokens to sample: `max_tokens`, but at most 224, half the text context."""
         return min(self.max_tokens or MAX_SAMPLED, MAX_SAMPLED)

@@ -14,6 +14,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     try:
         yield server.wait_until_ready()
         status = server.stop()
-        assert status == 0, server.said
+        assert status == 0, server.output
     finally:
         server.clean_up()

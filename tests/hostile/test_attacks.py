@@ -113,7 +113,9 @@ def test_a_client_writes_no_metrics_and_no_log_lines(server: Server) -> None:
     workers = requests.get(f"http://127.0.0.1:{server.management_port}/models/whisper", timeout=30).json()[0]["workers"]
     assert workers[0]["pid"] == pid
     messages = [json.loads(line)["message"] for line in log.read_text().splitlines()]
-    assert not [message for message in messages if message.startswith(("[PID]1", "[METRICS]whisper_windows_total.Count:4242", "request 00000"))]
+    assert not [
+        message for message in messages if message.startswith(("[PID]1", "[METRICS]whisper_windows_total.Count:4242", "request 00000"))
+    ]
 
 
 def test_options_cannot_multiply_the_work_without_bound(server: Server) -> None:

@@ -31,6 +31,8 @@ KNOWN_FIELDS = tuple(TYPES)
 LIST_FIELDS = (*(name for name, hint in TYPES.items() if get_origin(hint) is tuple), "hotwords")
 AUDIO_FIELDS = ("file", "audio", "data")
 RAW_FIELD = "body"
+MAX_FIELDS = 1_000
+"""Fields of a form, at most."""
 OPTION_HEADER = "x-whisper-"
 OBJECT_FIELDS = ("vad_parameters", "chunking_strategy")
 ALIASES: Mapping[str, str] = MappingProxyType(

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 from ..errors import InvalidRequest, NotFound
 from ..options import SUBTITLE_OPTIONS, Options, Reply
 from .accept import accepted_format
-from .fields import OPTION_TYPES, RAW_FIELD, REPLY_TYPES, TYPES, Audio, Field, read_fields
+from .fields import MAX_FIELDS, OPTION_TYPES, RAW_FIELD, REPLY_TYPES, TYPES, Audio, Field, read_fields
 from .multipart import form_fields, is_form
 from .routes import ROUTES, Route
 from .upload import read_upload
@@ -50,8 +50,9 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
     path = texts.get("url_path", "").partition("?")[0].strip("/")
     model = path.removeprefix(_MODEL_PATH) if path.startswith(_MODEL_PATH) else ""
     route = "models" if model else _route(path)
-    if route == "models":
+    if route in ("models", "ready"):
         return Request(audio=b"", options=Options(), reply=Reply(), route=route, model=unquote(model))
+    _check_count(row)
     row = _split_form(row, texts.get("content-type", ""))
     content = _json_object(row.get(RAW_FIELD), texts.get("content-type", ""))
     fields = read_fields(row, content, headers)
@@ -72,6 +73,12 @@ def _route(path: str) -> Route:
     if route is None:
         raise NotFound(f"no such path: /{for_message(path)}; there are: {', '.join('/' + path for path in ROUTES if path)}")
     return route
+
+
+def _check_count(row: Mapping[str, Any]) -> None:
+    """Raise InvalidRequest when a form has more than `MAX_FIELDS` fields. TorchServe's reader keeps one more than that."""
+    if sum(len(value) if isinstance(value, list) else 1 for value in row.values()) > MAX_FIELDS:
+        raise InvalidRequest(f"the form has more than {MAX_FIELDS} fields", code="too_many_fields")
 
 
 def _split_form(row: Mapping[str, Any], content_type: str) -> Mapping[str, Any]:

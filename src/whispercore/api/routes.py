@@ -8,11 +8,18 @@ from typing import Literal
 
 from ..options import ResponseFormat
 
-Route = Literal["native", "transcriptions", "translations", "models"]
-"""`native` is this server's own API (`/predictions/whisper`, `/invocations`); the others are paths of OpenAI's API."""
+Route = Literal["native", "transcriptions", "translations", "models", "ready"]
+"""`native` is this server's own API (`/predictions/whisper`, `/invocations`), `ready` tells whether the server can answer;
+the others are paths of OpenAI's API."""
 
 ROUTES: Mapping[str, Route] = MappingProxyType(
-    {"": "native", "v1/audio/transcriptions": "transcriptions", "v1/audio/translations": "translations", "v1/models": "models"}
+    {
+        "": "native",
+        "v1/audio/transcriptions": "transcriptions",
+        "v1/audio/translations": "translations",
+        "v1/models": "models",
+        "health/ready": "ready",
+    }
 )
 CONTENT_TYPES: Mapping[ResponseFormat, str] = MappingProxyType(
     {

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from queue import LifoQueue
+from queue import Empty, LifoQueue
 
 from ..errors import UnreadableAudio
 from .source import Source
@@ -41,6 +41,12 @@ class Prober:
             self._idle.put(None)
         self._processes, self._seconds = processes, seconds
         self._closed = threading.Event()
+
+    def start(self) -> None:
+        """Start the first process now, so that the first recording does not wait for it."""
+        with contextlib.suppress(Empty):
+            process = self._idle.get_nowait()
+            self._idle.put(process or _Process(self._seconds))
 
     def check(self, source: Source) -> None:
         """Raise UnreadableAudio when opening `source` takes too much time or memory. What else is wrong with it is found later.

@@ -1,6 +1,7 @@
 """The queue of windows, fair by request.
 
-Weighted fair queueing (Demers, Keshav and Shenker, 1989) with one window as the unit of work. The virtual time advances
+Weighted fair queueing (Demers, Keshav and Shenker, 1989) with one greedy window as the unit of
+work; a wider search counts as more, so its request gets its next turn later. The virtual time advances
 by one over the number of requests in the queue, and a new request starts at the current virtual time. A clip's only
 window therefore goes into the next batch, however many windows of a long file are queued, and a stream of clips cannot
 starve the file.
@@ -81,7 +82,7 @@ class Backlog:
         start = max(self._virtual_time, request.next_start)
         queued = QueuedWindow(start, request.submitted, next(self._arrivals), window, request, on_outcome)
         heapq.heappush(self._queues.setdefault(key, []), queued)
-        request.next_start = start + 1.0
+        request.next_start = start + window.decoding.cost
         request.submitted += 1
         request.queued += 1
         self.requests += request.queued == 1

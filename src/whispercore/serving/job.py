@@ -12,6 +12,7 @@ from functools import partial
 
 from ..audio.cutting import cut_incrementally
 from ..audio.packing import pack_chunks
+from ..audio.probing import Prober
 from ..audio.source import Source
 from ..audio.threads import AudioThreads
 from ..errors import Cancelled, EngineError, WhisperError
@@ -68,6 +69,7 @@ class Job:
         options: Options,
         runtime: Runtime,
         *,
+        prober: Prober | None = None,
         on_end: Callable[[Job], None] = lambda job: None,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
@@ -87,7 +89,9 @@ class Job:
         self._batches_windows = options.strategy == "chunked" and on_progress is None
         self._request = QueuedRequest(more_coming=self._batches_windows)
         self._language = DetectedLanguage(options.language if runtime.tokenizer.multilingual else "en")
-        self._passes = Passes(source, options, runtime.max_audio_seconds, runtime.audio_threads)
+        self._passes = Passes(
+            source, options, runtime.max_audio_seconds, runtime.audio_threads, prober=prober, is_cancelled=self._ended.is_set
+        )
         self._tracks: list[Track] = []
         self._assembly = Assembly()
         self._reading = False

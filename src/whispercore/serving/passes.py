@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..audio.probing import Prober
 from ..audio.recording import Recording, open_recording
 from ..audio.source import Source
 from ..audio.threads import AudioThreads
@@ -22,13 +23,25 @@ class Passes:
     `open_first`.
     """
 
-    def __init__(self, source: Source, options: Options, max_seconds: float, threads: AudioThreads | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        options: Options,
+        max_seconds: float,
+        threads: AudioThreads | None = None,
+        *,
+        prober: Prober | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """`prober`: opens the upload in another process first; for uploads of strangers. `is_cancelled`: stop reading."""
         self.recordings: list[Recording] = []
         self.duration: float | None = None
         self._source: Source | None = source
         self._options = options
         self._max_seconds = max_seconds
         self._threads = threads
+        self._prober = prober
+        self._is_cancelled = is_cancelled
         self._first: Recording | None = None
 
     def open_first(self) -> Sequence[int | None]:
@@ -40,6 +53,8 @@ class Passes:
         is_read_once = options.strategy == "chunked" and options.channels == "mono"
         if not is_read_once and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
             self._source = self._source.read()  # an open file has one position, so passes cannot share it
+        if self._prober and self._source is not None:
+            self._prober.check(self._source)
         self._first = self._open(None)
         self.duration, channels = self._first.declared_duration, self._first.channels
         if options.channels != "separate" or channels == 1:
@@ -64,7 +79,12 @@ class Passes:
     def _open(self, channel: int | None) -> Recording:
         assert self._source is not None
         recording = open_recording(
-            self._source, max_seconds=self._max_seconds, channel=channel, track=self._options.audio_track, threads=self._threads
+            self._source,
+            max_seconds=self._max_seconds,
+            channel=channel,
+            track=self._options.audio_track,
+            threads=self._threads,
+            is_cancelled=self._is_cancelled,
         )
         self.recordings.append(recording)
         return recording

@@ -70,6 +70,9 @@ class Scheduler:
         self._closing = False
         self._outcomes: SimpleQueue[tuple[QueuedWindow, Outcome] | None] = SimpleQueue()
         self._unprocessed = 0
+        self._progress: dict[Engine, float] = {}
+        self.longest_seconds = 0.0
+        self.last_success: float | None = None
         self._outcome_thread = threading.Thread(target=self._process_outcomes, name="outcomes", daemon=True)
         self._threads = [
             threading.Thread(target=self._run, args=(engine,), name=f"scheduler-{number}", daemon=True)
@@ -94,6 +97,12 @@ class Scheduler:
             request.more_coming = more_coming
             self._changed.notify_all()
 
+    @property
+    def stalled_seconds(self) -> float:
+        """Seconds since the engine that works longest without a result began or gave its last one; 0.0 when all are idle."""
+        now = time.monotonic()
+        return max((now - since for since in list(self._progress.values())), default=0.0)
+
     def waiting(self) -> int:
         """The number of windows in the queue."""
         with self._changed:
@@ -112,7 +121,9 @@ class Scheduler:
     def _run(self, engine: Engine) -> None:
         last = LastBatch()
         while (key := self._next_key(last)) is not None:
+            self._progress[engine] = time.monotonic()
             last = self._refill(engine, key) if isinstance(engine, RefillingEngine) else self._decode_batch(engine, key)
+            del self._progress[engine]
 
     def _next_key(self, last: LastBatch) -> Hashable | None:
         """Wait for windows. Returns the batch key of those that are next; None at the end of a closing scheduler."""
@@ -167,7 +178,7 @@ class Scheduler:
 
     def _refill(self, engine: RefillingEngine, key: Hashable) -> LastBatch:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""
-        feed = _Feed(self, key)
+        feed = _Feed(self, engine, key)
         try:
             engine.decode_feed(feed)
         except OutOfMemory as error:
@@ -200,9 +211,17 @@ class Scheduler:
 
     def deliver(self, queued: QueuedWindow, outcome: Outcome) -> None:
         """Hand an outcome to the outcome thread, which processes it."""
+        if isinstance(outcome, Decoded):
+            self.last_success = time.monotonic()
         with self._changed:
             self._unprocessed += 1
         self._outcomes.put((queued, outcome))
+
+    def note_progress(self, engine: Engine) -> None:
+        """An engine that refills its slots has finished a window."""
+        now = time.monotonic()
+        self.longest_seconds = max(self.longest_seconds, now - self._progress.get(engine, now))
+        self._progress[engine] = now
 
     def _deliver_all(self, batch: list[QueuedWindow], outcomes: list[Outcome]) -> None:
         for queued, outcome in zip(batch, outcomes, strict=True):
@@ -246,7 +265,10 @@ class Scheduler:
     def _attempt(self, engine: Engine, windows: list[Window]) -> list[Decoded]:
         """Decode once. Raises OutOfMemory or another EngineError."""
         try:
+            began = time.monotonic()
             decoded = engine.decode(windows)
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+            self._progress[engine] = time.monotonic()
         except WhisperError:
             raise
         except MemoryError as error:
@@ -280,8 +302,8 @@ class _Feed:
     `unfinished`: windows that were taken and are not done.
     """
 
-    def __init__(self, scheduler: Scheduler, key: Hashable) -> None:
-        self._scheduler, self._key = scheduler, key
+    def __init__(self, scheduler: Scheduler, engine: Engine, key: Hashable) -> None:
+        self._scheduler, self._engine, self._key = scheduler, engine, key
         self.unfinished: dict[int, QueuedWindow] = {}
 
     def take(self, most: int) -> list[Window]:
@@ -293,4 +315,5 @@ class _Feed:
 
     def done(self, window: Window, result: Decoded) -> None:
         """Deliver one window's result."""
+        self._scheduler.note_progress(self._engine)
         self._scheduler.deliver(self.unfinished.pop(id(window)), result)

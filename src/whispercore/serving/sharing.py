@@ -68,7 +68,7 @@ class SharedJobs:
             request = replace(request, audio=equal.request.audio)  # frees the copy
             share = Share(request, equal.job, joined=True)
         else:
-            job = self.transcriber.submit(request.audio, request.options, on_news=on_news, on_progress=on_progress)
+            job = self.transcriber.submit(request.audio, request.options, on_news=on_news, on_progress=on_progress, probe=True)
             share = Share(request, job, joined=False)
         self._shares[share] = None
         return share

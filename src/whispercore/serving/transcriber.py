@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.values import read_options
+from ..audio.probing import Prober
 from ..audio.source import Source
 from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
@@ -56,6 +57,7 @@ class Transcriber:
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
         self.scheduler = Scheduler(*self.engines)
         self._audio_threads = AudioThreads(logical_cores())
+        self.prober = Prober()
         self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
         self._runtime = Runtime(
             scheduler=self.scheduler,
@@ -85,17 +87,20 @@ class Transcriber:
         source: Source,
         options: Options,
         *,
+        probe: bool = False,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> Job:
-        """Begin a transcription; the callbacks are those of `Job`.
+        """Begin a transcription; the callbacks are those of `Job`. `probe`: the upload is a stranger's, see `Prober`.
 
         Raises InvalidRequest for an option that the model or the engine does not support, Overloaded when too many
         requests are open.
         """
         _check_engine(self.engine, options)
         _check_model(self.engine, options)
-        job = Job(source, options, self._runtime, on_end=self._forget, on_news=on_news, on_progress=on_progress)
+        _check_cost(self.settings, options)
+        prober = self.prober if probe else None
+        job = Job(source, options, self._runtime, prober=prober, on_end=self._forget, on_news=on_news, on_progress=on_progress)
         with self._lock:
             if len(self._jobs) >= self.settings.max_open_requests:
                 raise Overloaded(f"{len(self._jobs)} requests are open already; try again later")
@@ -117,6 +122,7 @@ class Transcriber:
             job.cancel()
         self._readers.shutdown(cancel_futures=True)
         self._audio_threads.close()
+        self.prober.close()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()
@@ -150,6 +156,13 @@ def _check_engine(engine: Engine, options: Options) -> None:
     for option in fields(options):
         if option.name in unsupported and getattr(options, option.name) != option.default:
             raise InvalidRequest(f"the engine served, {engine.name}, has no {option.name}: leave it out", param=option.name)
+
+
+def _check_cost(settings: Settings, options: Options) -> None:
+    """Raise InvalidRequest for a search that is wider than the settings allow."""
+    for name, limit in (("beam_size", settings.max_beams), ("best_of", settings.max_beams), ("patience", settings.max_patience)):
+        if (getattr(options, name) or 0) > limit:
+            raise InvalidRequest(f"{name} must be at most {limit:g} on this server (setting max_beams, max_patience)", param=name)
 
 
 def _check_model(engine: Engine, options: Options) -> None:

@@ -7,6 +7,7 @@ each request that has news.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -45,6 +46,9 @@ UNOPENED_SECONDS = 5.0
 """A stream begins when its recording has been opened, because until then an error can still set the status. When many
 recordings are being read, opening can take long. After this time the stream begins anyway, so that its client does not
 give up."""
+
+STALLED_BATCHES = 20
+"""An engine that needs this many times as long as for its longest batch so far has stalled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class Mailbox:
             request = self.jobs.check(row.fields, row.headers)
             if request.route == "models":
                 return self._list_models(request, request_id)
+            if request.route == "ready":
+                return self._tell_readiness(request_id)
             self._open[row.server_id] = self._begin(row, request, request_id, arrived)
         except WhisperError as error:
             logger.info("request %s refused with %d: %s", both_ids(row.server_id, request_id), error.status, error.message)
@@ -100,6 +106,34 @@ class Mailbox:
             logger.exception("request %s could not be read", both_ids(row.server_id, request_id))
             return error_response(EngineError(f"the request could not be read: {error}"), request_id)
         return None
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the engine has given no result for so long that it is to be restarted."""
+        return 0 < self._stall_limit < self.transcriber.scheduler.stalled_seconds
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted, and the engine gives results."""
+        return not (self.jobs.closing or 0 < self._stall_limit / 2 < self.transcriber.scheduler.stalled_seconds)
+
+    @property
+    def _stall_limit(self) -> float:
+        """Seconds; 0.0: no limit."""
+        setting = self.transcriber.settings.stall_seconds
+        return max(setting, STALLED_BATCHES * self.transcriber.scheduler.longest_seconds) if setting else 0.0
+
+    def _tell_readiness(self, request_id: str) -> Response:
+        scheduler = self.transcriber.scheduler
+        success = None if scheduler.last_success is None else round(time.monotonic() - scheduler.last_success, 1)
+        body = {
+            "status": "ready" if self.is_ready else "not ready",
+            "seconds_since_last_success": success,
+            "stalled_seconds": round(scheduler.stalled_seconds, 1),
+            "open_requests": len(self),
+        }
+        payload = json.dumps(body).encode() + b"\n"
+        return Response(200 if self.is_ready else 503, "application/json", payload, request_id)
 
     def _begin(self, row: PolledRow, request: Request, request_id: str, arrived: float) -> OpenRequest:
         on_progress = self._news.set if request.reply.stream else None

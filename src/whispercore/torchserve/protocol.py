@@ -1,7 +1,8 @@
 """TorchServe's messages from Java to the worker, read in large pieces and with a limit on the fields of a request.
 
-TorchServe's own reader calls `recv` for every length and every value, and keeps every field: a form with 200,000 empty fields occupies the
-worker's only thread for 20 s. The functions here have the signatures of those in ts/protocol/otf_message_handler.py that they replace.
+TorchServe's own reader calls `recv` for every length and every value, and keeps every field: a form with 200,000 empty
+fields occupies the worker's only thread for 20 s. The functions here have the signatures of those in
+ts/protocol/otf_message_handler.py that they replace.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-MAX_FIELDS = 1_000
-"""Fields of a request that are kept, and one more: by it the core sees that there were too many."""
+from ..api.fields import MAX_FIELDS
+
 END_OF_LIST = -1
 _PIECE = 256 * 1024
 _LENGTH = struct.Struct("!i")
@@ -109,7 +110,8 @@ def retrieve_buffer(connection: Any, length: int) -> bytearray:
 
 
 def retrieve_request(connection: Any) -> dict[str, Any] | None:
-    """In place of `_retrieve_request`: one request of a batch with at most `MAX_FIELDS` + 1 of its fields, None after the last request."""
+    """In place of `_retrieve_request`: one request of a batch with at most `MAX_FIELDS` + 1 of its fields, so
+    that the core sees when there were too many; None after the last request."""
     return read_request(_reader(connection))
 
 

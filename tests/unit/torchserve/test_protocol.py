@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ts.protocol import otf_message_handler as torchserves
 
-from whispercore.torchserve.protocol import MAX_FIELDS, MessageReader, read_request
+from whispercore.api.fields import MAX_FIELDS
+from whispercore.torchserve.protocol import MessageReader, read_request
 
 Field = tuple[str, str, bytes]
 
