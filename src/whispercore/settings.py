@@ -101,6 +101,9 @@ class SettingKeywords(TypedDict, total=False):
     readers: int
     max_audio_bytes: int
     max_audio_seconds: float
+    max_beams: int
+    max_patience: float
+    stall_seconds: float
     max_open_requests: int
     fixed_tokens: int
 

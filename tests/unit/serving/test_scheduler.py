@@ -402,3 +402,15 @@ def test_the_outcome_of_a_request_that_was_cancelled_is_dropped() -> None:
     go_on.set()
     scheduler.close()
     assert 1.0 not in outcomes.by_start
+
+
+def test_an_engine_that_gives_no_result_is_seen() -> None:
+    engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
+    scheduler = busy(engine, outcomes)
+    before = scheduler.stalled_seconds
+    time.sleep(0.05)
+    assert scheduler.stalled_seconds >= before + 0.05 and scheduler.last_success is None
+    engine.open_gate()
+    outcomes.wait(1)
+    scheduler.close()
+    assert scheduler.stalled_seconds == 0.0 and scheduler.last_success is not None and scheduler.longest_seconds >= 0.05

@@ -21,7 +21,7 @@ from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloade
 from whispercore.options import Options
 from whispercore.serving.job import Job
 from whispercore.serving.track import PartWindow, Track
-from whispercore.serving.transcriber import Transcriber
+from whispercore.serving.transcriber import Transcriber, _check_cost
 from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import SAMPLE_RATE, Decoded, Progress, Samples, Window
@@ -407,3 +407,13 @@ def encoded(samples: Samples) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [(Options(beam_size=11), "beam_size"), (Options(best_of=16), "best_of"), (Options(beam_size=5, patience=2.5), "patience")],
+)
+def test_a_search_wider_than_the_settings_allow_is_refused(options: Options, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=rf"{name} must be at most .* max_beams"):
+        _check_cost(Settings(), options)
+    _check_cost(Settings(max_beams=16, max_patience=10.0), options)

@@ -456,3 +456,27 @@ def test_a_request_without_an_id_gets_the_servers(mailbox: Mailbox, caplog: pyte
     assert [responses[row.server_id][0].request_id for row in rows] == ["uuid-1", "mine", "bad"]
     assert "request uuid-1: 1.0 s" in caplog.text and "request uuid-2 (mine): 2.0 s" in caplog.text
     assert "request uuid-3 (bad) refused with 400" in caplog.text
+
+
+def test_readiness_follows_the_engine(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler = mailbox.transcriber.scheduler
+    row = PolledRow("r", {}, {"url_path": "health/ready"})
+    assert mailbox.exchange([row])["r"].status == 200
+    monkeypatch.setattr(type(scheduler), "stalled_seconds", 100.0)
+    assert mailbox.exchange([row])["r"].status == 503 and not mailbox.is_stalled
+    monkeypatch.setattr(type(scheduler), "stalled_seconds", 200.0)
+    assert mailbox.is_stalled
+    scheduler.longest_seconds = 30.0  # a large model on a small machine may need as long
+    assert not mailbox.is_stalled and mailbox.exchange([row])["r"].status == 200
+    scheduler.longest_seconds = 0.0
+    monkeypatch.setattr(type(scheduler), "stalled_seconds", 0.0)
+    mailbox.jobs.closing = True
+    reply = mailbox.exchange([row])["r"]
+    assert reply.status == 503
+
+
+def test_a_form_of_too_many_fields_is_refused(mailbox: Mailbox) -> None:
+    forms: tuple[dict[str, Any], ...] = ({f"f{number}": b"" for number in range(1001)}, {"f[]": [b""] * 1001})
+    for number, fields in enumerate(forms):
+        (response,) = mailbox.exchange([PolledRow(str(number), fields, {})]).values()
+        assert response.status == 400 and b"too_many_fields" in response.payload
