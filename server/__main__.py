@@ -5,10 +5,12 @@ Exit status: 0 after a clean stop; 1 when the server could not start, died or ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from . import checkpoint, preflight, weights
 from .configuration import Configuration, StartError, worker_paths
@@ -16,7 +18,7 @@ from .draining import drain, pending_requests
 from .readiness import healthy, ready, wait_until_ready, wake_worker
 from .signals import StopSignals
 from .torchserve import TorchServe
-from .workerlog import WorkerLog
+from .workerlog import WorkerLog, own_folder
 
 ALIVE_SECONDS, HEALTH_SECONDS, READY_SECONDS = 0.5, 5.0, 30.0
 """How often to check that Java runs, to ask /ping, and to ask the worker whether it is ready."""
@@ -40,8 +42,13 @@ def main(arguments: Sequence[str]) -> int:
             return 0 if stop.requested else 1
         if setup_only:
             return 0
+        logs, lock = own_folder(configuration.logs, configuration.inference.port)
+        if logs != configuration.logs:
+            say(f"another server writes its log into {configuration.logs}: the log of this one is in {logs}")
+            configuration = replace(configuration, logs=logs)
+            os.environ["LOG_LOCATION"] = str(logs)
         log = WorkerLog(configuration.log_file)
-        with TorchServe(configuration) as server:
+        with lock or contextlib.nullcontext(), TorchServe(configuration) as server:
             return serve(server, log, stop)
     except StartError as error:
         say(str(error))

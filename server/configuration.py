@@ -71,7 +71,7 @@ class Configuration:
             java=Path(environ["JAVA_HOME"]) / "bin" / "java",
             vm_args=tuple(properties.get("vmargs", "").split()),
             model_store=Path(environ["TS_MODEL_STORE"]),
-            logs=Path(environ["LOG_LOCATION"]),
+            logs=Path(environ["LOG_LOCATION"]).absolute(),
             temporary=Path(environ["TEMP"]),
             grace_seconds=_seconds("WHISPER_GRACE_SECONDS", GRACE_SECONDS, environ),
             reads_environment=properties.get("enable_envvars_config", "").lower() == "true",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import importlib.util
 import os
 import shutil
@@ -15,12 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from whispercore.torchserve import handshake
 
 from . import ROOT
 from .configuration import Configuration, StartError
+from .locking import lock_file
 from .management import SOCKET_FILE, ManagementGuard
 
 STOP_SECONDS = 20.0
@@ -45,7 +44,7 @@ class TorchServe:
         clear_leftovers(configuration.temporary)
         # For sockets and the unpacked archive. Not in the state folder, whose path may be long: a socket's path is limited to 107 bytes.
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
-        self._lock = _lock(self.folder / LOCK_FILE)
+        self._lock = lock_file(self.folder / LOCK_FILE)
         self._guard = self._guarded()
         # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -116,19 +115,9 @@ class TorchServe:
 def clear_leftovers(temporary: Path) -> None:
     """Remove the folders of servers that were killed: their locks are free."""
     for folder in temporary.glob(f"{PREFIX}*"):
-        if (folder / LOCK_FILE).is_file() and (lock := _lock(folder / LOCK_FILE)):
+        if (folder / LOCK_FILE).is_file() and (lock := lock_file(folder / LOCK_FILE)):
             shutil.rmtree(folder, ignore_errors=True)
             lock.close()
-
-
-def _lock(path: Path) -> IO[str] | None:
-    """Open and lock a file until it is closed or this process ends. None when another process holds the lock, or without permission."""
-    try:
-        file = path.open("a")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return None
-    return file
 
 
 def end_with_parent() -> None:

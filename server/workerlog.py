@@ -6,13 +6,30 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import IO
 
 from whispercore.torchserve import handshake
+
+from .locking import lock_file
 
 TRACEBACK_SECONDS = 2.0
 """How long after the worker's death the last line of its traceback may take to appear in the log."""
 
+LOCK_FILE = ".lock"
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt|Exit)\b")
+
+
+def own_folder(folder: Path, port: int) -> tuple[Path, IO[str] | None]:
+    """The folder for this server's log, and the lock on it, which is held until it is closed.
+
+    When another server writes its log into `folder`, a folder in it, named by the inference `port`: the lines of two servers in one file
+    could not be told apart.
+    """
+    for candidate in (folder, folder / str(port)):
+        candidate.mkdir(parents=True, exist_ok=True)
+        if lock := lock_file(candidate / LOCK_FILE):
+            return candidate, lock
+    return folder / str(port), None
 
 
 class WorkerLog:

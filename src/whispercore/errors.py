@@ -71,11 +71,15 @@ class UnreadableAudio(WhisperError):
 
 
 class Overloaded(WhisperError):
-    """Too many requests are open; try again later."""
+    """Too many requests are open; try again after `retry_after` seconds."""
 
     status = 503
     kind = "server_error"
     default_code = "overloaded"
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, code=code)
+        self.retry_after = retry_after
 
 
 class EngineError(WhisperError, RuntimeError):

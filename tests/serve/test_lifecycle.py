@@ -295,3 +295,16 @@ def test_kill_minus_nine_leaves_nothing_running(start: Start) -> None:
     server.process.kill()
     server.process.wait()
     wait_for(lambda: not server.processes(), 60, "Java and the worker end")
+
+
+def test_two_servers_with_one_log_folder_keep_their_lines_apart(start: Start, tmp_path: Path) -> None:
+    logs = str(tmp_path / "logs")
+    first = start(LOG_LOCATION=logs).wait_until_ready()
+    second = start(LOG_LOCATION=logs)
+    wait_for(lambda: "the log of this one is in" in second.output, 120, "the second log's folder is named")
+    (worker,) = first.processes("model_service_worker")
+    os.kill(worker, signal.SIGKILL)  # of the first server, while the second one starts
+    second.wait_until_ready()
+    assert str(second.port) in second.output.splitlines()[0]
+    assert (tmp_path / "logs" / str(second.port) / "whisper.log").is_file()
+    assert second.stop() == 0 and first.stop() == 0

@@ -30,6 +30,8 @@ first window alone takes a CPU as long as a batch of three."""
 WAIT_FOR_OUTCOMES = 0.1
 """Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
+SMOOTHING = 0.2
+"""The weight of the last batch in the mean time of a window."""
 
 
 @dataclass(slots=True)
@@ -72,6 +74,7 @@ class Scheduler:
         self._unprocessed = 0
         self._progress: dict[Engine, float] = {}
         self.longest_seconds = 0.0
+        self._window_seconds = 0.0
         self.last_success: float | None = None
         self._outcome_thread = threading.Thread(target=self._process_outcomes, name="outcomes", daemon=True)
         self._threads = [
@@ -102,6 +105,12 @@ class Scheduler:
         """Seconds since the engine that works longest without a result began or gave its last one; 0.0 when all are idle."""
         now = time.monotonic()
         return max((now - since for since in list(self._progress.values())), default=0.0)
+
+    @property
+    def backlog_seconds(self) -> float:
+        """Seconds that the queued windows will take, by the speed of the last batches; 0.0 before the first one."""
+        with self._changed:
+            return len(self._backlog) * self._window_seconds / len(self.engines)
 
     def waiting(self) -> int:
         """The number of windows in the queue."""
@@ -220,8 +229,12 @@ class Scheduler:
     def note_progress(self, engine: Engine) -> None:
         """An engine that refills its slots has finished a window."""
         now = time.monotonic()
-        self.longest_seconds = max(self.longest_seconds, now - self._progress.get(engine, now))
+        self._note_speed(now - self._progress.get(engine, now), 1)
         self._progress[engine] = now
+
+    def _note_speed(self, seconds: float, windows: int) -> None:
+        self.longest_seconds = max(self.longest_seconds, seconds)
+        self._window_seconds += SMOOTHING * (seconds / windows - self._window_seconds)
 
     def _deliver_all(self, batch: list[QueuedWindow], outcomes: list[Outcome]) -> None:
         for queued, outcome in zip(batch, outcomes, strict=True):
@@ -267,7 +280,7 @@ class Scheduler:
         try:
             began = time.monotonic()
             decoded = engine.decode(windows)
-            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+            self._note_speed(time.monotonic() - began, len(windows))
             self._progress[engine] = time.monotonic()
         except WhisperError:
             raise

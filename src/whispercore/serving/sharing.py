@@ -45,7 +45,7 @@ class SharedJobs:
         Raises Overloaded (503) while closing, TooLarge (413) for more than `max_audio_bytes`, and what `parse` raises.
         """
         if self.closing:
-            raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping")
+            raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping", retry_after=60)
         request = parse(fields, headers)
         check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
         return request

@@ -103,7 +103,8 @@ class Transcriber:
         job = Job(source, options, self._runtime, prober=prober, on_end=self._forget, on_news=on_news, on_progress=on_progress)
         with self._lock:
             if len(self._jobs) >= self.settings.max_open_requests:
-                raise Overloaded(f"{len(self._jobs)} requests are open already; try again later")
+                message = f"{len(self._jobs)} requests are open already; try again later"
+                raise Overloaded(message, retry_after=self.scheduler.backlog_seconds)
             self._jobs.add(job)
         job.start()
         return job

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..api.error_reply import render_error, status_phrase
 from ..api.reply import Body
-from ..errors import WhisperError
+from ..errors import Overloaded, WhisperError
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +44,7 @@ def whole_response(body: Body, request_id: str, status: int = 200) -> Response:
 def error_response(error: WhisperError, request_id: str) -> Response:
     """An error with its status, sent at once."""
     status, body = render_error(error)
-    return whole_response(body, request_id, status)
+    response = whole_response(body, request_id, status)
+    if not isinstance(error, Overloaded):
+        return response
+    return replace(response, headers={"Retry-After": str(max(1, math.ceil(error.retry_after)))})

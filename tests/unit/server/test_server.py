@@ -16,7 +16,7 @@ import pytest
 from server import checkpoint, connections, preflight, torchserve, weights
 from server.configuration import Address, Configuration, StartError, worker_paths
 from server.signals import StopSignals
-from server.workerlog import WorkerLog
+from server.workerlog import WorkerLog, own_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -296,3 +296,14 @@ def test_the_kernel_shows_which_connections_are_busy(family: socket.AddressFamil
                     assert connections.busy_connections(port) == 1, "a reply that the client does not take"
             assert connections.busy_connections(port) == 1
         assert connections.busy_connections(port) == 0
+
+
+def test_a_log_folder_belongs_to_one_server(tmp_path: Path) -> None:
+    first, lock = own_folder(tmp_path / "logs", 8080)
+    second, other = own_folder(tmp_path / "logs", 9090)
+    assert (first, second) == (tmp_path / "logs", tmp_path / "logs" / "9090") and lock and other
+    lock.close()
+    again, third = own_folder(tmp_path / "logs", 9090)
+    assert again == tmp_path / "logs" and third
+    other.close()
+    third.close()

@@ -480,3 +480,16 @@ def test_a_form_of_too_many_fields_is_refused(mailbox: Mailbox) -> None:
     for number, fields in enumerate(forms):
         (response,) = mailbox.exchange([PolledRow(str(number), fields, {})]).values()
         assert response.status == 400 and b"too_many_fields" in response.payload
+
+
+def test_a_refusal_for_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Stepper()
+    with Transcriber(Settings(max_open_requests=1), engine=engine) as transcriber:
+        mailbox = Mailbox(transcriber)
+        assert mailbox.exchange([row("first", wav(1.0))]) == {}
+        monkeypatch.setattr(type(transcriber.scheduler), "backlog_seconds", 12.4)
+        response = mailbox.exchange([row("first", wav(1.0)), row("second", wav(2.0))])["second"]
+        assert response.status == 503 and response.headers["Retry-After"] == "13"
+        mailbox.jobs.closing = True
+        assert mailbox.exchange([row("first", wav(1.0)), row("third", wav(2.0))])["third"].headers["Retry-After"] == "60"
+        engine.steps.release(10)
