@@ -1,4 +1,6 @@
-"""Runs TorchServe in the foreground: checks, starts it, reports when it is ready, drains and stops it. serve.sh becomes this process.
+"""Runs TorchServe in the foreground: checks, starts it, reports when it is ready, drains and stops it.
+
+serve.sh execs this module, so signals reach it directly.
 
 Exit status: 0 after a clean stop; 1 when the server could not start, died or had to drop requests; 130 after a second signal.
 """
@@ -15,7 +17,7 @@ from dataclasses import replace
 from . import checkpoint, preflight, weights
 from .configuration import Configuration, StartError, worker_paths
 from .draining import drain, pending_requests
-from .readiness import healthy, ready, wait_until_ready, wake_worker
+from .readiness import healthy, wait_until_ready, wake_worker, worker_is_ready
 from .signals import StopSignals
 from .torchserve import TorchServe
 from .workerlog import WorkerLog, own_folder
@@ -69,9 +71,10 @@ def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
         return finish(server, stop) if pending_requests(server).in_worker > 1 else 0
     inference = server.configuration.inference
     url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
-    log.failure()  # reads the worker's last lines, among them what it serves: the probe's answer may have arrived before them
-    ready = f"ready after {time.monotonic() - began:.1f} s: {log.serves}; heard “{text.strip()}”. Try: curl -T samples/timer.flac {url}"
-    say(f"{ready}{weights.warning()}")
+    log.failure()  # reads the new lines: the probe's answer can arrive before the line that sets `engine_description`
+    seconds, heard = time.monotonic() - began, text.strip()
+    announcement = f"ready after {seconds:.1f} s: {log.engine_description}; heard “{heard}”. Try: curl -T samples/timer.flac {url}"
+    say(f"{announcement}{weights.warning()}")
     watch(server, stop)
     return finish(server, stop)
 
@@ -91,7 +94,7 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
             if server.open_requests and server.unchanged_seconds >= HEALTH_SECONDS:
                 wake_worker(server.configuration.inference)
         if now - asked_at >= READY_SECONDS:
-            is_ready = ready(server.configuration.inference)
+            is_ready = worker_is_ready(server.configuration.inference)
             asked_at = time.monotonic()
             if is_ready != was_ready and not stop.requested:
                 say("ready again" if is_ready else f"not ready: the worker does not answer, or its engine gives no results; see {log}")

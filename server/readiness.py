@@ -41,7 +41,7 @@ def healthy(address: Address) -> bool:
     return _status(address, "/ping") == 200
 
 
-def ready(address: Address) -> bool:
+def worker_is_ready(address: Address) -> bool:
     """Whether the worker says that it can transcribe.
 
     The question reaches the worker even when it is idle. TorchServe ends a worker that does not answer within responseTimeout of

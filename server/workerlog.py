@@ -39,7 +39,7 @@ class WorkerLog:
         self.path = path
         self._offset = path.stat().st_size if path.exists() else 0
         self._died_at: float | None = None
-        self.serves = ""
+        self.engine_description = ""
         """The engine and its settings on this machine, as the worker logged them. Empty until `failure` has read that line."""
 
     def failure(self) -> str | None:
@@ -55,7 +55,7 @@ class WorkerLog:
         if message.startswith(handshake.CANNOT_START):
             return message
         if description := handshake.served(message):
-            self.serves = description
+            self.engine_description = description
         if message.startswith("Failed to load model"):
             return f"TorchServe cannot load whisper.mar: see {self.path}"
         if message.startswith("Backend worker process died"):

@@ -38,7 +38,7 @@ README_SETS = ("test-clean", "test-other", "chapters", "dictation", "noisy-10dB"
 
 _COLUMNS = (
     "Languages: the mean of each one's error rate, of characters for Chinese and Japanese. Segment starts: the share within 0.2 s\n"
-    "of the truth. Word starts: the median of how far off they are. Processor: seconds for the five sets that every row hears.\n"
+    "of the truth. Word starts: the median of how far off they are. Processor: seconds for the five sets that every row was run on.\n"
 )
 
 
@@ -75,7 +75,7 @@ def readme(folder: Path = RESULTS) -> str:
         for row in shown
     ]
     return (
-        f"Error rates by Whisper's normalizer, greedy with fallback, the language not told. {_origin(content, shown)}\n"
+        f"Error rates by Whisper's normalizer, greedy with fallback, without giving the language. {_origin(content, shown)}\n"
         f"{_COLUMNS}Every row and every set: [docs/measured.md](docs/measured.md#words).\n\n{markdown(titles, cells)}"
     )
 

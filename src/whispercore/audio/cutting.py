@@ -28,11 +28,12 @@ LONG_PAUSE = int(0.5 * _FRAMES_PER_SECOND)
 """Frames of a pause that is as good as the end of a sentence; a longer one is no better."""
 SHORTEST_PAUSE = int(0.1 * _FRAMES_PER_SECOND)
 LEAD_IN = int(0.4 * _FRAMES_PER_SECOND)
-"""Frames of a pause kept before the next chunk, at most: Whisper's first timestamp is at most 1.0 s."""
+"""The most frames of a pause that are kept before the next chunk. Whisper's first timestamp is at most 1.0 s, so a longer
+lead-in would put the first word out of its reach."""
 PADDING_MS, SHORT_PADDING_MS = 400, 1000
 """Kept around speech in a long recording, and in one of at most 30 s.
 
-A recording of one window costs the same with its edges, and the audio around noise helps to tell it from speech.
+A recording that fits one window costs the same with wide padding, and the context helps Whisper to recognise noise.
 """
 _QUIETNESS_WEIGHTS = np.array([1.0, 1.0, 4.0, 4.0, 1.0, 1.0])
 _HYSTERESIS, _LOWEST_THRESHOLD = 0.15, 0.01
@@ -45,14 +46,14 @@ Mask = npt.NDArray[np.bool_]
 class SpeechChunk:
     """A contiguous part of the recording, at most 30 s.
 
-    `samples`: float32, shape (n,), 16 kHz. `start`: seconds. `clip`: the start of its clip, seconds. `voiced`: whether
+    `samples`: float32, shape (n,), 16 kHz. `start`: seconds. `clip_start`: seconds. `voiced`: whether
     the voice detector found speech, for each frame of 512 samples, shape (ceil(n / 512),); None when the detector did
     not run.
     """
 
     samples: Samples
     start: float
-    clip: float = 0.0
+    clip_start: float = 0.0
     voiced: Mask | None = None
 
     @property
@@ -81,7 +82,7 @@ def cut_incrementally(blocks: Iterable[Samples], options: Options, threads: Audi
             yield from (None for _ in clip)
             continue
         voice_filter = _VoiceFilter(options)
-        cutter = _Cutter(start, voice_filter.limits, detected=voice_filter.detector is not None)
+        cutter = _Cutter(start, voice_filter.limits, vad_ran=voice_filter.detector is not None)
         for number, (piece, voiced) in enumerate(_with_masks(_pieces(clip), voice_filter, threads), 1):
             if number % PIECES_PER_TURN == 0:
                 yield None
@@ -185,12 +186,12 @@ def _with_masks(pieces: Iterable[Samples], voice_filter: _VoiceFilter, threads: 
 class _Cutter:
     """The part of a clip from the last cut on: its samples, and the energy and the voice mask of its frames."""
 
-    def __init__(self, start: int, limits: _Limits, *, detected: bool) -> None:
-        """`start`: the clip's first sample. `detected`: the masks come from the voice detector."""
+    def __init__(self, start: int, limits: _Limits, *, vad_ran: bool) -> None:
+        """`start`: the clip's first sample. `vad_ran`: the masks come from the voice detector."""
         self._limits = limits
-        self._detected = detected
-        self._clip = start
-        self._start = 0  # of the samples held, in frames from the clip's start
+        self._vad_ran = vad_ran
+        self._clip_start_sample = start
+        self._start_frame = 0  # of the samples held, in frames from the clip's start
         self._mid_speech = False  # the last cut was within speech: what follows is no click, however short
         self._samples = np.zeros(0, np.float32)
         self._energy = np.zeros(0, np.float32)
@@ -212,12 +213,12 @@ class _Cutter:
                 if len(self._samples) <= WINDOW_SAMPLES:
                     return
                 end = self._forced_cut()
-            voiced = int(self._voiced[:end].sum())
-            if voiced > (0 if forced or self._mid_speech else self._limits.longest_click):
-                start = (self._clip + self._start * FRAME) / SAMPLE_RATE
-                mask = self._voiced[:end].copy() if self._detected else None
-                yield SpeechChunk(self._samples[: end * FRAME].copy(), start, self._clip / SAMPLE_RATE, mask)
-            self._mid_speech = forced and (self._mid_speech or voiced > 0)
+            voiced_frames = int(self._voiced[:end].sum())
+            if voiced_frames > (0 if forced or self._mid_speech else self._limits.longest_click):
+                start = (self._clip_start_sample + self._start_frame * FRAME) / SAMPLE_RATE
+                mask = self._voiced[:end].copy() if self._vad_ran else None
+                yield SpeechChunk(self._samples[: end * FRAME].copy(), start, self._clip_start_sample / SAMPLE_RATE, mask)
+            self._mid_speech = forced and (self._mid_speech or voiced_frames > 0)
             self._drop(end)
 
     def _trim(self) -> bool:
@@ -229,14 +230,14 @@ class _Cutter:
     @property
     def _is_short(self) -> bool:
         """Whether everything read of the clip so far fits into one window."""
-        return self._start * FRAME + len(self._samples) <= WINDOW_SAMPLES
+        return self._start_frame * FRAME + len(self._samples) <= WINDOW_SAMPLES
 
     @property
     def _padding(self) -> int:
         return self._limits.short_padding if self._is_short else self._limits.padding
 
     def _drop(self, frames: int) -> None:
-        self._start += frames
+        self._start_frame += frames
         self._samples, self._energy, self._voiced = self._samples[frames * FRAME :], self._energy[frames:], self._voiced[frames:]
 
     def _silence(self, final: bool) -> int | None:
@@ -301,7 +302,10 @@ def _pauses(silent: Mask) -> list[tuple[int, int]]:
 
 
 def _quietest(energy: npt.NDArray[np.float32], first: int, last: int) -> int:
-    """The quietest frame border in first … last, from `first`, by the energy of 192 ms, mainly the inner 64 ms."""
+    """The quietest frame border between `first` and `last`, as an offset from `first`.
+
+    A border's energy is that of the 192 ms around it, of which the inner 64 ms count four times.
+    """
     around = np.convolve(np.pad(energy, 3, mode="edge"), _QUIETNESS_WEIGHTS, mode="valid")[first : last + 1]
     return len(around) - 1 - int(around[::-1].argmin())  # the last of equals, for longer chunks
 

@@ -67,7 +67,7 @@ def pack_chunks(chunks: Iterable[SpeechChunk | None], *, alone: bool = False) ->
         if chunk is None:
             yield None
             continue
-        if packed and (alone or len(chunk.samples) > room or chunk.clip != packed[-1].clip):
+        if packed and (alone or len(chunk.samples) > room or chunk.clip_start != packed[-1].clip_start):
             yield PackedWindow(tuple(packed))
             packed, room = [], WINDOW_SAMPLES
         room -= len(chunk.samples)

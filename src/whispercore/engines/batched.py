@@ -32,8 +32,8 @@ F = TypeVar("F")
 """What an engine's encoder makes of a batch: features, or the keys and values of the cross-attention."""
 
 TokenTimes = tuple[Sequence[int], Sequence[float]]
-"""Of an aligned text of n tokens: the steps of the encoder's output at which they begin, and the last one ends, n + 1; their
-probabilities, n."""
+"""Boundaries and probabilities of n aligned tokens. Boundaries (n + 1): the frame of the encoder's output at which each token
+begins, then the one at which the last token ends. Probabilities (n)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def best_sequence(
 
 
 class BatchedEngine(ABC, Generic[M, F]):
-    """An engine that decodes a batch in one call: everything of `Engine` but the model's own steps. Not thread-safe; one per device.
+    """Implements `Engine`; a subclass implements the steps of its model. Not thread-safe; one per device.
 
     `runtime` names the library in error messages; `errors` are the exceptions that it raises. `equal_prompts`: sequences that are
     sampled together need prompts of equal length. `model` is None after `close`.

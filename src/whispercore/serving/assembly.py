@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ..audio.recording import Recording
 from ..options import Options
-from ..transcript.tasks import DetectedLanguage
+from ..transcript.tasks import RecordingLanguage
 from ..types import Dropped, Segment, Transcript
 from .track import Track
 
@@ -41,7 +41,7 @@ class Assembly:
             self._early = [segment for segment in self._early if segment.start >= until]
         return bool(parts)
 
-    def transcript(self, options: Options, language: DetectedLanguage, recordings: Sequence[Recording]) -> Transcript:
+    def transcript(self, options: Options, language: RecordingLanguage, recordings: Sequence[Recording]) -> Transcript:
         """The whole transcript, when all tracks are over.
 
         `recordings`: each pass over the recording, read to its end.

@@ -20,7 +20,7 @@ from ..options import Options
 from ..tokenizer import Tokenizer
 from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
-from ..transcript.tasks import DetectedLanguage, PartTasks
+from ..transcript.tasks import PartTasks, RecordingLanguage
 from ..types import Progress, Transcript, Window
 from .assembly import Assembly
 from .backlog import Outcome, QueuedRequest
@@ -37,7 +37,7 @@ class Runtime:
 
     `readers`: the threads on which jobs read. `audio_threads`: they decode audio and detect voices for the readers.
     `tokenizer`, `n_mels`: the engine's. `aligns`: whether the engine gives the times of words.
-    `read_ahead`: the most parts of one track that may be under way. `max_audio_seconds`, `fixed_tokens`: the settings.
+    `max_parts`: the most parts of one track that may be under way. `max_audio_seconds`, `fixed_tokens`: the settings.
     """
 
     scheduler: Scheduler
@@ -46,7 +46,7 @@ class Runtime:
     tokenizer: Tokenizer
     n_mels: int
     aligns: bool
-    read_ahead: int
+    max_parts: int
     max_audio_seconds: float
     fixed_tokens: int = 0
 
@@ -55,7 +55,7 @@ class Job:
     """One recording on its way to a transcript.
 
     Reading goes in steps: a reader thread reads the audio of one window and then turns to the next job, so a long file
-    never keeps a clip from being read. Reading pauses while `read_ahead` parts are under way, so a long file is never in
+    never keeps a clip from being read. Reading pauses while `max_parts` parts are under way, so a long file is never in
     memory as a whole.
 
     `on_end` is called once, when the job ends. `on_news` is called when the recording has been opened and when the job
@@ -87,8 +87,8 @@ class Job:
         # Windows of a file that is being read wait for each other to share a batch. A client that watches the progress
         # gets its first segments sooner when they do not wait.
         self._batches_windows = options.strategy == "chunked" and on_progress is None
-        self._request = QueuedRequest(more_coming=self._batches_windows)
-        self._language = DetectedLanguage(options.language if runtime.tokenizer.multilingual else "en")
+        self._queue_entry = QueuedRequest(more_coming=self._batches_windows)
+        self._language = RecordingLanguage(options.language if runtime.tokenizer.multilingual else "en")
         self._passes = Passes(
             source, options, runtime.max_audio_seconds, runtime.audio_threads, prober=prober, is_cancelled=self._ended.is_set
         )
@@ -140,7 +140,7 @@ class Job:
             self._reading = False
             if self.ended:
                 return self._release()
-            with self._fail_on_error("a window could not be asked for"):
+            with self._fail_on_error("a window could not be submitted"):
                 if track:
                     self._submit(track, track.begin(task))
                 self._continue()
@@ -148,7 +148,7 @@ class Job:
 
     def _open_tracks(self) -> list[Track]:
         options = self.options
-        max_running = self._runtime.read_ahead if options.strategy == "chunked" else 1
+        max_running = self._runtime.max_parts if options.strategy == "chunked" else 1
         return [
             Track(
                 self._part_tasks(channel),
@@ -166,17 +166,17 @@ class Job:
             return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels, threads)
         chunks = cut_incrementally(self._passes.open(channel).blocks(), options, threads)
         windows = pack_chunks(chunks, alone=options.multilingual)
-        single_pass = bool(runtime.fixed_tokens)
-        return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, single_pass=single_pass)
+        fill_gaps = not runtime.fixed_tokens
+        return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, fill_gaps=fill_gaps)
 
     def _next_track(self) -> Track | None:
         """The track that has begun fewest parts, of those with room for another one."""
         return min((track for track in self._tracks if track.has_room), key=lambda track: track.begun, default=None)
 
-    def _submit(self, track: Track, requests: Sequence[PartWindow]) -> None:
-        for request in requests:
-            window, on_outcome = self._with_fixed_tokens(request.window), partial(self._receive, track, request)
-            self._runtime.scheduler.submit(self._request, window, on_outcome)
+    def _submit(self, track: Track, part_windows: Sequence[PartWindow]) -> None:
+        for part_window in part_windows:
+            window, on_outcome = self._with_fixed_tokens(part_window.window), partial(self._receive, track, part_window)
+            self._runtime.scheduler.submit(self._queue_entry, window, on_outcome)
 
     def _with_fixed_tokens(self, window: Window) -> Window:
         """The window, decoded as the setting `fixed_tokens` demands."""
@@ -184,7 +184,7 @@ class Job:
             return window
         return replace(window, decoding=replace(window.decoding, max_tokens=tokens, ignore_eot=True))
 
-    def _receive(self, track: Track, request: PartWindow, outcome: Outcome) -> None:
+    def _receive(self, track: Track, part_window: PartWindow, outcome: Outcome) -> None:
         """Take the outcome of a window, on the scheduler's outcome thread."""
         with self._lock:
             if self.ended:
@@ -192,7 +192,7 @@ class Job:
             with self._fail_on_error("a window's text could not be used"):
                 if isinstance(outcome, WhisperError):
                     raise outcome
-                self._submit(track, track.receive(request, outcome))
+                self._submit(track, track.receive(part_window, outcome))
                 self._continue()
 
     def _continue(self) -> None:
@@ -203,7 +203,7 @@ class Job:
             return
         if not self._reading and self._next_track():
             self.start()
-        self._runtime.scheduler.set_more_coming(self._request, self._reading and self._batches_windows)
+        self._runtime.scheduler.set_more_coming(self._queue_entry, self._reading and self._batches_windows)
         if all(track.is_over for track in self._tracks):
             self.transcript = self._assembly.transcript(self.options, self._language, self._passes.recordings)
             self._end()
@@ -229,7 +229,7 @@ class Job:
                 self._end()
 
     def _end(self) -> None:
-        self._request.cancelled = True
+        self._queue_entry.cancelled = True
         self._on_end(self)
         self._ended.set()
         if not self._reading:

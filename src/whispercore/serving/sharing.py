@@ -14,8 +14,8 @@ from .transcriber import Transcriber
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Share:
-    """A request and the job that answers it.
+class Attachment:
+    """A request attached to a job; several requests may be attached to one job.
 
     `joined`: the job had begun for an equal request, whose audio both requests now hold.
     """
@@ -37,7 +37,7 @@ class SharedJobs:
         self.transcriber = transcriber
         self.closing = False
         self.shared = 0
-        self._shares: dict[Share, None] = {}  # in order of arrival
+        self._attachments: dict[Attachment, None] = {}  # in order of arrival
 
     def check(self, fields: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
         """The request in a server's fields and headers.
@@ -57,7 +57,7 @@ class SharedJobs:
         alone: bool = False,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
-    ) -> Share:
+    ) -> Attachment:
         """Begin a job for the request, or join that of an equal one, unless `alone`. The callbacks are those of `Job`.
 
         Raises what `Transcriber.submit` raises.
@@ -66,28 +66,28 @@ class SharedJobs:
         if equal:
             self.shared += 1
             request = replace(request, audio=equal.request.audio)  # frees the copy
-            share = Share(request, equal.job, joined=True)
+            attachment = Attachment(request, equal.job, joined=True)
         else:
             job = self.transcriber.submit(request.audio, request.options, on_news=on_news, on_progress=on_progress, probe=True)
-            share = Share(request, job, joined=False)
-        self._shares[share] = None
-        return share
+            attachment = Attachment(request, job, joined=False)
+        self._attachments[attachment] = None
+        return attachment
 
-    def leave(self, share: Share) -> None:
-        """End the request's share. The job is cancelled, if it has not ended, when no other request shares it."""
-        del self._shares[share]
-        if not any(other.job is share.job for other in self._shares):
-            share.job.cancel()
+    def detach(self, attachment: Attachment) -> None:
+        """Detach a request from its job. The job is cancelled, if it has not ended, when no other request shares it."""
+        del self._attachments[attachment]
+        if not any(other.job is attachment.job for other in self._attachments):
+            attachment.job.cancel()
 
-    def _equal(self, request: Request) -> Share | None:
+    def _equal(self, request: Request) -> Attachment | None:
         """The first open request for the same audio with the same options.
 
         The audio is compared last, because that takes 10 ms for 100 MB.
         """
-        for share in self._shares:
-            is_similar = len(share.request.audio) == len(request.audio) and share.request.options == request.options
-            if is_similar and share.job.error is None and share.request.audio == request.audio:
-                return share
+        for attachment in self._attachments:
+            is_similar = len(attachment.request.audio) == len(request.audio) and attachment.request.options == request.options
+            if is_similar and attachment.job.error is None and attachment.request.audio == request.audio:
+                return attachment
         return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..transcript.tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
+from ..transcript.tasks import PartialTranscript, PartTask, PartTasks, RecordingLanguage
 from ..types import Decoded, Window
 
 
@@ -28,7 +28,7 @@ class Track:
     def __init__(
         self,
         tasks: PartTasks,
-        language: DetectedLanguage,
+        language: RecordingLanguage,
         *,
         channel: int | None = None,
         multilingual: bool = False,

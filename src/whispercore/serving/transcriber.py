@@ -66,7 +66,7 @@ class Transcriber:
             tokenizer=self.engine.tokenizer,
             n_mels=self.engine.n_mels,
             aligns=self.aligns,
-            read_ahead=2 * sum(engine.max_batch for engine in self.engines),
+            max_parts=2 * sum(engine.max_batch for engine in self.engines),
             max_audio_seconds=self.settings.max_audio_seconds,
             fixed_tokens=self.settings.fixed_tokens,
         )

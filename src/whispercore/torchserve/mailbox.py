@@ -76,10 +76,10 @@ class Mailbox:
         return len(self._open)
 
     def exchange(self, rows: Iterable[PolledRow]) -> dict[str, Response]:
-        """Responses by the server's id. An open request that is in none of the rows has gone away and is cancelled."""
+        """Responses by TorchServe's request id. An open request that is in none of the rows has gone away and is cancelled."""
         by_id = {row.server_id: row for row in rows}
         for gone in self._open.keys() - by_id.keys():
-            self.jobs.leave(self._open.pop(gone).share)
+            self.jobs.detach(self._open.pop(gone).attachment)
         new = [row for row in by_id.values() if row.server_id not in self._open]
         responses = {row.server_id: response for row in new if (response := self._receive(row))}
         until = time.monotonic() + (0.0 if responses else self._seconds_to_wait())
@@ -97,7 +97,7 @@ class Mailbox:
             if request.route == "models":
                 return self._list_models(request, request_id)
             if request.route == "ready":
-                return self._tell_readiness(request_id)
+                return self._readiness_response(request_id)
             self._open[row.server_id] = self._begin(row, request, request_id, arrived)
         except WhisperError as error:
             logger.info("request %s refused with %d: %s", both_ids(row.server_id, request_id), error.status, error.message)
@@ -123,7 +123,7 @@ class Mailbox:
         setting = self.transcriber.settings.stall_seconds
         return max(setting, STALLED_BATCHES * self.transcriber.scheduler.longest_seconds) if setting else 0.0
 
-    def _tell_readiness(self, request_id: str) -> Response:
+    def _readiness_response(self, request_id: str) -> Response:
         scheduler = self.transcriber.scheduler
         success = None if scheduler.last_success is None else round(time.monotonic() - scheduler.last_success, 1)
         body = {
@@ -137,21 +137,21 @@ class Mailbox:
 
     def _begin(self, row: PolledRow, request: Request, request_id: str, arrived: float) -> OpenRequest:
         on_progress = self._news.set if request.reply.stream else None
-        share = self.jobs.begin(request, alone=wants_own_job(row.headers), on_news=self._news.set, on_progress=on_progress)
-        begun = OpenRequest(
+        attachment = self.jobs.begin(request, alone=wants_own_job(row.headers), on_news=self._news.set, on_progress=on_progress)
+        opened = OpenRequest(
             row.server_id,
             request_id,
-            share,
+            attachment,
             arrived,
             resent_bytes=len(request.audio),
             model=self._model,
             remarks=self._remarks(request.model),
             tokenizer=self.transcriber.engine.tokenizer,
         )
-        if share.joined:
-            first = next(other for other in self._open.values() if other.job is share.job)
-            logger.info("request %s shares the work of %s: the same audio and options", begun, first)
-        return begun
+        if attachment.joined:
+            first = next(other for other in self._open.values() if other.job is attachment.job)
+            logger.info("request %s shares the work of %s: the same audio and options", opened, first)
+        return opened
 
     def _list_models(self, request: Request, request_id: str) -> Response:
         limit = self.transcriber.settings.max_audio_bytes
@@ -163,24 +163,26 @@ class Mailbox:
 
     def _seconds_to_wait(self) -> float:
         """How long this call waits for news."""
-        resent = sum(request.resent_bytes for request in self._not_begun())
+        resent = sum(request.resent_bytes for request in self._without_reply())
         return min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
 
-    def _not_begun(self) -> list[OpenRequest]:
+    def _without_reply(self) -> list[OpenRequest]:
         """The requests whose bodies the server hands over at each call."""
-        return [request for request in self._open.values() if not request.begun]
+        return [request for request in self._open.values() if not request.reply_started]
 
     def _responses(self) -> dict[str, Response]:
-        """The responses that are due now, by the server's id."""
+        """The responses that are due now, by TorchServe's request id."""
         early, now = self._to_begin_early(), time.monotonic()
         keep_alive = now - self._kept_alive >= KEEP_ALIVE_SECONDS  # for all in one call, as each call costs CPU
         self._kept_alive = now if keep_alive else self._kept_alive
-        due = {request: keep_alive if request.begun else request in early or _begins_stream(request) for request in self._open.values()}
-        return {request.server_id: response for request in due if (response := self._respond(request, due[request]))}
+        must_send = {
+            request: keep_alive if request.reply_started else request in early or _begins_stream(request) for request in self._open.values()
+        }
+        return {request.server_id: response for request in must_send if (response := self._respond(request, must_send[request]))}
 
     def _to_begin_early(self) -> set[OpenRequest]:
         """The requests that get an empty first chunk, so that the server stops handing over their bodies."""
-        waiting = sorted(self._not_begun(), key=lambda request: request.resent_bytes, reverse=True)
+        waiting = sorted(self._without_reply(), key=lambda request: request.resent_bytes, reverse=True)
         resent, early = sum(request.resent_bytes for request in waiting), set[OpenRequest]()
         for request in waiting:
             if request.resent_bytes < EARLY_FIRST_CHUNK_BYTES and resent <= MAX_RESENT_BYTES:
@@ -190,11 +192,11 @@ class Mailbox:
                 resent -= request.resent_bytes
         return early
 
-    def _respond(self, request: OpenRequest, keep_alive: bool) -> Response | None:
+    def _respond(self, request: OpenRequest, allow_empty: bool) -> Response | None:
         """The last response when the job has ended or the reply cannot be made; else a chunk when there is one."""
         try:
             if not request.job.ended:
-                return request.chunk(keep_alive=keep_alive)
+                return request.chunk(allow_empty=allow_empty)
             response = request.final()
         except WhisperError as error:
             response = request.failure(error)
@@ -203,7 +205,7 @@ class Mailbox:
             response = request.failure(EngineError(f"the reply could not be made: {error}"))
             logger.exception("request %s could not be answered", request)
         del self._open[request.server_id]
-        self.jobs.leave(request.share)
+        self.jobs.detach(request.attachment)
         return response
 
 

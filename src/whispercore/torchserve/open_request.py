@@ -13,7 +13,7 @@ from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
 from ..api.transcript_json import warnings_of
 from ..errors import WhisperError
 from ..serving.job import Job
-from ..serving.sharing import Share
+from ..serving.sharing import Attachment
 from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
 from .response import Response, error_response
@@ -32,19 +32,19 @@ class OpenRequest:
 
     `server_id`: the server's id of the request. `request_id`: the client's x-request-id, else the server's id.
     `arrived`: time.monotonic. `resent_bytes`: the size of the body, which the server hands over at each call until the
-    reply has `begun`. `model`: the name of the model served. `remarks`: warnings about the model. `sent`: the progress
+    reply has started (`reply_started`). `model`: the name of the model served. `remarks`: warnings about the model. `sent`: the progress
     that a stream has sent.
     """
 
     server_id: str
     request_id: str
-    share: Share
+    attachment: Attachment
     arrived: float
     resent_bytes: int
     model: str
     remarks: tuple[str, ...]
     tokenizer: Tokenizer
-    begun: bool = False
+    reply_started: bool = False
     sent: Progress = field(default_factory=Progress)
 
     def __str__(self) -> str:
@@ -53,19 +53,19 @@ class OpenRequest:
     @property
     def job(self) -> Job:
         """The job that answers the request; others may share it."""
-        return self.share.job
+        return self.attachment.job
 
     @property
     def is_stream(self) -> bool:
         """Whether the reply is a stream."""
-        return self.share.request.reply.stream
+        return self.attachment.request.reply.stream
 
-    def chunk(self, *, keep_alive: bool) -> Response | None:
-        """A chunk with a stream's news; without news an empty chunk if `keep_alive`, else None. It begins the reply."""
-        payload = self._news() or (self._keep_alive() if keep_alive else b"")
-        if not (payload or keep_alive):
+    def chunk(self, *, allow_empty: bool) -> Response | None:
+        """A chunk with a stream's news; without news an empty chunk if `allow_empty`, else None. It begins the reply."""
+        payload = self._news() or (self._keep_alive() if allow_empty else b"")
+        if not (payload or allow_empty):
             return None
-        self.begun = True
+        self.reply_started = True
         return Response(200, self._content_type, payload, self.request_id, last=False, headers=self._headers(self.remarks))
 
     def final(self) -> Response:
@@ -90,31 +90,31 @@ class OpenRequest:
     def failure(self, error: WhisperError) -> Response:
         """The last response when the request failed: with the error's status, or within a stream that has begun."""
         seconds = time.monotonic() - self.arrived
-        if self.begun and self.is_stream:
-            payload = stream_error(error, self.share.request.route)
+        if self.reply_started and self.is_stream:
+            payload = stream_error(error, self.attachment.request.route)
             return Response(error.status, self._content_type, payload, self.request_id, last=True, seconds=seconds)
         return replace(error_response(error, self.request_id), last=self._last, seconds=seconds)
 
     @property
     def _content_type(self) -> str:
         """Of a reply that is a transcript."""
-        request = self.share.request
+        request = self.attachment.request
         return stream_content_type(request.route) if self.is_stream else content_type(request.reply.response_format)
 
     @property
     def _last(self) -> bool | None:
         """`last` of the last response: a chunk when the reply has begun, else the whole reply."""
-        return True if self.begun else None
+        return True if self.reply_started else None
 
     def _keep_alive(self) -> bytes:
         """A chunk without news: for a stream a sign of life, else empty."""
         if not self.is_stream:
             return b""
-        return stream_progress(self.sent) if self.share.request.route == "native" else COMMENT
+        return stream_progress(self.sent) if self.attachment.request.route == "native" else COMMENT
 
     def _headers(self, warnings: Sequence[str]) -> dict[str, str]:
         """The model's name, and the warnings of a reply whose body has no place for them."""
-        in_body = self.is_stream or self.share.request.reply.response_format in ("json", "verbose_json")
+        in_body = self.is_stream or self.attachment.request.reply.response_format in ("json", "verbose_json")
         headers = {"x-whisper-model": self.model, "x-whisper-warnings": "" if in_body else "; ".join(warnings)}
         return {name: _header_value(text) for name, text in headers.items() if text}
 
@@ -123,12 +123,12 @@ class OpenRequest:
         if not self.is_stream or (progress := self.job.progress) == self.sent:
             return b""
         segments, self.sent = progress.segments[len(self.sent.segments) :], progress
-        request = self.share.request
+        request = self.attachment.request
         return stream_chunk(segments, progress, request.reply, request.route, tokenizer=self.tokenizer)
 
     def _rest(self, transcript: Transcript) -> tuple[str, bytes]:
         """Content type and bytes of the whole reply, or of the rest of a stream."""
-        reply, route = self.share.request.reply, self.share.request.route
+        reply, route = self.attachment.request.reply, self.attachment.request.route
         if not reply.stream:
             body = render(transcript, reply, route, tokenizer=self.tokenizer, model=self.model)
             return body.content_type, body.payload

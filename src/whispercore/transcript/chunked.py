@@ -17,7 +17,7 @@ from .placement import PlacedWord, in_order, is_aligned, place_words
 from .prompt import prompt_tokens
 from .segments import decoded_segments, in_recording, with_words
 from .sentences import sentence_segments
-from .tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
+from .tasks import PartialTranscript, PartTask, PartTasks, RecordingLanguage
 
 MIN_VOICE_SECONDS, MIN_VOICE_SHARE = 0.5, 0.2
 """Improbable text is noise when the window has less voice than this many seconds, or than this share of its length."""
@@ -28,62 +28,62 @@ MIN_LOGPROB = -0.7
 def chunked(
     packed_windows: Iterable[PackedWindow | None],
     options: Options,
-    detected: DetectedLanguage,
+    language: RecordingLanguage,
     tokenizer: Tokenizer,
     *,
     aligns: bool,
-    single_pass: bool = False,
+    fill_gaps: bool = True,
 ) -> PartTasks:
     """One task per packed window. The tasks are independent and may run concurrently.
 
-    `aligns`: the engine can give word times. `single_pass`: no window is decoded again to fill its gaps; for benchmarks
-    on random weights, whose alignment means nothing.
+    `aligns`: the engine can give word times. `fill_gaps`: decode voice without words again; False for benchmarks on
+    random weights, whose alignment means nothing.
     """
-    aligned = aligns and not options.without_timestamps
-    chunker = Chunker(options, detected, tokenizer, prompt_tokens(options, tokenizer), aligned=aligned, single_pass=single_pass)
+    by_alignment = aligns and not options.without_timestamps
+    tasks = WindowTasks(options, language, tokenizer, prompt_tokens(options, tokenizer), by_alignment=by_alignment, fill_gaps=fill_gaps)
     for packed in packed_windows:
-        yield chunker.task(packed) if packed else None
+        yield tasks.part_task(packed) if packed else None
 
 
 @dataclass(frozen=True, slots=True)
-class Chunker:
+class WindowTasks:
     """Makes the task of each packed window.
 
-    `aligned`: decode without timestamp tokens, and place the words by their alignment with the audio. With timestamp
+    `by_alignment`: decode without timestamp tokens, and place the words by their alignment with the audio. With timestamp
     tokens Whisper often ends a window early and loses the speech after its last timestamp: nearly half of base's errors
     on LibriSpeech.
     """
 
     options: Options
-    detected: DetectedLanguage
+    recording_language: RecordingLanguage
     tokenizer: Tokenizer
     prompt: tuple[int, ...]
-    aligned: bool
-    single_pass: bool = False
+    by_alignment: bool
+    fill_gaps: bool = True
 
-    def task(self, packed: PackedWindow) -> PartTask:
-        """Decode one packed window."""
-        decoded = yield from self._decode(packed, aligned=self.aligned)
+    def part_task(self, packed: PackedWindow) -> PartTask:
+        """The task of one packed window: decode it, fill gaps, make segments."""
+        decoded = yield from self._decode(packed, aligned=self.by_alignment)
         if is_silence(decoded, self.options) or self._is_noise(packed, decoded):
             return PartialTranscript(packed.end, dropped=dropped_as_silence(decoded, packed.start, packed.end))
-        aligned = self.aligned and is_aligned(decoded, self.tokenizer)
-        words = place_words(decoded, packed, self.tokenizer, self.options) if aligned else []
-        if aligned and (self.single_pass or not coverage.is_collapsed(words)):
+        has_word_times = self.by_alignment and is_aligned(decoded, self.tokenizer)
+        words = place_words(decoded, packed, self.tokenizer, self.options) if has_word_times else []
+        if has_word_times and (not self.fill_gaps or not coverage.is_collapsed(words)):
             words, dropped = yield from self._fill_gaps(packed, words, decoded.language)
             segments = sentence_segments(words, packed, self.tokenizer, with_words=self.options.word_timestamps)
         else:
-            if aligned:
+            if has_word_times:  # a collapsed alignment gives no usable times: decode once more, with timestamp tokens
                 decoded = yield from self._decode(packed, aligned=False)
             segments, dropped = yield from self._by_timestamps(packed, decoded)
         segments, hallucinated = without_hallucinations(segments, packed.start, packed.end, self.options.hallucination_silence_threshold)
         language = decoded.language if self.options.multilingual else None
         segments = [replace(segment, language=language) for segment in segments if segment.text.strip()]
         if segments:
-            self.detected.settle(decoded)
+            self.recording_language.settle(decoded)
         return PartialTranscript(packed.end, tuple(segments), (*dropped, *hallucinated))
 
     def _decode(self, packed: PackedWindow, *, aligned: bool) -> Generator[Window, Decoded, Decoded]:
-        language = None if self.options.multilingual else self.detected.language
+        language = None if self.options.multilingual else self.recording_language.language
         window = Window(packed.samples, packed.start, self._decoding(language, aligned=aligned))
         return (yield from with_fallback(window, self.options, partial(self._is_true_repetition, packed)))
 
@@ -118,7 +118,7 @@ class Chunker:
         missing.
         """
         dropped: list[Dropped] = []
-        if self.options.task != "transcribe" or self.single_pass:
+        if self.options.task != "transcribe" or not self.fill_gaps:
             return words, dropped
         for gap in coverage.gaps(words, packed):
             decoded = yield Window(gap.packed.samples, gap.packed.start, self._decoding(language, aligned=True))
@@ -155,11 +155,10 @@ class Chunker:
     def _gaps_between(self, timed: Sequence[Segment], decoded: Decoded, packed: PackedWindow) -> list[coverage.Gap]:
         """Voice outside of the segments.
 
-        Their times are those of the timestamp tokens: a collapsed alignment makes segments too short.
-
-        A window without timestamp tokens is one segment and has no gaps.
+        `timed` must have the times of the timestamp tokens, not those of the words: a collapsed alignment makes segments
+        too short. A window without timestamp tokens is one segment and has no gaps.
         """
-        if all(token < self.tokenizer.timestamp_begin for token in decoded.tokens):
+        if not self.fill_gaps or all(token < self.tokenizer.timestamp_begin for token in decoded.tokens):
             return []
         return coverage.gaps_between([in_recording(segment, packed) for segment in timed], packed)
 

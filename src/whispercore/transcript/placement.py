@@ -23,12 +23,14 @@ from . import words
 
 MAX_PAUSE_IN_WORD = 0.25
 """Seconds of silence that one word may contain, such as before a plosive."""
-SHORTEST_VOICE = 0.064
-"""Seconds: shorter voice is a click, not part of a word. The default of vad_min_speech_duration_ms."""
+MIN_VOICE_FRAMES = 2
+"""Frames of 32 ms: a shorter voice is a click, not part of a word. Equals the default of vad_min_speech_duration_ms."""
 MIN_LATER_SHARE = 0.4
-"""Of several voices in a word's span the last is the word, unless shorter than this share of the longest."""
-ONSET = 0.05
-"""Seconds that a word may start before, or end after, its detected voice: two of the detector's frames."""
+"""When several stretches of voice lie in a word's span, the word is the last one that has at least this share of the
+longest one's duration."""
+VOICE_MARGIN = 0.05
+"""Seconds by which a word may extend beyond its detected voice, on either side: about one and a half frames of the
+detector."""
 
 Span = tuple[float, float]
 """Start and end in seconds of the recording."""
@@ -120,8 +122,8 @@ def voiced_spans(chunk: SpeechChunk) -> list[Span]:
     if chunk.voiced is None:
         return []
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chunk.voiced, [False]]).astype(np.int8))).reshape(-1, 2)
-    seconds = [(begin * FRAME / SAMPLE_RATE, end * FRAME / SAMPLE_RATE) for begin, end in edges.tolist()]
-    return [(chunk.start + begin, chunk.start + end) for begin, end in seconds if end - begin > SHORTEST_VOICE]
+    frames = [(begin, end) for begin, end in edges.tolist() if end - begin >= MIN_VOICE_FRAMES]
+    return [(chunk.start + begin * FRAME / SAMPLE_RATE, chunk.start + end * FRAME / SAMPLE_RATE) for begin, end in frames]
 
 
 def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
@@ -136,7 +138,7 @@ def trimmed(span: Span, voices: Sequence[Span]) -> tuple[float, float, float]:
         return (*span, 0.0)
     longest = max(voice for voice, *_ in groups)
     voice, begin, end = next(group for group in reversed(groups) if group[0] >= MIN_LATER_SHARE * longest)
-    return max(span[0], begin - ONSET), min(span[1], end + ONSET), voice
+    return max(span[0], begin - VOICE_MARGIN), min(span[1], end + VOICE_MARGIN), voice
 
 
 def _groups(span: Span, voices: Sequence[Span]) -> Iterator[tuple[float, float, float]]:

@@ -27,7 +27,7 @@ from .fallback import dropped_as_silence, is_silence, with_fallback
 from .hallucinations import as_dropped, find_hallucination, first_with_words, is_anomalous
 from .prompt import initial_tokens, prompt_tokens
 from .segments import text_segment
-from .tasks import DetectedLanguage, PartialTranscript, PartTask, PartTasks
+from .tasks import PartialTranscript, PartTask, PartTasks, RecordingLanguage
 
 _FRAMES_PER_TIMESTAMP = round(SECONDS_PER_TIMESTAMP * FRAMES_PER_SECOND)
 _MARGIN_BEFORE = 2 * HOP
@@ -40,7 +40,7 @@ _RESET_TEMPERATURE = 0.5
 def sequential(
     open_recording: Callable[[], Recording],
     options: Options,
-    detected: DetectedLanguage,
+    detected: RecordingLanguage,
     tokenizer: Tokenizer,
     n_mels: int,
     threads: AudioThreads | None = None,
@@ -151,7 +151,7 @@ class _TranscriptionLoop:
     `_words_end`: the end of the last word in the transcript. openai-whisper's words may overlap a little; ours do not.
     """
 
-    def __init__(self, survey: Survey, options: Options, detected: DetectedLanguage, tokenizer: Tokenizer) -> None:
+    def __init__(self, survey: Survey, options: Options, detected: RecordingLanguage, tokenizer: Tokenizer) -> None:
         self._survey, self._options, self._detected, self._tokenizer = survey, options, detected, tokenizer
         self._seek = 0
         self._initial = initial_tokens(options, tokenizer)

@@ -28,8 +28,8 @@ PartTasks = Iterator[PartTask | None]
 
 
 @dataclass(slots=True)
-class DetectedLanguage:
-    """The language of a recording, shared by all its tasks. The first window with words sets it."""
+class RecordingLanguage:
+    """The language of a recording, shared by all its tasks: the requested one, else that of the first window with words."""
 
     language: str | None = None
     probability: float | None = None

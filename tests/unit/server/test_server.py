@@ -202,7 +202,7 @@ def test_the_log_shows_what_the_worker_serves(tmp_path: Path) -> None:
     log = WorkerLog(path)
     write(path, "Model server started.", "whispercore 1.0 serves engine ct2, precision int8", "and more")
     assert log.failure() is None
-    assert log.serves == "engine ct2, precision int8"
+    assert log.engine_description == "engine ct2, precision int8"
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from whispercore.serving.assembly import Assembly
 from whispercore.serving.track import Track
-from whispercore.transcript.tasks import DetectedLanguage, PartialTranscript, PartTask
+from whispercore.transcript.tasks import PartialTranscript, PartTask, RecordingLanguage
 from whispercore.types import Dropped, Segment
 
-ENGLISH = DetectedLanguage("en")
+ENGLISH = RecordingLanguage("en")
 
 
 def spoken(start: float, until: float) -> PartTask:

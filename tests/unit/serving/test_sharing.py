@@ -51,9 +51,9 @@ def test_a_request_may_stay_alone(jobs: SharedJobs) -> None:
 
 def test_the_job_is_cancelled_when_its_last_request_leaves(jobs: SharedJobs) -> None:
     first, second = (jobs.begin(upload(jobs, wav(2))) for _ in range(2))
-    jobs.leave(first)
+    jobs.detach(first)
     assert not second.job.ended
-    jobs.leave(second)
+    jobs.detach(second)
     assert second.job.ended and jobs.transcriber.open_requests == 0
     assert not jobs.begin(upload(jobs, wav(2))).joined, "a cancelled job is not shared"
 

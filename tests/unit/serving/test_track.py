@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from whispercore.serving.track import PartWindow, Track
-from whispercore.transcript.tasks import DetectedLanguage, PartialTranscript, PartTask
+from whispercore.transcript.tasks import PartialTranscript, PartTask, RecordingLanguage
 from whispercore.types import Decoded, Decoding, Segment, Window
 
 
@@ -20,7 +20,7 @@ def decoded(text: str, language: str = "en") -> Decoded:
     return Decoded((), text, language, 0.0, 0.0, 0.0, 0.0)
 
 
-def part(start: float, language: DetectedLanguage, windows: int = 1) -> PartTask:
+def part(start: float, language: RecordingLanguage, windows: int = 1) -> PartTask:
     """A part of a second that decodes some windows, one after the other."""
     texts = []
     for _ in range(windows):
@@ -40,7 +40,7 @@ def texts(track: Track) -> list[str]:
     return [segment.text for finished in track.take_finished() for segment in finished.segments]
 
 
-ENGLISH = DetectedLanguage("en")
+ENGLISH = RecordingLanguage("en")
 
 
 def test_parts_are_finished_in_order_whatever_the_order_of_their_windows() -> None:
@@ -98,7 +98,7 @@ def test_a_part_without_windows_is_finished_at_once() -> None:
 
 
 def test_the_first_part_with_words_decides_the_language_of_the_others() -> None:
-    language = DetectedLanguage()
+    language = RecordingLanguage()
     track = Track((part(start, language) for start in range(3)), language, max_running=4)
     first, second, third = begun(track, 3)
     assert track.receive(second, decoded("zwei", "de")) == [] and track.receive(third, decoded("three")) == []
@@ -110,7 +110,7 @@ def test_the_first_part_with_words_decides_the_language_of_the_others() -> None:
 
 
 def test_until_a_part_has_words_the_next_one_is_asked() -> None:
-    language = DetectedLanguage()
+    language = RecordingLanguage()
     track = Track((part(start, language) for start in range(2)), language, max_running=4)
     silent, spoken = begun(track, 2)
     track.receive(spoken, decoded("zwei", "de"))
@@ -119,8 +119,8 @@ def test_until_a_part_has_words_the_next_one_is_asked() -> None:
 
 
 def test_where_each_window_has_its_language_none_waits() -> None:
-    language = DetectedLanguage()
-    track = Track((part(start, DetectedLanguage()) for start in range(2)), language, multilingual=True, max_running=4)
+    language = RecordingLanguage()
+    track = Track((part(start, RecordingLanguage()) for start in range(2)), language, multilingual=True, max_running=4)
     first, second = begun(track, 2)
     assert track.receive(second, decoded("zwei", "de")) == [] == track.receive(first, decoded("one"))
     assert texts(track) == ["one", "zwei"]

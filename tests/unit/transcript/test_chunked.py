@@ -12,7 +12,7 @@ from whispercore.audio.packing import PackedWindow
 from whispercore.options import Options
 from whispercore.tokenizer import Tokenizer
 from whispercore.transcript.chunked import chunked
-from whispercore.transcript.tasks import DetectedLanguage, PartialTranscript
+from whispercore.transcript.tasks import PartialTranscript, RecordingLanguage
 from whispercore.types import Decoded, Window
 
 TOKENIZER = Tokenizer(51_865)
@@ -39,7 +39,7 @@ def said(text: str, begin: float, end: float, **rest: float) -> Decoded:
 def transcribed(packed: PackedWindow, *answers: Decoded, options: Options | None = None) -> tuple[PartialTranscript, list[Window]]:
     """The transcript of a packed window when the engine gives these answers, and the windows it was asked to decode."""
     options = options or Options()
-    (task,) = chunked([packed], options, DetectedLanguage(), TOKENIZER, aligns=True)
+    (task,) = chunked([packed], options, RecordingLanguage(), TOKENIZER, aligns=True)
     assert task is not None
     windows = [next(task)]
     for answer in answers[:-1]:

@@ -17,7 +17,7 @@ from whispercore.audio.silero import FRAME
 from whispercore.options import Options
 from whispercore.tokenizer import Tokenizer
 from whispercore.transcript import coverage
-from whispercore.transcript.placement import ONSET, PlacedWord, in_order, is_aligned, place_words, trimmed, voiced_spans
+from whispercore.transcript.placement import VOICE_MARGIN, PlacedWord, in_order, is_aligned, place_words, trimmed, voiced_spans
 from whispercore.transcript.sentences import LEAD_IN, LONGEST, sentence_segments
 from whispercore.types import SAMPLE_RATE, Decoded
 
@@ -51,8 +51,8 @@ def word(text: str, start: float, end: float, *, voice: float | None = 0.3, sour
 def test_a_word_after_a_pause_begins_with_its_voice() -> None:
     packed = PackedWindow((chunk(100.0, 10.0, (0.5, 1.0), (7.0, 8.0)),))
     first, second = place_words(aligned([(" hello", 0.0), (" world", 1.0)], 9.5), packed, TOKENIZER, Options())
-    assert (first.start, first.end) == pytest.approx((100.5, 101.0), abs=ONSET + 0.04)
-    assert (second.start, second.end) == pytest.approx((107.0, 108.0), abs=ONSET + 0.04)
+    assert (first.start, first.end) == pytest.approx((100.5, 101.0), abs=VOICE_MARGIN + 0.04)
+    assert (second.start, second.end) == pytest.approx((107.0, 108.0), abs=VOICE_MARGIN + 0.04)
 
 
 def test_words_of_a_window_with_a_silence_left_out_lie_on_its_two_sides() -> None:
@@ -60,7 +60,7 @@ def test_words_of_a_window_with_a_silence_left_out_lie_on_its_two_sides() -> Non
     words = place_words(aligned([(" one", 0.3), (" two", 1.5), (" three", 2.6), (" four", 4.5)], 5.8), packed, TOKENIZER, Options())
     assert [placed.start < 30 for placed in words] == [True, True, False, False]
     assert all(placed.end <= 13.0 or placed.start >= 60.0 for placed in words)
-    assert words[2].start == pytest.approx(60.4, abs=ONSET + 0.04)
+    assert words[2].start == pytest.approx(60.4, abs=VOICE_MARGIN + 0.04)
 
 
 def test_without_a_detector_words_keep_the_times_of_their_alignment() -> None:

@@ -69,8 +69,9 @@ def make_slot_state(tokenizer: Tokenizer, window: Window, slot: int) -> SlotStat
 class AdmissionShape:
     """The shape of an admission: admissions of equal shapes are the same CUDA graph.
 
-    The first `windows` rows of the buffers, with `group` rows each; no start sequence has more than `width` + 1 tokens. `detect`: the
-    language of some window is to be detected.
+    `windows`: how many windows, one row of the buffers each. `group`: sequences that are decoded for a window (beams or
+    samples), one element of `Rows` each. `width`: prefilled tokens; a start sequence has at most `width` + 1. `detect`:
+    at least one window needs its language detected.
     """
 
     windows: int
@@ -95,6 +96,7 @@ class Admission:
         for count in self._device.encoder_batches(min(len(states), self._most)):
             batch = states[begin : begin + count]
             self._fill_buffers(batch)
+            # The prefill must reach <|startoftranscript|>, where the probability of no speech is read.
             width = max(max(len(state.start) - 1, state.sot + 1) for state in batch)
             detect = bool(len(self._languages)) and any(state.decoding.language is None for state in batch)
             self._run(AdmissionShape(count, group, self._device.prompt_width(width), detect), rows, detections, batch)
@@ -107,27 +109,27 @@ class Admission:
         self._run(shape, rows, detections, ())
 
     def _run(self, shape: AdmissionShape, rows: Rows, detections: Detections, states: Sequence[SlotState]) -> None:
-        new, mel = self._buffers.first(shape.windows), None
-        index: SlotIndex = new.number("slot")
+        buffers, mel = self._buffers.head(shape.windows), None
+        index: SlotIndex = buffers.number("slot")
         if not self._device.captures:
             mels = self._model.dims.n_mels
             mel = log_mels([state.window for state in states], mels) if states else torch.zeros(shape.windows, mels, WINDOW_FRAMES)
             index = slot_index([state.slot for state in states] or range(shape.windows), self._device)
-        arguments = (self._model, self._cache, self._tokenizer, self._languages, new, index, rows, detections, shape, mel)
+        arguments = (self._model, self._cache, self._tokenizer, self._languages, buffers, index, rows, detections, shape, mel)
         self._device.run(shape, partial(admit_windows, *arguments))
 
     def _fill_buffers(self, states: Sequence[SlotState]) -> None:
         """Write the windows into the buffers."""
-        new, device = self._buffers.first(len(states)), self._device
-        device.fill(new.numbers, torch.tensor([_numbers(state, self._tokenizer.vocabulary) for state in states]))
-        device.fill(new.reals, torch.tensor([_reals(state.window) for state in states]))
-        device.fill(new.tokens, _padded([state.start for state in states]))
-        if new.candidates.shape[1]:
-            device.fill(new.candidates, torch.tensor([self._candidates(state.decoding) for state in states]))
-        for mask, state in zip(new.suppressed, states, strict=True):
+        buffers, device = self._buffers.head(len(states)), self._device
+        device.fill(buffers.numbers, torch.tensor([_numbers(state, self._tokenizer.vocabulary) for state in states]))
+        device.fill(buffers.reals, torch.tensor([_reals(state.window) for state in states]))
+        device.fill(buffers.tokens, _padded([state.start for state in states]))
+        if buffers.candidates.shape[1]:
+            device.fill(buffers.candidates, torch.tensor([self._candidates(state.decoding) for state in states]))
+        for mask, state in zip(buffers.suppressed, states, strict=True):
             mask.copy_(self._suppressed(state.decoding))
         if device.captures:
-            device.fill(new.audio, _samples([state.window for state in states], device))
+            device.fill(buffers.audio, _samples([state.window for state in states], device))
 
     def _candidates(self, decoding: Decoding) -> list[bool]:
         """Whether the window may be in each language, in the order of the language tokens."""
@@ -155,69 +157,73 @@ def admit_windows(
     cache: Cache,
     tokenizer: Tokenizer,
     languages: Tensor,
-    new: AdmissionBuffers,
+    buffers: AdmissionBuffers,
     index: SlotIndex,
     rows: Rows,
     detections: Detections,
     shape: AdmissionShape,
     mel: Tensor | None,
 ) -> None:
-    """All work of a device on new windows, in place. `index`: their slots. `mel`: the host's spectrograms; None: made here."""
+    """Encode, detect, write and prefill new windows on the device, in place.
+
+    `index`: their slots, as a slice where they are neighbours, which avoids a copy of the cache. `mel`: spectrograms made by
+    the host; None: computed here from `buffers.audio`.
+    """
     if mel is None:
-        mel = log_mels_of(new.audio, new.cuts, new.real("loudest"), model.dims.n_mels)
-    slots = new.number("slot")
+        mel = log_mels_of(buffers.audio, buffers.frame_ranges, buffers.real("loudest"), model.dims.n_mels)
+    slots = buffers.number("slot")
     model.cache_audio(model.encode(mel), cache, slots)
     if shape.detect:
-        _detect(model, cache, tokenizer.openai.sot, languages, new, index, detections)
+        _detect(model, cache, tokenizer.openai.sot, languages, buffers, index, detections)
     row_indices = slots[:, None] * shape.group + torch.arange(shape.group, device=slots.device)
-    _write_rows(new, rows, row_indices)
-    _prefill(model, cache, tokenizer.openai.no_speech, new, index, detections, row_indices, shape.width)
+    _write_rows(buffers, rows, row_indices)
+    _prefill(model, cache, tokenizer.openai.no_speech, buffers, index, detections, row_indices, shape.width)
 
 
 def _detect(
-    model: Model, cache: Cache, sot: int, languages: Tensor, new: AdmissionBuffers, index: SlotIndex, detections: Detections
+    model: Model, cache: Cache, sot: int, languages: Tensor, buffers: AdmissionBuffers, index: SlotIndex, detections: Detections
 ) -> None:
     """Write the likeliest language into the start sequences of the windows whose language is to be detected."""
-    start = torch.full((len(new.tokens), 1), sot, device=languages.device)
+    start = torch.full((len(buffers.tokens), 1), sot, device=languages.device)
     logits = model.unembed(model.prefill(start, cache, index)[:, 0]).float()[:, languages]
-    likeliest = logits.masked_fill(~new.candidates, -torch.inf).softmax(dim=1).max(dim=1)
-    position = new.number("sot")[:, None] + 1
-    present = new.tokens.gather(1, position)[:, 0]
-    token = torch.where(new.number("detect").bool(), languages[likeliest.indices], present)
-    new.tokens.scatter_(1, position, token[:, None])
-    detections.language.index_copy_(0, new.number("slot"), likeliest.indices)
-    detections.language_probability.index_copy_(0, new.number("slot"), likeliest.values)
+    likeliest = logits.masked_fill(~buffers.candidates, -torch.inf).softmax(dim=1).max(dim=1)
+    position = buffers.number("sot")[:, None] + 1
+    present = buffers.tokens.gather(1, position)[:, 0]
+    token = torch.where(buffers.number("detect").bool(), languages[likeliest.indices], present)
+    buffers.tokens.scatter_(1, position, token[:, None])
+    detections.language.index_copy_(0, buffers.number("slot"), likeliest.indices)
+    detections.language_probability.index_copy_(0, buffers.number("slot"), likeliest.values)
 
 
-def _write_rows(new: AdmissionBuffers, rows: Rows, row_indices: Tensor) -> None:
+def _write_rows(buffers: AdmissionBuffers, rows: Rows, row_indices: Tensor) -> None:
     """Write start sequences and rules into the rows `row_indices` (windows, group)."""
     values = {
-        "tokens": new.tokens,
-        "length": new.number("begin"),
-        "begin": new.number("begin"),
-        "limit": new.number("limit"),
-        "score": torch.zeros_like(new.real("penalty")),
-        "done": torch.zeros_like(new.number("begin"), dtype=torch.bool),
-        "temperature": new.real("temperature"),
-        "suppressed": new.suppressed,
-        "blank": new.number("blank").bool(),
-        "timed": new.number("timed").bool(),
-        "latest_first": new.number("latest_first"),
-        "penalty": new.real("penalty"),
-        "ngram": new.number("ngram"),
+        "tokens": buffers.tokens,
+        "length": buffers.number("begin"),
+        "begin": buffers.number("begin"),
+        "limit": buffers.number("limit"),
+        "score": torch.zeros_like(buffers.real("penalty")),
+        "done": torch.zeros_like(buffers.number("begin"), dtype=torch.bool),
+        "temperature": buffers.real("temperature"),
+        "suppressed": buffers.suppressed,
+        "blank": buffers.number("blank").bool(),
+        "timed": buffers.number("timed").bool(),
+        "latest_first": buffers.number("latest_first"),
+        "penalty": buffers.real("penalty"),
+        "ngram": buffers.number("ngram"),
     }
     group = row_indices.shape[1]
     for name, value in values.items():
         copies = value[:, None].expand(-1, group, *value.shape[1:]).flatten(0, 1)
         getattr(rows, name).index_copy_(0, row_indices.flatten(), copies)
-    rows.seed.index_copy_(0, row_indices.flatten(), streams(new.number("seed"), group).flatten())
+    rows.seed.index_copy_(0, row_indices.flatten(), streams(buffers.number("seed"), group).flatten())
 
 
 def _prefill(
     model: Model,
     cache: Cache,
     no_speech: int,
-    new: AdmissionBuffers,
+    buffers: AdmissionBuffers,
     index: SlotIndex,
     detections: Detections,
     row_indices: Tensor,
@@ -227,10 +233,10 @@ def _prefill(
 
     The last token of each start sequence is left to the first decoding step, whose output is sampled from.
     """
-    hidden = model.prefill(new.tokens[:, :width], cache, index, rows=row_indices)
-    at_sot = hidden.gather(1, new.number("sot")[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
+    hidden = model.prefill(buffers.tokens[:, :width], cache, index, rows=row_indices)
+    at_sot = hidden.gather(1, buffers.number("sot")[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
     probability = model.unembed(at_sot).float().softmax(dim=1)[:, no_speech]
-    detections.no_speech.index_copy_(0, new.number("slot"), probability)
+    detections.no_speech.index_copy_(0, buffers.number("slot"), probability)
 
 
 def _numbers(state: SlotState, vocabulary: int) -> list[int]:

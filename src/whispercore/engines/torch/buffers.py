@@ -13,7 +13,21 @@ from .state import LENGTH
 
 SAMPLES = WINDOW_SAMPLES + 4 * N_FFT
 """A window; the 320 samples before and the 200 after it, into which its outermost frames reach; and silence."""
-NUMBERS = ("slot", "sot", "detect", "first", "counted", "heard", "begin", "limit", "blank", "timed", "latest_first", "ngram", "seed")
+NUMBERS = (
+    "slot",
+    "sot",
+    "detect",
+    "first_frame",
+    "searched_frames",
+    "kept_frames",
+    "begin",
+    "limit",
+    "blank",
+    "timed",
+    "latest_first",
+    "ngram",
+    "seed",
+)
 REALS = ("loudest", "temperature", "penalty")
 
 
@@ -21,9 +35,10 @@ REALS = ("loudest", "temperature", "penalty")
 class AdmissionBuffers:
     """One row a window. `numbers` (windows, 13) and `reals` (windows, 3): their columns are named above.
 
-    `slot`; `sot`: the position of <|startoftranscript|>; `detect`: whether to detect the language after it; `first`, `counted`, `heard`
-    and `loudest` as in `log_mel.log_mels_of`; the others as in `state.Rows`. `tokens` (windows, LENGTH + 1): the start sequence;
-    `candidates` (windows, languages): the languages to choose from; `suppressed` (windows, vocabulary); `audio` (windows, SAMPLES).
+    `slot`; `sot`: the position of <|startoftranscript|>; `detect`: whether to detect the language after it;
+    `first_frame`, `searched_frames`, `kept_frames` and `loudest`: see `log_mel.frame_range`; the others as in
+    `state.Rows`. `tokens` (windows, LENGTH + 1): the start sequence; `candidates` (windows, languages): the languages to
+    choose from; `suppressed` (windows, vocabulary); `audio` (windows, SAMPLES).
     """
 
     numbers: Tensor
@@ -33,14 +48,14 @@ class AdmissionBuffers:
     suppressed: Tensor
     audio: Tensor
 
-    def first(self, count: int) -> AdmissionBuffers:
+    def head(self, count: int) -> AdmissionBuffers:
         """Views of the first `count` rows."""
         return AdmissionBuffers(*(getattr(self, field.name)[:count] for field in fields(self)))
 
     @property
-    def cuts(self) -> Tensor:
-        """`first`, `counted` and `heard` (windows, 3)."""
-        begin = NUMBERS.index("first")
+    def frame_ranges(self) -> Tensor:
+        """`first_frame`, `searched_frames` and `kept_frames` (windows, 3)."""
+        begin = NUMBERS.index("first_frame")
         return self.numbers[:, begin : begin + 3]
 
     def number(self, name: str) -> Tensor:
@@ -56,7 +71,7 @@ def make_buffers(most: int, vocabulary: int, languages: int, device: torch.devic
     """Windows of silence for the first `most` slots, whose decoding ends at once. `audio`: the device makes the spectrograms."""
     numbers = torch.zeros(most, len(NUMBERS), dtype=torch.long)
     numbers[:, 0] = torch.arange(most)
-    for name in ("counted", "begin", "limit"):
+    for name in ("searched_frames", "begin", "limit"):
         numbers[:, NUMBERS.index(name)] = 1
     return AdmissionBuffers(
         numbers=numbers.to(device),
