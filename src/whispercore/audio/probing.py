@@ -7,6 +7,7 @@ time is opened again here, at the same cost. Small files cannot be slow and are 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import resource
@@ -21,18 +22,23 @@ from queue import Empty, LifoQueue
 from ..errors import UnreadableAudio
 from .source import Source
 
+logger = logging.getLogger(__name__)
+
 SMALLEST = 64 * 1024
 """Bytes. A smaller file opens within 0.1 s of processor time, whatever it holds."""
 PROCESSOR_SECONDS = 5
 MEMORY_BYTES = 4 << 30
-"""Of address space."""
+"""Of address space, more than the process has when it begins to serve."""
 WAIT_SECONDS = 60.0
 """For an answer, on a machine so busy that a process gets no processor time."""
-_OPENED, _REFUSED = b"o", b"r"
+_READY, _OPENED, _REFUSED = b"y", b"o", b"r"
 
 
 class Prober:
-    """Processes that open recordings, started as they are needed. Any number of threads may use it."""
+    """Processes that open recordings, started as they are needed. Any number of threads may use it.
+
+    Where no such process can be started, as in some sandboxes, files are not tried, and a warning is logged once.
+    """
 
     def __init__(self, processes: int = 2, seconds: int = PROCESSOR_SECONDS) -> None:
         """`seconds`: of processor time for each file."""
@@ -40,20 +46,19 @@ class Prober:
         for _ in range(processes):
             self._idle.put(None)
         self._processes, self._seconds = processes, seconds
-        self._closed = threading.Event()
+        self._disabled = threading.Event()
 
     def start(self) -> None:
         """Start the first process now, so that the first recording does not wait for it."""
         with contextlib.suppress(Empty):
-            process = self._idle.get_nowait()
-            self._idle.put(process or _Process(self._seconds))
+            self._idle.put(self._idle.get_nowait() or self._new_process())
 
     def check(self, source: Source) -> None:
         """Raise UnreadableAudio when opening `source` takes too much time or memory. What else is wrong with it is found later.
 
         An open file is not tried: only its caller knows whether it can be read twice.
         """
-        if self._closed.is_set():
+        if self._disabled.is_set():
             return
         with contextlib.ExitStack() as files:
             descriptor = _descriptor(source, files)
@@ -61,8 +66,8 @@ class Prober:
                 return
             process = self._idle.get()
             try:
-                process = process if process and process.alive else _Process(self._seconds)
-                if process.opens(descriptor):
+                process = process if process and process.alive else self._new_process()
+                if process is None or process.opens(descriptor):
                     return
                 process.kill()
                 process = None
@@ -73,16 +78,28 @@ class Prober:
             "convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result"
         )
 
+    def _new_process(self) -> _Process | None:
+        """A process that is ready; None when none can be started, after which files are not tried any more."""
+        if self._disabled.is_set():
+            return None
+        try:
+            return _Process(self._seconds)
+        except OSError as error:
+            self._disabled.set()
+            logger.warning("uploads are not opened in another process first, because none can be started: %s", error)
+            return None
+
     def close(self) -> None:
         """End the processes, each when it has answered."""
-        self._closed.set()
-        for _ in range(self._processes):
-            if process := self._idle.get():
+        self._disabled.set()
+        for process in [self._idle.get() for _ in range(self._processes)]:
+            if process:
                 process.kill()
+            self._idle.put(None)
 
 
 def _descriptor(source: Source, files: contextlib.ExitStack) -> int | None:
-    """A file descriptor of the source, closed with `files`; None for an open file, and where there is no such file."""
+    """A file descriptor of the source, closed with `files`; None for an open file, and where none can be had."""
     if isinstance(source, str | Path):
         try:
             return files.enter_context(Path(source).open("rb")).fileno()
@@ -93,10 +110,14 @@ def _descriptor(source: Source, files: contextlib.ExitStack) -> int | None:
     view = memoryview(source).cast("B")
     if len(view) < SMALLEST:
         return None
-    descriptor = os.memfd_create("recording")
-    files.callback(os.close, descriptor)
-    while len(view):
-        view = view[os.write(descriptor, view) :]
+    try:
+        descriptor = os.memfd_create("recording")
+        files.callback(os.close, descriptor)
+        while len(view):
+            view = view[os.write(descriptor, view) :]
+    except OSError as error:  # no memory, or a sandbox without memfd
+        logger.warning("an upload is not opened in another process first: %s", error)
+        return None
     return descriptor
 
 
@@ -104,14 +125,26 @@ class _Process:
     """One such process, and the socket to it."""
 
     def __init__(self, seconds: int) -> None:
+        """Raises OSError when the process does not start."""
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(WAIT_SECONDS)
         root = Path(__file__).resolve().parents[2]
         code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; serve({theirs.fileno()}, {seconds})"
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+                [sys.executable, "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # NumPy reserves memory for each thread
             )
+        try:
+            ready = self._socket.recv(1) == _READY
+        except OSError:
+            ready = False
+        if not ready:
+            self.kill()
+            raise OSError(f"it ended with status {self._process.returncode} as it started")
 
     @property
     def alive(self) -> bool:
@@ -135,9 +168,11 @@ def serve(descriptor: int, seconds: int) -> None:
     """Open the files that come through the socket `descriptor`, each within `seconds`, until it is closed. Runs in the other process."""
     from .recording import open_recording  # here: the parent needs it only later
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY_BYTES, own + MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=descriptor) as requests:
+        requests.sendall(_READY)
         while True:
             message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
             if not message:

@@ -176,10 +176,31 @@ def test_opening_that_takes_too_long_is_ended(file: bytes, prober: Prober) -> No
     prober.close()
 
 
+def test_where_no_process_can_be_started_files_are_not_tried(
+    prober: Prober, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    prober.start()
+    prober.check(MP3 * 4)
+    prober.check(MP3 * 4)
+    assert caplog.text.count("are not opened in another process first") == 1
+    prober.close()
+
+
+def test_without_memory_files_a_file_is_not_tried(prober: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> int:
+        raise OSError("not here")
+
+    monkeypatch.setattr("os.memfd_create", refuse)
+    prober.check(MP3 * 4)
+    prober.close()
+
+
 def test_other_files_pass(prober: Prober, tmp_path: Path) -> None:
     (tmp_path / "long.mp3").write_bytes(MP3 * 4)
     for source in (MP3 * 4, bytearray(MP3 * 4), memoryview(MP3 * 4), b"no audio" * 20_000, tmp_path / "long.mp3", tmp_path / "none", b""):
         prober.check(source)
     prober.check(io.BytesIO(matroska(60_000)))  # the caller's own file is not tried
+    prober.close()
     prober.close()
     prober.check(matroska(60_000))  # nor anything after the end
