@@ -230,7 +230,7 @@ def peak_rss_mb() -> float:
 def gpu_memory(device: str) -> Iterator[Callable[[], float | None]]:
     """The peak of the GPU memory used since entering, in MB; None without a GPU.
 
-    It is read from the device, because only PyTorch has counters of its own allocator. No other process may use the GPU.
+    The figure comes from the device, because only PyTorch counts its own allocations. No other process may use the GPU.
     """
     if device != "cuda":
         yield lambda: None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 SIZE_ADVICE = (
     "send its sound track only (transcribe.py --extract-audio), or start the server with a larger WHISPER_MAX_AUDIO_BYTES and "
-    "TS_MAX_REQUEST_SIZE, both in bytes; a proxy has a limit of its own"
+    "TS_MAX_REQUEST_SIZE, both in bytes; a proxy in front may have a lower limit"
 )
 
 

@@ -45,7 +45,7 @@ _COLUMNS = (
 def line(label: str, name: str, values: dict[str, Any]) -> str:
     """A finished set in one line, for the console. `label`: the row; `name`: the set."""
     counts = f"{values['insertions']} ins {values['deletions']} del {values['substitutions']} sub of {values['words']}"
-    parts = [f"{values['insertions']} words where nobody speaks"] if values["wer"] is None else [f"WER {values['wer']:.2%}", counts]
+    parts = [f"{values['insertions']} words in audio without speech"] if values["wer"] is None else [f"WER {values['wer']:.2%}", counts]
     right, recordings = values.get("language_right"), values["recordings"]
     parts += [f"language right {right} of {recordings}"] if right is not None and right < recordings else []
     for kind in ("segment_times", "word_times"):
@@ -236,11 +236,11 @@ def _word_cells(row: Row) -> tuple[str, ...]:
 
 
 def _sounds(rows: list[Row]) -> Iterator[str]:
-    """Words that were inserted where nobody speaks, with two examples."""
+    """Words that were inserted in audio without speech, with two examples."""
     sets = {name: title for name, title in QUIET_SETS.items() if any(name in row["sets"] for row in rows)}
     if not sets:
         return
-    titles = {"words where nobody speaks": "---"} | dict.fromkeys(sets.values(), "--:") | {"examples": "---"}
+    titles = {"words in audio without speech": "---"} | dict.fromkeys(sets.values(), "--:") | {"examples": "---"}
     cells = []
     for row in rows:
         if measured := {name: row["sets"][name] for name in sets if name in row["sets"]}:

@@ -171,7 +171,7 @@ def _origin(content: dict[str, Any]) -> str:
     packages = dict.fromkeys(row["package"] for row in rows if row.get("package"))
     return (
         f"Measured by `python -m bench engines` at {commits} on {where}, {', '.join(packages)}.\n"
-        "Each row in a process of its own, every window decoded once, greedily. Time is wall time of the whole set; "
+        "Each row runs in a separate process and decodes every window once, greedily. Time is wall time of the whole set; "
         f"latency × is that over engine `{BASELINE[0]}`'s in {BASELINE[1]},\n"
         "processor × the same of the process's processor time, which a busy machine hardly changes; CPU is the processor's share of the "
         "time, 100% being one core.\n"

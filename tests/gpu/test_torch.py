@@ -15,14 +15,8 @@ import torch
 
 from bench import scores
 from bench.gpu import random_checkpoint
-from tests.unit.engines.torch.doubles import (
-    ENGLISH,
-    HELDOUT,
-    WORDS,
-    Listed,
-    check_equal,
-    windows,
-)
+from tests.unit.engines.heldout import HELDOUT
+from tests.unit.engines.torch.doubles import ENGLISH, WORDS, Listed, check_equal, windows
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import Checkpoint
 from whispercore.engines.openai import OpenAIEngine

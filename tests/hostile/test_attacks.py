@@ -26,7 +26,7 @@ PATIENCE = 30.0
 
 
 def answered(server: Server, seconds: float = PATIENCE) -> float:
-    """Seconds until a request of somebody else has its transcript."""
+    """Seconds until the request of another client has its transcript."""
     began = time.monotonic()
     reply = requests.post(server.url, data=TIMER, headers={"Content-Type": "audio/flac", "Cache-Control": "no-cache"}, timeout=seconds)
     assert reply.status_code == 200, reply.text
@@ -79,7 +79,7 @@ def test_packets_without_sound_do_not_stop_the_readers(server: Server) -> None:
 @pytest.mark.parametrize(
     ("count", "content_type"), [(200_000, "multipart/form-data; boundary=x"), (100_000, "application/x-www-form-urlencoded")]
 )
-def test_a_form_of_many_fields_stops_nobody(server: Server, count: int, content_type: str) -> None:
+def test_a_form_of_many_fields_stops_no_other_request(server: Server, count: int, content_type: str) -> None:
     if "multipart" in content_type:
         body = b"".join(b'--x\r\nContent-Disposition: form-data; name="f%d"\r\n\r\n\r\n' % number for number in range(count)) + b"--x--\r\n"
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.server import Server
+from tests.serve.server import Server, running
 
 MAX_AUDIO_SECONDS = 3600
 FOLDER = Path(__file__).parent
@@ -29,13 +29,8 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server of most tests."""
-    server = Server(tmp_path_factory.mktemp("server"), state, WHISPER_MAX_AUDIO_SECONDS=str(MAX_AUDIO_SECONDS))
-    try:
-        yield server.wait_until_ready()
-        status = server.stop()
-        assert status == 0, server.output
-    finally:
-        server.clean_up()
+    with running(tmp_path_factory.mktemp("server"), state, WHISPER_MAX_AUDIO_SECONDS=str(MAX_AUDIO_SECONDS)) as server:
+        yield server
 
 
 @pytest.fixture

@@ -113,3 +113,15 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(30)
+
+
+@contextlib.contextmanager
+def running(folder: Path, state: Path, **environment: str) -> Iterator[Server]:
+    """A server that is ready, stopped as Ctrl-C does at the end. Nothing of it is left behind."""
+    server = Server(folder, state, **environment)
+    try:
+        yield server.wait_until_ready()
+        status = server.stop()
+        assert status == 0, server.output
+    finally:
+        server.clean_up()

@@ -1,8 +1,8 @@
 """A limit on the processor time that reading one recording may take, so that no file occupies a reader for minutes.
 
-FFmpeg has inputs that cost far more than their size suggests: its dictionary of tags is searched linearly, so opening a file takes time
-quadratic in the number of its tags, and packets that decode to nothing are never counted as sound. The time is measured on the thread that
-works, so a busy machine does not refuse what an idle one accepts.
+FFmpeg has inputs that cost far more than their size suggests. It searches its dictionary of tags linearly, so opening a
+file takes time quadratic in the number of its tags. Packets that decode to nothing are never counted as sound. The time
+is measured on the thread that works, so a busy machine does not refuse what an idle one accepts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ SECONDS_PER_SECOND = 0.5
 
 
 class ReadingBudget:
-    """The processor time that one recording has used and may use. Its threads, one to decode and one to resample, share it."""
+    """The processor time that one recording has used and may use.
+
+    Its two threads share it: one decodes, and one mixes and resamples.
+    """
 
     def __init__(self, size: int, is_cancelled: Callable[[], bool] | None = None) -> None:
         """`size`: bytes of the file. `is_cancelled`: whether the transcript is not wanted any more; asked often."""

@@ -1,7 +1,7 @@
 """Opens a recording in another process first, which the kernel ends when it takes too much processor time or memory.
 
-Some demuxers parse all tags of a file in a single call of FFmpeg that Python cannot interrupt. A file that the other process has opened in
-time is opened again here, at the same cost. Small files cannot be slow and are not tried.
+Some demuxers parse all tags of a file in a single call of FFmpeg that Python cannot interrupt. A file that the other
+process has opened in time is opened again here, at the same cost. Small files cannot be slow and are not tried.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEMORY_BYTES = 4 << 30
 """Of address space, more than the process has when it begins to serve."""
 WAIT_SECONDS = 60.0
 """For an answer, on a machine so busy that a process gets no processor time."""
-_READY, _OPENED, _REFUSED = b"y", b"o", b"r"
+_READY, _DONE = b"r", b"d"
 
 
 class Prober:
@@ -54,7 +54,7 @@ class Prober:
             self._idle.put(self._idle.get_nowait() or self._new_process())
 
     def check(self, source: Source) -> None:
-        """Raise UnreadableAudio when opening `source` takes too much time or memory. What else is wrong with it is found later.
+        """Raise UnreadableAudio when opening `source` takes too much time or memory. Its other faults are found later.
 
         An open file is not tried: only its caller knows whether it can be read twice.
         """
@@ -62,7 +62,7 @@ class Prober:
             return
         with contextlib.ExitStack() as files:
             descriptor = _descriptor(source, files)
-            if descriptor is None or os.fstat(descriptor).st_size < SMALLEST:
+            if descriptor is None:
                 return
             process = self._idle.get()
             try:
@@ -99,12 +99,17 @@ class Prober:
 
 
 def _descriptor(source: Source, files: contextlib.ExitStack) -> int | None:
-    """A file descriptor of the source, closed with `files`; None for an open file, and where none can be had."""
+    """A file descriptor of the source, closed with `files`.
+
+    None for a small file, for an open file, and where none can be had.
+    """
     if isinstance(source, str | Path):
         try:
-            return files.enter_context(Path(source).open("rb")).fileno()
+            descriptor = os.open(source, os.O_RDONLY)
         except OSError:
             return None
+        files.callback(os.close, descriptor)
+        return descriptor if os.fstat(descriptor).st_size >= SMALLEST else None
     if not isinstance(source, bytes | bytearray | memoryview):
         return None
     view = memoryview(source).cast("B")
@@ -151,10 +156,10 @@ class _Process:
         return self._process.poll() is None
 
     def opens(self, descriptor: int) -> bool:
-        """Whether the file could be opened, or refused, within the limits."""
+        """Whether trying to open the file ended within the limits."""
         try:
             socket.send_fds(self._socket, [b"f"], [descriptor])
-            return bool(self._socket.recv(1))
+            return self._socket.recv(1) == _DONE
         except OSError:  # the process has ended, or does not answer
             return False
 
@@ -165,7 +170,10 @@ class _Process:
 
 
 def serve(descriptor: int, seconds: int) -> None:
-    """Open the files that come through the socket `descriptor`, each within `seconds`, until it is closed. Runs in the other process."""
+    """Open the files that come through the socket `descriptor`, until it is closed, each within `seconds`.
+
+    Runs in the other process.
+    """
     from .recording import open_recording  # here: the parent needs it only later
 
     own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -179,10 +187,6 @@ def serve(descriptor: int, seconds: int) -> None:
                 return
             used = math.ceil(time.process_time())
             resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
-            answer = _OPENED
-            with os.fdopen(descriptors[0], "rb") as file:
-                try:
-                    open_recording(file).close()
-                except Exception:
-                    answer = _REFUSED
-            requests.sendall(answer)
+            with os.fdopen(descriptors[0], "rb") as file, contextlib.suppress(Exception):
+                open_recording(file).close()
+            requests.sendall(_DONE)

@@ -39,9 +39,10 @@ class Reader:
         self._begin = 0
         whole = self._file.seek(0, SEEK_END)
         self.budget = ReadingBudget(whole, is_cancelled)
-        begin = id3_length(self._file)
+        with self.budget.measured():
+            begin = id3_length(self)
+            check_comments(self, begin)
         self._begin = begin if begin < whole else 0
-        check_comments(self._file, self._begin)
         self.size: int = whole - self._begin
         self.seek(max(0, self.size - _OGG_PAGE))
         self.tail: bytes = self.read(_OGG_PAGE)

@@ -1,28 +1,44 @@
-"""Tags of audio files, found before FFmpeg sees them: nothing here needs them, and FFmpeg's time is quadratic in their number.
+"""Tags of audio files, found before FFmpeg sees them.
 
-An ID3v2 tag in front of a file is skipped. FLAC and Ogg files keep their tags in one block that FFmpeg parses in a single call, which
-cannot be interrupted, so a file with too many is refused. Everything else is read in small pieces and limited by `ReadingBudget`.
+Nothing here needs the tags, and FFmpeg's time is quadratic in their number. An ID3v2 tag in front of a file is skipped.
+FLAC and Ogg files keep their tags in one block that FFmpeg parses in a single call, which cannot be interrupted, so a
+file with too many is refused. Everything else is read in small pieces and limited by `ReadingBudget`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Protocol
 
 from ..errors import UnreadableAudio
 
 MAX_COMMENTS = 5_000
-"""Vorbis comments of a file. FFmpeg takes 0.1 s of processor time for so many, 2 s for 20,000."""
+"""Vorbis comments of a file, at most. FFmpeg takes 0.1 s of processor time for 5,000, and 2 s for 20,000."""
 _ID3_HEADER, _FLAC_VORBIS_COMMENT, _OGG_HEADER = 10, 4, 27
 _COMMENT_PREFIXES = {b"\x03vorbis": 7, b"OpusTags": 8, b"\x81theora": 7}
 _UNNAMED_PREFIXES = (0, 4)
 """Of Speex, and of FLAC in Ogg, whose comments begin without a name."""
 _HEAD_BYTES = 64 * 1024
-"""Of a comment packet, as far as it is read here: the vendor's name and the number of comments come first."""
+"""How much of a comment packet is read here: the vendor's name and the number of comments come first."""
 
 
-def id3_length(file: BinaryIO) -> int:
-    """Bytes of the ID3v2 tags at the file's beginning, 0 when there are none. Several may follow each other (id3.org, ID3v2.4, 3.1)."""
+class TagSource(Protocol):
+    """A file whose tags are looked for."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to `size` bytes."""
+        ...
+
+    def seek(self, offset: int, /) -> int:
+        """Go to a position, counted from the beginning."""
+        ...
+
+
+def id3_length(file: TagSource) -> int:
+    """Bytes of the ID3v2 tags at the file's beginning, 0 when there are none.
+
+    Several may follow each other (id3.org, ID3v2.4, 3.1).
+    """
     end = 0
     while True:
         file.seek(end)
@@ -33,8 +49,8 @@ def id3_length(file: BinaryIO) -> int:
         end += _ID3_HEADER + sum(byte << shift for byte, shift in zip(header[6:10], (21, 14, 7, 0), strict=True)) + footer
 
 
-def check_comments(file: BinaryIO, begin: int) -> None:
-    """Raise UnreadableAudio when a FLAC or Ogg file that begins at the byte `begin` has more than `MAX_COMMENTS` comments."""
+def check_comments(file: TagSource, begin: int) -> None:
+    """Raise UnreadableAudio when a FLAC or Ogg file has more than `MAX_COMMENTS` comments. `begin`: its first byte."""
     file.seek(begin)
     signature = file.read(4)
     counts = {b"fLaC": _flac_counts, b"OggS": _ogg_counts}.get(signature)
@@ -44,7 +60,7 @@ def check_comments(file: BinaryIO, begin: int) -> None:
         )
 
 
-def _flac_counts(file: BinaryIO, begin: int) -> Iterator[int]:
+def _flac_counts(file: TagSource, begin: int) -> Iterator[int]:
     """The number of comments in each comment block of a FLAC file (RFC 9639, 8.6)."""
     place, last = begin + 4, False
     while not last:
@@ -58,8 +74,8 @@ def _flac_counts(file: BinaryIO, begin: int) -> Iterator[int]:
         place += 4 + length
 
 
-def _ogg_counts(file: BinaryIO, begin: int) -> Iterator[int]:
-    """The number of comments in the second packet, which holds them, of each logical stream of an Ogg file (RFC 3533)."""
+def _ogg_counts(file: TagSource, begin: int) -> Iterator[int]:
+    """The number of comments of each logical stream of an Ogg file: its second packet holds them (RFC 3533)."""
     packets: dict[bytes, int] = {}
     comments: dict[bytes, tuple[bytearray, int]] = {}
     place = begin
@@ -101,8 +117,8 @@ def _named_comment_count(head: bytes | bytearray, length: int) -> int:
 def _comment_count(head: bytes | bytearray, prefix: int, length: int) -> int:
     """The number of comments that a comment header declares, 0 when it cannot hold as many.
 
-    `head`: its first bytes; `prefix`: bytes before the vendor's name; `length`: bytes in all. A vendor's name that is longer than `head`
-    hides the number: then it counts as many as fit.
+    `head`: its first bytes. `prefix`: bytes before the vendor's name. `length`: bytes in all. When the vendor's name is
+    longer than `head`, the number is unknown, and the most that fit are counted.
     """
     vendor = int.from_bytes(head[prefix : prefix + 4], "little")
     place = prefix + 4 + vendor

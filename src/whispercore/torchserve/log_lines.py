@@ -1,7 +1,7 @@
 """Log lines of the worker, which TorchServe reads from its standard output.
 
-TorchServe takes a line that begins with [METRICS] for a metric and one that begins with [PID] for the worker's process id. Messages
-quote what clients send, so a line break in it must not begin a new line.
+TorchServe takes a line that begins with [METRICS] for a metric, and one that begins with [PID] for the worker's process
+id. Messages quote what clients send, so a line break in a message must not begin a new line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ CONTINUATION = "  | "
 
 
 class LineFormatter(logging.Formatter):
-    """Another formatter's output, in which a message is one line and the lines of a traceback are marked as continuations."""
+    """Another formatter's output. A message is one line; the lines of a traceback are marked as continuations."""
 
     def __init__(self, formatter: logging.Formatter | None) -> None:
         super().__init__()

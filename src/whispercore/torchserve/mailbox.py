@@ -7,7 +7,6 @@ each request that has news.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..api.models import remarks, render_models
+from ..api.reply import json_body
 from ..api.request import Request, client_request_id
 from ..devices import logical_cores
 from ..errors import EngineError, WhisperError
@@ -76,7 +76,7 @@ class Mailbox:
         return len(self._open)
 
     def exchange(self, rows: Iterable[PolledRow]) -> dict[str, Response]:
-        """Responses by TorchServe's request id. An open request that is in none of the rows has gone away and is cancelled."""
+        """Responses by TorchServe's request id. An open request that is in none of the rows is cancelled: it has gone away."""
         by_id = {row.server_id: row for row in rows}
         for gone in self._open.keys() - by_id.keys():
             self.jobs.detach(self._open.pop(gone).attachment)
@@ -132,8 +132,7 @@ class Mailbox:
             "stalled_seconds": round(scheduler.stalled_seconds, 1),
             "open_requests": len(self),
         }
-        payload = json.dumps(body).encode() + b"\n"
-        return Response(200 if self.is_ready else 503, "application/json", payload, request_id)
+        return whole_response(json_body(body), request_id, 200 if self.is_ready else 503)
 
     def _begin(self, row: PolledRow, request: Request, request_id: str, arrived: float) -> OpenRequest:
         on_progress = self._news.set if request.reply.stream else None

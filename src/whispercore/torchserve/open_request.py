@@ -32,8 +32,8 @@ class OpenRequest:
 
     `server_id`: the server's id of the request. `request_id`: the client's x-request-id, else the server's id.
     `arrived`: time.monotonic. `resent_bytes`: the size of the body, which the server hands over at each call until the
-    reply has started (`reply_started`). `model`: the name of the model served. `remarks`: warnings about the model. `sent`: the progress
-    that a stream has sent.
+    reply has started (`reply_started`). `model`: the name of the model served. `remarks`: warnings about the model.
+    `sent`: the progress that a stream has sent.
     """
 
     server_id: str

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 
+from tests.unit.audio.test_recording import encode
 from whispercore.audio import budget, open_recording, read_samples
 from whispercore.audio.probing import Prober
 from whispercore.audio.tags import MAX_COMMENTS
@@ -62,16 +62,9 @@ def ogg(count: int, name: bytes = b"OpusTags", *, pages: int | None = None) -> b
     return b"".join(made[:pages])
 
 
-def encoded(container: str, codec: str) -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=16_000, layout="mono")
-        noise = (np.random.default_rng(0).normal(size=(1, 16_000)) * 1000).astype(np.int16)
-        frame = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
-        frame.rate, frame.pts = 16_000, 0
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            output.mux(packet)
-    return file.getvalue()
+def noise(container: str, codec: str) -> bytes:
+    """A second of noise as a file."""
+    return encode(0.03 * np.random.default_rng(0).normal(size=16_000).astype(np.float32), container, codec)
 
 
 def element(identifier: str, content: bytes) -> bytes:
@@ -81,7 +74,7 @@ def element(identifier: str, content: bytes) -> bytes:
 
 def matroska(count: int) -> bytes:
     """Sound of one second in a segment of unknown size that begins with so many tags."""
-    plain, segment = encoded("matroska", "pcm_s16le"), bytes.fromhex("18538067")
+    plain, segment = noise("matroska", "pcm_s16le"), bytes.fromhex("18538067")
     begin = plain.index(segment)
     size = 9 - plain[begin + 4].bit_length()
     names = (element("67C8", element("45A3", b"k%d" % number) + element("4487", b"v")) for number in range(count))
@@ -91,7 +84,7 @@ def matroska(count: int) -> bytes:
 
 def wav(count: int) -> bytes:
     """Sound of one second after a list of so many tags."""
-    plain = encoded("wav", "pcm_s16le")
+    plain = noise("wav", "pcm_s16le")
     items = b"".join(b"%04x" % (number & 0xFFFF) + struct.pack("<I", 2) + b"v\0" for number in range(count))
     tags = b"LIST" + struct.pack("<I", len(items) + 4) + b"INFO" + items
     return plain[:4] + struct.pack("<I", len(plain) - 8 + len(tags)) + plain[8:12] + tags + plain[12:]
@@ -116,7 +109,7 @@ def test_a_file_that_is_all_tag_is_no_audio() -> None:
 
 def test_flac_and_ogg_with_some_tags_are_read() -> None:
     np.testing.assert_array_equal(read_samples(flac(1_000)), read_samples(FLAC))
-    opus = encoded("ogg", "flac")
+    opus = noise("ogg", "flac")
     assert len(read_samples(opus)) > 15_000
 
 

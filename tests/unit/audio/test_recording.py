@@ -32,6 +32,18 @@ def sweep(seconds: float = 4.0, rate: int = SAMPLE_RATE) -> Samples:
     return (0.5 * np.sin(2 * np.pi * (200 * t + 150 * t * t)) * (0.6 + 0.4 * np.sin(2 * np.pi * 0.7 * t))).astype(np.float32)
 
 
+def mux(output: Any, stream: Any, planes: Samples, rate: int = SAMPLE_RATE) -> None:
+    """Write a signal, shape (channels, n), to a stream of an open container, to its end."""
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes.T.reshape(1, -1)), format="flt", layout=LAYOUTS[len(planes)])
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(stream.format, stream.layout, rate, stream.frame_size or 1024)
+    written = 0
+    for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+        piece.pts, piece.time_base, written = written, Fraction(1, rate), written + piece.samples
+        output.mux(stream.encode(piece))
+    output.mux(stream.encode(None))
+
+
 def encode(
     signal: Samples,
     container: str,
@@ -51,14 +63,7 @@ def encode(
                 image = av.VideoFrame(32, 32, video.pix_fmt)
                 image.pts = index
                 output.mux(video.encode(image))
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes.T.reshape(1, -1)), format="flt", layout=LAYOUTS[len(planes)])
-        frame.sample_rate = rate
-        resampler = av.AudioResampler(stream.format, stream.layout, rate, stream.frame_size or 1024)
-        written = 0
-        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-            piece.pts, piece.time_base, written = written, Fraction(1, rate), written + piece.samples
-            output.mux(stream.encode(piece))
-        output.mux(stream.encode(None))
+        mux(output, stream, planes, rate)
         if picture:
             output.mux(video.encode(None))
         output.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.unit.audio.test_recording import mux
 from whispercore.api.reply import render
 from whispercore.api.values import read_options
 from whispercore.audio.recording import open_recording
@@ -38,14 +38,7 @@ def film(tracks: Sequence[Track], container: str = "matroska", codec: str = "pcm
             streams.append(stream)
         for stream, (frequency, _, _) in zip(streams, tracks, strict=True):
             tone = 0.5 * np.sin(2 * np.pi * frequency * np.arange(2 * SAMPLE_RATE) / SAMPLE_RATE)
-            frame = av.AudioFrame.from_ndarray(tone[None].astype(np.float32), format="flt", layout="mono")
-            frame.sample_rate = SAMPLE_RATE
-            resampler = av.AudioResampler(stream.format, stream.layout, SAMPLE_RATE, stream.frame_size or 1024)
-            written = 0
-            for piece in [*resampler.resample(frame), *resampler.resample(None)]:
-                piece.pts, piece.time_base, written = written, Fraction(1, SAMPLE_RATE), written + piece.samples
-                output.mux(stream.encode(piece))
-            output.mux(stream.encode(None))
+            mux(output, stream, tone[None].astype(np.float32))
         output.close()
         return Path(folder, "file").read_bytes()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ pytest.importorskip("transformers", reason="engine hf is not installed: pip inst
 
 from transformers import GenerationConfig
 
+from tests.unit.engines.heldout import HELDOUT, NANO, SYNTHETIC
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import Checkpoint, dimensions, load_checkpoint, write_random
 from whispercore.engines import load_engine
@@ -29,10 +29,7 @@ from whispercore.settings import Settings
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import SAMPLE_RATE, Decoded, Decoding, Window
 
-ROOT = Path(__file__).resolve().parents[3]
-NANO = ROOT / "whisper-models" / "nano.pt"
-HELDOUT = ROOT / "tests" / "data" / "heldout"
-FILES = [item["file"] for item in json.loads((HELDOUT / "manifest.json").read_text()) if item["kind"] == "synthetic"][:2]
+FILES = SYNTHETIC[:2]
 ENGLISH = Decoding(language="en")
 
 

@@ -21,6 +21,7 @@ import torch
 import whisper
 from whisper.model import ModelDimensions
 
+from tests.unit.engines.heldout import HELDOUT, NANO, ROOT, SYNTHETIC
 from whispercore.audio.log_mel import log_mels
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import load_checkpoint, write_random
@@ -33,10 +34,7 @@ from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
 from whispercore.settings import Settings
 from whispercore.types import Decoding, Window
 
-ROOT = Path(__file__).resolve().parents[3]
-NANO = ROOT / "whisper-models" / "nano.pt"
-HELDOUT = ROOT / "tests" / "data" / "heldout"
-FILES = [item["file"] for item in json.loads((HELDOUT / "manifest.json").read_text()) if item["kind"] == "synthetic"][:3]
+FILES = SYNTHETIC[:3]
 FOUR_HEADS = ModelDimensions(
     n_mels=80, n_audio_ctx=1500, n_audio_state=64, n_audio_head=4, n_audio_layer=1, n_vocab=51_865, n_text_ctx=448, n_text_state=64,
     n_text_head=4, n_text_layer=2,

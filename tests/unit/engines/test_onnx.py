@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import onnx
 import torch
 from whisper.model import ModelDimensions
 
+from tests.unit.engines.heldout import HELDOUT, NANO, SYNTHETIC
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import Checkpoint, converted_folder, load_checkpoint, onnx_export, prepare, write_random
 from whispercore.engines import load_engine
@@ -26,10 +26,7 @@ from whispercore.errors import ConfigurationError, EngineError, OutOfMemory
 from whispercore.settings import Settings
 from whispercore.types import Decoding, Window
 
-ROOT = Path(__file__).resolve().parents[3]
-NANO = ROOT / "whisper-models" / "nano.pt"
-HELDOUT = ROOT / "tests" / "data" / "heldout"
-FILES = [item["file"] for item in json.loads((HELDOUT / "manifest.json").read_text()) if item["kind"] == "synthetic"][:3]
+FILES = SYNTHETIC[:3]
 TINY = ModelDimensions(
     n_mels=80, n_audio_ctx=1500, n_audio_state=64, n_audio_head=4, n_audio_layer=1, n_vocab=51_864, n_text_ctx=448, n_text_state=64,
     n_text_head=2, n_text_layer=3,

@@ -16,6 +16,7 @@ pytest.importorskip("sherpa_onnx", reason="engine sherpa is not installed: pip i
 import numpy as np
 import soundfile
 
+from tests.unit.engines.heldout import HELDOUT, NANO
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import converted_folder, load_checkpoint, prepare
 from whispercore.engines import load_engine
@@ -27,9 +28,6 @@ from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoding, Samples, Window
 
-ROOT = Path(__file__).resolve().parents[3]
-NANO = ROOT / "whisper-models" / "nano.pt"
-HELDOUT = ROOT / "tests" / "data" / "heldout"
 LISTED = [item for item in json.loads((HELDOUT / "manifest.json").read_text()) if item["kind"] == "synthetic"][:6]
 ENGLISH = Decoding(language="en")
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.unit.engines.torch.doubles import HELDOUT, ROOT
+from tests.unit.engines.heldout import HELDOUT, NANO
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import Checkpoint, load_checkpoint
 from whispercore.engines.openai import OpenAIEngine
@@ -26,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def nano() -> Checkpoint:
-    return load_checkpoint(ROOT / "whisper-models" / "nano.pt")
+    return load_checkpoint(NANO)
 
 
 @pytest.fixture(scope="package")

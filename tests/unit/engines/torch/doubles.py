@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,8 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 from whispercore.engines.torch.device import Cuda, Host, Snapshot
 from whispercore.types import Decoded, Decoding, Samples, Window
 
-ROOT = Path(__file__).resolve().parents[4]
-HELDOUT = ROOT / "tests" / "data" / "heldout"
 ENGLISH = Decoding(language="en")
 WORDS = " Turn on the light in the kitchen, then set a timer for two minutes."
 

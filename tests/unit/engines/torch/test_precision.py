@@ -8,12 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.unit.engines.torch.doubles import (
-    ENGLISH,
-    ROOT,
-    check_equal,
-    windows,
-)
+from tests.unit.engines.heldout import ROOT
+from tests.unit.engines.torch.doubles import ENGLISH, check_equal, windows
 from whispercore.checkpoints import Checkpoint
 from whispercore.devices import multiplies_bfloat16
 from whispercore.engines.openai import OpenAIEngine
