@@ -22,6 +22,7 @@ from .backend import Backend
 from .configuration import Configuration
 from .context import Gateway, Wrapper
 from .keys import Keys
+from .page import routes as page
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
@@ -55,7 +56,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
 
     app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
     app.state.gateway = gateway
-    for routes in (status, transcriptions):
+    for routes in (page, status, transcriptions):
         app.include_router(routes.router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)
