@@ -24,12 +24,12 @@ export class Microphone {
    */
   static async open() {
     if (!navigator.mediaDevices) {
-      throw new Refusal(400, "Browsers give the microphone only to pages at https:// or on localhost. Open this page at such an address.");
+      throw new Refusal(-1, "Browsers give the microphone only to pages at https:// or on localhost. Open this page at such an address.");
     }
     try {
       return new Microphone(await navigator.mediaDevices.getUserMedia({ audio: true }));
     } catch (error) {
-      throw new Refusal(400, reason(/** @type {Error} */ (error)));
+      throw new Refusal(-1, reason(/** @type {Error} */ (error)));
     }
   }
 

@@ -79,7 +79,7 @@ async function transcribe(source) {
   element("transcript-heading").textContent = source.title;
   element("facts").textContent = "";
   if ((source.recording?.size ?? 0) > largest) {
-    const megabytes = Math.floor(largest / 2 ** 20);
+    const megabytes = Number((largest / 2 ** 20).toPrecision(2));
     return refuse(new Refusal(413, `The file is larger than the ${megabytes} MB that the server takes.`), () => transcribe(source));
   }
   progress.begin(source.recording ? "Uploading" : "Fetching the recording");

@@ -1,6 +1,6 @@
 /** What went wrong, and what the user can do about it. */
 
-/** A request that failed. `status`: HTTP's; 0 when there was no reply. */
+/** A request that failed. `status`: HTTP's; 0 when there was no reply; -1 when none was sent, as without a microphone. */
 export class Refusal extends Error {
   /**
    * @param {number} status
@@ -39,6 +39,8 @@ export class Refusal extends Error {
 export function advice(refusal) {
   const later = refusal.retryAfter ? `Try again in ${refusal.retryAfter} s.` : "Try again in a minute.";
   switch (refusal.status) {
+    case -1:
+      return ""; // the message says it
     case 0:
       return "Check that the server runs and that this device has a network, then try again.";
     case 400:
