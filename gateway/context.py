@@ -127,7 +127,7 @@ class Wrapper:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = headers["x-client-request-id"] = request_id
                 for name, value in _SECURITY.items():
                     headers.setdefault(name, value)
             await send(message)
