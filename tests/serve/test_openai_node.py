@@ -11,9 +11,10 @@ import pytest
 
 from tests.node.packages import node_project
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
-from tests.serve.server import Server
+from tests.serve.server import FRONTS, Server
 
 EXPECTED = words(TRANSCRIPTS["timer.flac"])
+pytestmark = FRONTS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def project() -> Path:
 @pytest.fixture(scope="module")
 def replies(server: Server, project: Path) -> dict[str, Any]:
     """All replies to the client, by name."""
-    command = ["node", "client.mjs", f"{server.url}/1.0/v1", str(SAMPLES / "timer.flac")]
+    command = ["node", "client.mjs", server.openai_url, str(SAMPLES / "timer.flac")]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     content: dict[str, Any] = json.loads(done.stdout)
