@@ -6,6 +6,14 @@ import { Refusal } from "./refusals.js";
 /** @typedef {{start: number, end: number, text: string, node: HTMLElement}} Turn one stretch of speech; times in seconds */
 
 const FINISH_SECONDS = 15; // how long the last words may take after the end
+const STATUS = new Map([
+  ["missing_api_key", 401],
+  ["invalid_api_key", 401],
+  ["insufficient_quota", 429],
+  ["rate_limit_exceeded", 429],
+  ["too_many_sessions", 503],
+  ["overloaded", 503],
+]); // a WebSocket has no HTTP status: the one that a request would get, by the code of the error
 const MOST_WAITING = 4 * 2 ** 20; // bytes that may wait to be sent: a minute of sound
 
 export class Captions {
@@ -16,6 +24,7 @@ export class Captions {
   /** @type {Set<string>} turns that are not finished */
   #open = new Set();
   #committed = false;
+  #answered = false; // whether the server has answered the last commit
   #ready = false;
   #finish = () => {};
   #onEnd;
@@ -93,6 +102,7 @@ export class Captions {
         break;
       case "input_audio_buffer.committed":
         this.#turn(event.item_id);
+        this.#answered = this.#committed;
         break;
       case "conversation.item.input_audio_transcription.delta":
         this.#write(event.item_id, this.#turn(event.item_id).text + event.delta, false);
@@ -104,11 +114,12 @@ export class Captions {
         this.#write(event.item_id, "", true);
         break;
       case "error":
-        // Nothing was said since the last turn, so the last commit has nothing to do.
-        if (event.error.code === "input_audio_buffer_commit_empty") break;
-        return this.#end(Refusal.of(400, JSON.stringify(event)));
+        if (event.error.code !== "input_audio_buffer_commit_empty") {
+          return this.#end(Refusal.of(STATUS.get(event.error.code) ?? 400, JSON.stringify(event)));
+        }
+        this.#answered = true; // nothing was said since the last turn
     }
-    if (this.#committed && !this.#open.size) this.#finish();
+    if (this.#answered && !this.#open.size) this.#finish();
   }
 
   /** @param {string} id */
