@@ -10,8 +10,10 @@ import html
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import gradio as gr
+from gradio.events import api
 
 from .transcription import Server, Transcript, TranscriptionError
 
@@ -20,6 +22,11 @@ INTRODUCTION = (
     f"# {TITLE}\nSpeech to text for recordings in any common format. Programs can use it, too: see *Use via API* at the end of the page."
 )
 FONTS = ("system-ui", "sans-serif")
+RECORDINGS: tuple[tuple[str, Literal["microphone", "upload"], str, str], ...] = (
+    ("Microphone", "microphone", "Recording", "predict"),
+    ("File", "upload", "Audio file", "predict_1"),
+)
+"""The tabs of recordings: their name, where the recording comes from, its label and the end point."""
 CONCURRENT = 16
 """Transcriptions at once. The server batches their windows."""
 NO_RECORDING = "There is no recording: record or choose one first."
@@ -55,18 +62,16 @@ def build(server: Server) -> gr.Blocks:
 
     def transcribe_file(recording: gr.FileData, task: str = "transcribe", return_timestamps: bool = False) -> str:
         """The text of a recording."""
-        return transcribe(recording["path"], task, return_timestamps)[0]
+        return transcribe(recording["path"], task, return_timestamps)[0]  # type: ignore[index]  # Gradio passes a dictionary
 
     def transcribe_address(url: str, task: str = "transcribe", return_timestamps: bool = False) -> str:
         """The text of the recording at a URL, which the server fetches."""
         return transcribe_url(url, task, return_timestamps)[1]
 
-    with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
+    app = gr.Blocks(title=TITLE, analytics_enabled=False)
+    with app:
         gr.Markdown(INTRODUCTION)
-        for name, source, label, api_name in (
-            ("Microphone", "microphone", "Recording", "predict"),
-            ("File", "upload", "Audio file", "predict_1"),
-        ):
+        for name, source, label, api_name in RECORDINGS:
             with gr.Tab(name):
                 recording = gr.Audio(sources=[source], type="filepath", label=label, buttons=["download"])
                 task, times, button = _options()
@@ -93,8 +98,8 @@ def build(server: Server) -> gr.Blocks:
                 concurrency_limit=CONCURRENT,
                 show_progress_on=text,
             )
-        gr.api(transcribe_file, api_name="transcribe", concurrency_limit=CONCURRENT)
-        gr.api(transcribe_address, api_name="transcribe_url", concurrency_limit=CONCURRENT)
+        api(transcribe_file, api_name="transcribe", concurrency_limit=CONCURRENT)
+        api(transcribe_address, api_name="transcribe_url", concurrency_limit=CONCURRENT)
     return app
 
 

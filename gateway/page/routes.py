@@ -44,14 +44,14 @@ HEADERS = MappingProxyType(
 )
 
 
-@router.get("/")
+@router.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The page."""
     address = html.escape(str(request.base_url).rstrip("/"))
     return _answer(request, _index().replace("{address}", address).encode(), "text/html")
 
 
-@router.get("/page/{name}")
+@router.get("/page/{name}", include_in_schema=False)
 async def file(request: Request, name: str) -> Response:
     """A style sheet, module or image of the page. Raises NotFound."""
     content = _files().get(name)
