@@ -5,6 +5,7 @@ const STORED = "whisper-api-key";
 
 export class Key {
   #section = element("key");
+  #hint = element("key-hint");
   #field = element("key-value", HTMLInputElement);
   #keep = element("key-keep", HTMLInputElement);
   value = sessionStorage.getItem(STORED) ?? "";
@@ -22,11 +23,15 @@ export class Key {
     });
   }
 
-  /** Ask for a key: there is none, or the server does not know it. */
-  ask() {
+  /**
+   * Ask for a key: there is none, or the server does not know it.
+   * @param {string} [reason] why the last one was not accepted
+   */
+  ask(reason = "This server needs an API key. Its operator gives them out.") {
     this.value = "";
     sessionStorage.removeItem(STORED);
     this.#section.hidden = false;
+    this.#hint.textContent = reason;
   }
 
   focus() {

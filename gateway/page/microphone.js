@@ -55,7 +55,12 @@ export class Microphone {
    * @param {(samples: ArrayBuffer) => void} onSamples called about ten times a second
    */
   async sample(onSamples) {
-    await this.context.audioWorklet.addModule(new URL("./pcm.js", import.meta.url));
+    try {
+      await this.context.audioWorklet.addModule(new URL("./pcm.js", import.meta.url));
+    } catch {
+      if (this.context.state === "closed") return; // the microphone was closed meanwhile
+      throw new Refusal(-1, "The browser cannot load the part that reads the microphone. Reload the page, then start again.");
+    }
     const node = new AudioWorkletNode(this.context, "pcm", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
     node.port.onmessage = (event) => onSamples(event.data);
     this.source.connect(node);

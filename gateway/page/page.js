@@ -19,7 +19,7 @@ const BCP_47 = new Map([["jw", "jv"]]); // where Whisper's code is not the langu
 const progress = new Progress();
 const transcript = new TranscriptView((seconds) => player.playFrom(seconds));
 const player = new Player((seconds) => transcript.highlight(seconds));
-const key = new Key(() => void greet());
+const key = new Key(() => void useKey());
 
 /** What is shown: the last reply, and the recording's name. */
 let shown = { title: "", language: "", duration: 0, model: "" };
@@ -28,21 +28,31 @@ let hasWordTimes = true;
 let largest = Infinity; // bytes of an upload
 let cancel = () => {};
 let retry = () => {};
+/** What is to be done as soon as there is a valid key. */
+let waitsForKey = () => {};
 
-/** Ask which model is served. Tells early when a key is needed or the server is not ready. */
+/** Ask which model is served. Tells early when a key is needed or the server is not ready. Returns whether it is. */
 async function greet() {
   try {
     const response = await fetch("v1/models", { headers: key.value ? { authorization: `Bearer ${key.value}` } : {} });
     if (!response.ok) throw Refusal.of(response.status, await response.text(), response.headers.get("retry-after"));
     const [model] = (await response.json()).data;
     largest = model.max_audio_bytes ?? Infinity;
-    element("served").firstChild?.before(`Model: ${model.id}. `);
+    element("model").textContent = `Model: ${model.id}.`;
     forgive();
+    return true;
   } catch (error) {
-    const refusal = error instanceof Refusal ? error : new Refusal(0, "The server cannot be reached.");
-    if (refusal.status === 401 && !key.value) key.ask();
-    else refuse(refusal, () => void greet());
+    refuse(error instanceof Refusal ? error : new Refusal(0, "The server cannot be reached."), () => void greet());
+    return false;
   }
+}
+
+/** Try the key that was entered, and then what was waiting for it. */
+async function useKey() {
+  const waiting = waitsForKey;
+  if (!(await greet())) return;
+  waitsForKey = () => {};
+  waiting();
 }
 
 /**
@@ -51,13 +61,15 @@ async function greet() {
  * @param {() => void} again what "Try again" does
  */
 function refuse(refusal, again) {
+  if (refusal.status === 401) {
+    waitsForKey = again;
+    key.ask(refusal.code === "missing_api_key" ? undefined : refusal.message);
+    return key.focus();
+  }
   element("failure").hidden = false;
   element("failure-message").textContent = refusal.message;
   element("failure-advice").textContent = advice(refusal);
   retry = again;
-  if (refusal.status !== 401) return;
-  key.ask();
-  key.focus();
 }
 
 function forgive() {
@@ -83,17 +95,19 @@ async function transcribe(source) {
     return refuse(new Refusal(413, `The file is larger than the ${megabytes} MB that the server takes.`), () => transcribe(source));
   }
   progress.begin(source.recording ? "Uploading" : "Fetching the recording");
-  const request = send(form(source), key.value, {
+  const fields = form(source);
+  const request = send(fields, key.value, {
     onUpload: (sent, total) => void (source.recording && progress.uploaded(sent, total)),
     onSegment: (segment) => transcript.add(segment),
     onProgress: (seconds, duration) => progress.transcribed(seconds, duration),
   });
   cancel = request.cancel;
   try {
-    show(source.title, await request.transcript);
+    show(source.title, await request.transcript, fields.get("task") === "translate");
   } catch (error) {
     if (cancel !== request.cancel) return; // another request has taken its place
     progress.end();
+    if (!transcript.segments.length) player.unload();
     if (!(error instanceof Refusal)) return progress.announce("Cancelled");
     const refusal = error;
     if (refusal.param === "word_timestamps" && hasWordTimes) {
@@ -121,12 +135,12 @@ function form(source) {
  * Show a whole transcript.
  * @param {string} title
  * @param {import("./request.js").Transcript} reply
+ * @param {boolean} [translated] whether its text is a translation into English
  */
-function show(title, reply) {
+function show(title, reply, translated = false) {
   const { segments, language, duration, model, warnings = [] } = reply;
   shown = { title, language, duration, model };
   progress.end();
-  const translated = element("task", HTMLSelectElement).value === "translate";
   transcript.finish(segments, { language: translated ? "en" : (BCP_47.get(language) ?? language), playable: player.ready });
   const name = element("language", HTMLSelectElement).querySelector(`option[value="${CSS.escape(language)}"]`)?.textContent ?? "";
   element("facts").textContent = [clock(duration), language && name, model].filter(Boolean).join(" · ");

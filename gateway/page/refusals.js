@@ -45,8 +45,6 @@ export function advice(refusal) {
       return "Check that the server runs and that this device has a network, then try again.";
     case 400:
       return "Change what the message names, then try again.";
-    case 401:
-      return "Enter a valid API key, then try again.";
     case 403:
       return "Its operator decides what the server allows. A file from this device always works.";
     case 408:

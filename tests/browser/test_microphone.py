@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tests.browser.actions import download, failure, shown_text
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 
 def test_a_recording_is_transcribed_and_can_be_played(page: Page) -> None:
@@ -34,8 +33,7 @@ def test_the_level_moves(page: Page) -> None:
     assert page.is_hidden("#transcript") and page.is_hidden("#record-level") and page.is_hidden("#failure")
 
 
-def test_without_permission(browser: Browser, open_page: Callable[..., Page]) -> None:
-    page = open_page()
+def test_without_permission(page: Page) -> None:
     page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('no', 'NotAllowedError'); }; }")
     page.click("#tab-microphone")
     page.click("#record")
