@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..api.error_reply import render_error, status_phrase
 from ..api.reply import Body
-from ..errors import Overloaded, WhisperError
+from ..errors import WhisperError
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,6 @@ def error_response(error: WhisperError, request_id: str) -> Response:
     """An error with its status, sent at once."""
     status, body = render_error(error)
     response = whole_response(body, request_id, status)
-    if not isinstance(error, Overloaded):
+    if error.retry_after is None:
         return response
     return replace(response, headers={"Retry-After": str(max(1, math.ceil(error.retry_after)))})

@@ -9,26 +9,30 @@ from typing import Any
 from ..api.request import Request, parse
 from ..api.upload import check_audio_bytes
 from ..errors import Overloaded
+from .backlog import WATCHDOG
 from .job import Job
 from .transcriber import Transcriber
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attachment:
-    """A request attached to a job; several requests may be attached to one job.
+    """A request attached to a job; several requests of one client may be attached to one job.
 
-    `joined`: the job had begun for an equal request, whose audio both requests now hold.
+    `client`: whose request it is. `joined`: the job had begun for an equal request, whose audio both requests now hold.
     """
 
     request: Request
     job: Job
+    client: str
     joined: bool
 
 
 class SharedJobs:
-    """The jobs of a front end's requests. A request with the audio and options of an open one joins its job.
+    """The jobs of a front end's requests. A request with the audio and options of an open one of its client joins its job.
 
-    Clients repeat a request silently when they lose patience, so the same upload often arrives twice.
+    Clients repeat a request silently when they lose patience, so the same upload often arrives twice. Two clients do not
+    share a job: the second would wait behind the other requests of the first, and the time of its reply would tell that
+    somebody else has sent the same recording.
     While `closing`, new requests are refused and open ones go on. `shared` counts the requests that have joined a job.
     Not thread-safe: a front end calls it from one thread.
     """
@@ -58,22 +62,29 @@ class SharedJobs:
         self,
         request: Request,
         *,
+        client: str = "",
         alone: bool = False,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> Attachment:
         """Begin a job for the request, or join that of an equal one, unless `alone`. The callbacks are those of `Job`.
 
-        Raises what `Transcriber.submit` raises.
+        Requests that share a job count for the limits on open requests, too. Raises what `Transcriber.submit` raises.
         """
-        equal = None if alone else self._equal(request)
+        transcriber = self.transcriber
+        if client != WATCHDOG:
+            own = sum(attachment.client == client for attachment in self._attachments) if client else 0
+            transcriber.admission.check_number(client, len(self._attachments), own)
+        equal = None if alone else self._equal(request, client)
         if equal:
             self.shared += 1
             request = replace(request, audio=equal.request.audio)  # frees the copy
-            attachment = Attachment(request, equal.job, joined=True)
+            attachment = Attachment(request, equal.job, client, joined=True)
         else:
-            job = self.transcriber.submit(request.audio, request.options, on_news=on_news, on_progress=on_progress, probe=True)
-            attachment = Attachment(request, job, joined=False)
+            job = transcriber.submit(
+                request.audio, request.options, client=client, on_news=on_news, on_progress=on_progress, probe=True
+            )
+            attachment = Attachment(request, job, client, joined=False)
         self._attachments[attachment] = None
         return attachment
 
@@ -83,13 +94,17 @@ class SharedJobs:
         if not any(other.job is attachment.job for other in self._attachments):
             attachment.job.cancel()
 
-    def _equal(self, request: Request) -> Attachment | None:
-        """The first open request for the same audio with the same options.
+    def _equal(self, request: Request, client: str) -> Attachment | None:
+        """The client's first open request for the same audio with the same options.
 
         The audio is compared last, because that takes 10 ms for 100 MB.
         """
         for attachment in self._attachments:
-            is_similar = len(attachment.request.audio) == len(request.audio) and attachment.request.options == request.options
+            is_similar = (
+                attachment.client == client
+                and len(attachment.request.audio) == len(request.audio)
+                and attachment.request.options == request.options
+            )
             if is_similar and attachment.job.error is None and attachment.request.audio == request.audio:
                 return attachment
         return None
