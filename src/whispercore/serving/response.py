@@ -18,6 +18,7 @@ class Response:
     `request_id`: the client's own x-request-id, or the server's id when the client sent none. `audio_seconds`,
     `seconds`: the recording's duration and the time since the request's arrival. `dropped`: for each text that was left
     out as no speech, the reason. `headers`: further headers; those of a chunked reply are sent with its first chunk.
+    `is_test`: it answers the watchdog, and metrics do not count it.
     """
 
     status: int
@@ -29,6 +30,7 @@ class Response:
     seconds: float = 0.0
     dropped: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_test: bool = False
 
     @property
     def reason(self) -> str:

@@ -319,7 +319,7 @@ def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: 
 def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", 0.2)
     readers, held = mailbox.intake.transcriber._readers, threading.Event()
-    busy = [readers.submit(held.wait, PATIENCE) for _ in range(readers._max_workers)]
+    busy = [readers.threads.submit(held.wait, PATIENCE) for _ in range(readers.threads.count)]
     rows = [ask("a", wav(2), stream="true")]
     first = wait_for_response(mailbox, rows, lambda response: b"progress" in response.payload)
     assert lines(first.payload) == [{"type": "progress", "progress": {"seconds": 0.0, "duration": None}}]
@@ -488,7 +488,7 @@ def test_a_refusal_for_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPa
     with Transcriber(Settings(max_open_requests=1), engine=engine) as transcriber:
         mailbox = Mailbox(transcriber)
         assert mailbox.exchange([row("first", wav(1.0))]) == {}
-        monkeypatch.setattr(type(transcriber.scheduler), "backlog_seconds", 12.4)
+        monkeypatch.setattr(type(transcriber.scheduler), "speed", 0.08)  # of the one second that waits
         response = mailbox.exchange([row("first", wav(1.0)), row("second", wav(2.0))])["second"]
         assert response.status == 503 and response.headers["Retry-After"] == "13"
         mailbox.intake.jobs.closing = True
