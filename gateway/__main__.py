@@ -5,28 +5,23 @@ Exit status: 0 after a clean stop, 1 when it could not start.
 
 from __future__ import annotations
 
-import logging
 import sys
 
 import uvicorn
 
-from whispercore.checkpoints import choose_model, prepare
 from whispercore.errors import ConfigurationError
-from whispercore.serving.transcriber import Transcriber
-from whispercore.settings import Settings
 
 from .app import create_app
 from .backend import Backend
 from .configuration import Configuration
 from .connections import HEADER_BYTES, KEEP_ALIVE_SECONDS, TimedProtocol
-from .inprocess import InProcess
+from .logs import set_up_logging
 from .torchserve import TorchServe
 
 
 def main() -> int:
     """Serve; see the module's text for the exit status."""
-    logging.basicConfig(level="INFO", format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel("WARNING")
+    set_up_logging()
     try:
         configuration = Configuration.load()
         app = create_app(configuration, _backend(configuration))
@@ -56,13 +51,9 @@ def main() -> int:
 def _backend(configuration: Configuration) -> Backend:
     if configuration.torchserve:
         return TorchServe(configuration.torchserve, configuration.torchserve_metrics)
-    return InProcess(_load)
+    from .inprocess import InProcess, load  # imports PyTorch and an engine, which takes seconds
 
-
-def _load() -> Transcriber:
-    settings = choose_model(Settings.load())
-    prepare(settings)
-    return Transcriber(settings)
+    return InProcess(load)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
+
+import yaml
 
 from whispercore.errors import ConfigurationError
 from whispercore.settings import Settings
 
+MODEL_CONFIG = Path(__file__).resolve().parents[1] / "config" / "model-config.yaml"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -49,7 +53,7 @@ class Configuration:
         """Raises ConfigurationError for a value that cannot be used."""
         host, port = address(environ)
         keys_file = environ.get("WHISPER_API_KEYS_FILE")
-        max_audio_bytes = Settings.load({}, environ).max_audio_bytes
+        max_audio_bytes = Settings.load(core_section(), environ).max_audio_bytes
         return cls(
             host=host,
             port=port,
@@ -65,6 +69,14 @@ class Configuration:
             allow_urls=_switch("WHISPER_ALLOW_URLS", environ, default=host in LOOPBACK),
             grace_seconds=float(environ.get("WHISPER_GRACE_SECONDS") or 60.0),
         )
+
+
+def core_section() -> dict[str, Any]:
+    """The core's settings in config/model-config.yaml; none where the gateway runs without the checkout's configuration."""
+    try:
+        return yaml.safe_load(MODEL_CONFIG.read_text(encoding="utf-8")).get("whisper") or {}
+    except OSError:
+        return {}
 
 
 def address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:

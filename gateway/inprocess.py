@@ -11,12 +11,15 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 
+from whispercore.checkpoints import choose_model, prepare
 from whispercore.serving.intake import Intake
 from whispercore.serving.open_request import OpenRequest
 from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
+from whispercore.settings import Settings
 
 from .backend import Call, Reply
+from .configuration import core_section
 from .core_metrics import CoreMetrics
 
 KEEP_ALIVE_SECONDS = 1.0
@@ -119,3 +122,10 @@ async def _payloads(first: Response, responses: AsyncGenerator[Response, None], 
         async for response in responses:
             reply.audio_seconds = response.audio_seconds
             yield response.payload
+
+
+def load() -> Transcriber:
+    """The transcriber of the settings; its checkpoint is converted when that has not been done. Raises ConfigurationError."""
+    settings = choose_model(Settings.load(core_section()))
+    prepare(settings)
+    return Transcriber(settings)

@@ -42,7 +42,7 @@ class Server:
     def __init__(self, folder: Path, state: Path, *, root: Path = ROOT, prefix: tuple[str, ...] = (), **environment: str) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.management_port, self.metrics_port = free_ports(3)
+        self.port, self.management_port, self.metrics_port, self.gateway_port = free_ports(4)
         self.mark = uuid.uuid4().hex
         settings = {
             "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
@@ -54,6 +54,7 @@ class Server:
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{self.management_port}",
             "TS_METRICS_ADDRESS": f"http://127.0.0.1:{self.metrics_port}",
+            "WHISPER_GATEWAY_ADDRESS": f"http://127.0.0.1:{self.gateway_port}",
             MARK: self.mark,
         } | environment
         inherited = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
