@@ -162,7 +162,6 @@ class WhisperHandler:
                 _measure(context, metric, count - self._published[metric])
                 self._published[metric] = count
 
-
     def _write_health(self) -> None:
         """Tell the launcher's watchdog of the last success."""
         success = self.transcriber.scheduler.last_success

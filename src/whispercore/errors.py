@@ -80,6 +80,7 @@ class Overloaded(WhisperError):
     status = 503
     kind = "server_error"
     default_code = "overloaded"
+    retry_after: float
 
     def __init__(self, message: str, *, code: str | None = None, retry_after: float = 1.0) -> None:
         super().__init__(message, code=code)

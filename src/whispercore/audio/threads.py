@@ -25,7 +25,8 @@ class GivenUp(UnreadableAudio):
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"reading the recording takes more than {seconds:g} s: convert it (ffmpeg -i FILE -map_metadata -1 out.flac) and send the result"
+            f"reading the recording takes more than {seconds:g} s: "
+            "convert it (ffmpeg -i FILE -map_metadata -1 out.flac) and send the result"
         )
 
 

@@ -60,9 +60,9 @@ class Job:
     never keeps a clip from being read. Reading pauses while `max_parts` parts are under way, so a long file is never in
     memory as a whole.
 
-    `place`: the request's, given back when the job ends. `on_end` is called once, when the job ends. `on_news` is called when the recording has been opened and when the job
-    has ended, `on_progress` when more of the transcript is final. They are called on threads of the core, most of
-    them under the job's lock, and must return at once.
+    `place`: the request's, given back when the job ends. `on_end` is called once, when the job ends. `on_news` is called
+    when the recording has been opened and when the job has ended, `on_progress` when more of the transcript is final.
+    They are called on threads of the core, most of them under the job's lock, and must return at once.
     """
 
     def __init__(

@@ -84,9 +84,7 @@ class SharedJobs:
             request = replace(request, audio=equal.request.audio)  # frees the copy
             attachment = Attachment(request, equal.job, client, joined=True)
         else:
-            job = transcriber.submit(
-                request.audio, request.options, client=client, on_news=on_news, on_progress=on_progress, probe=True
-            )
+            job = transcriber.submit(request.audio, request.options, client=client, on_news=on_news, on_progress=on_progress, probe=True)
             attachment = Attachment(request, job, client, joined=False)
         self._attachments[attachment] = None
         return attachment
