@@ -73,7 +73,7 @@ class WorkerWatchdog:
         if not self._said_ready:
             say("ready again")
         self._said_ready = True
-        self._policy.note_success(now, now - self._began if self._test else 0.0)
+        self._policy.note_success(now, now - self._began if self._test and not self._loading else 0.0)
         self._server.show_ready(True)
         self._forget_test()
         self._loading = False

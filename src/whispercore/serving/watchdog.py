@@ -14,8 +14,9 @@ HEADER = "x-watchdog-token"
 """With this header and the launcher's token, the route `health/ready` transcribes `self_test.recording` before it answers."""
 BATCHES = 10
 """A test may take as long as this many of the longest batch so far: it waits for the batch that is being decoded."""
-LARGEST_SHARE = 0.05
-"""Of the time, for tests: a window of large-v3 takes a CPU ten seconds."""
+LARGEST_SHARE, LONGEST_PAUSE = 0.05, 10
+"""Tests take at most this share of the time: a window of large-v3 takes a CPU ten seconds. But none is put off for longer
+than this many times `seconds`."""
 PAUSE_SECONDS = 2.0
 """Between a failed test and the next one."""
 MOST_FAILURES = 2
@@ -62,7 +63,7 @@ class Watchdog:
     def note_success(self, now: float, took: float = 0.0) -> None:
         """A window was decoded, of whichever request. `took`: the seconds of the test, if it was a test."""
         self.failures = self.restarts = 0
-        self._not_before = now + took / LARGEST_SHARE
+        self._not_before = now + min(took / LARGEST_SHARE, LONGEST_PAUSE * self.seconds)
 
     def note_failure(self, now: float) -> Verdict:
         """A test failed, or did not end in time."""
