@@ -27,6 +27,8 @@ from .torchserve import TorchServe
 
 LOADING = 4
 """A worker that has been started again may take this many times as long as the first start until it answers."""
+VAIN_SECONDS = 15.0
+"""After each death TorchServe 0.12 starts one worker in vain: it ends that one after some seconds, and starts another."""
 NO_ROOM = (None, 503, 507)
 """Replies that say nothing about the worker: no connection, a full queue, no worker at the moment, too little memory."""
 _WORKER = b"model_service_worker"
@@ -44,6 +46,8 @@ class WorkerWatchdog:
         self._success = -math.inf
         self._test: _Test | None = None
         self._worker = worker_process(server.process.pid)
+        self._worker_began = self._began
+        self._was_vain = False
         self._loading = False
         self._said_ready = True
 
@@ -97,11 +101,13 @@ class WorkerWatchdog:
         if self._worker:
             self._show_not_ready("the worker has died")
         self._worker, self._began = worker_process(self._server.process.pid), time.monotonic()
-        if self._worker:
-            self._loading = True
-            self._show_not_ready("the worker has died")
-            if self._policy.note_restart() is Verdict.END:
-                self._end()
+        if not self._worker:
+            return
+        lived, self._worker_began = self._began - self._worker_began, self._began
+        self._was_vain = self._loading and not self._was_vain and lived < VAIN_SECONDS
+        self._loading = True
+        if not self._was_vain and self._policy.note_restart() is Verdict.END:
+            self._end()
 
     def _forget_test(self) -> None:
         if self._test:
