@@ -19,6 +19,7 @@ OTHER_VARIABLES = (
     *("HEALTH_FILE", "NOT_READY_FILE", "WATCHDOG_TOKEN"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
     *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
+    *("URL_PRIVATE_HOSTS", "URL_PAGE_HOSTS", "WEBHOOK_SECRET", "JOB_DAYS", "MAX_JOB_BYTES", "MAX_RUNNING_JOBS"),
 )
 """Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, the clients and the tests."""
 _MISSPELT = 0.75
