@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.serve.server import ROOT, Server
 
 COPIED = ("serve.sh", "server", "src", "handler", "config", "model-archiver", "clients", "samples", "gateway")
-ENGINE = '''
+ENGINE = """
 
 from pathlib import Path as _Path
 
@@ -34,8 +34,8 @@ def load(settings: Settings, device: str) -> Engine:
 
         os._exit(3)
     return _Faulty(max_batch=settings.batch_size or 8)
-'''
-READER = '''
+"""
+READER = """
 
 import time as _time
 from pathlib import Path as _Path
@@ -47,7 +47,7 @@ def open_recording(source, **options):
     while _Path({control!r}).read_text() == "the readers hang":
         _time.sleep(0.05)
     return _open_recording(source, **options)
-'''
+"""
 
 
 class Faults:
@@ -78,8 +78,8 @@ def faulty_server(folder: Path, *, seconds_per_window: float = 0.0, **environmen
         shutil.copy(requirements, root)
     (root / "whisper-models").symlink_to(ROOT / "whisper-models")
     for file, patch in (("engines/fake.py", ENGINE), ("audio/recording.py", READER)):
-        with (root / "src" / "whispercore" / file).open("a") as source:
-            source.write(patch.format(control=str(control), seconds=seconds_per_window))
+        with (root / "src" / "whispercore" / file).open("a") as patched:
+            patched.write(patch.format(control=str(control), seconds=seconds_per_window))
     server = Server(folder / "server", folder / "state", root=root, WHISPER_ENGINE="fake", **environment)
     try:
         yield server.wait_until_ready(), faults

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from whispercore.serving.backlog import WATCHDOG
 from whispercore.settings import Settings
 
 
-def admission(speed: float = 0.0, devices: int = 1, **settings: float) -> Admission:
-    return Admission(Settings(**settings), devices, lambda: speed)  # type: ignore[arg-type]  # whole numbers are integers
+def admission(speed: float = 0.0, devices: int = 1, **settings: Any) -> Admission:
+    return Admission(Settings(**settings), devices, lambda: speed)
 
 
 def refusal(places: Admission, client: str, seconds: float) -> Overloaded:
