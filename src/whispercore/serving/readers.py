@@ -102,7 +102,7 @@ class Readers:
             client.running -= 1
             client.start += time.monotonic() - turn.began
             if not any(client.running or client.steps for client in self._clients.values()):
-                # Nobody waits, so nobody can be preferred: what each client has used is forgotten.
+                # No client waits, so none can be preferred: what each has used is forgotten.
                 self._clients.clear()
                 self._virtual_time = 0.0
         if isinstance(error := future.exception(), GivenUp):

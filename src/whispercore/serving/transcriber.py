@@ -76,8 +76,8 @@ class Transcriber:
         self._jobs: set[Job] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        if self.settings.reading_stall_seconds:
-            threading.Thread(target=self._limit_reading, args=(self.settings.reading_stall_seconds,), name="limits", daemon=True).start()
+        self._limits = threading.Thread(target=self._limit_reading, name="limits", daemon=True)
+        self._limits.start()
 
     def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it.
@@ -133,10 +133,11 @@ class Transcriber:
             jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
-        self._closed.set()
         self._readers.close()
         self._audio_threads.close()
         self.prober.close()
+        self._closed.set()
+        self._limits.join()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()
@@ -147,9 +148,10 @@ class Transcriber:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _limit_reading(self, seconds: float) -> None:
-        """Until `close`: give up reading that takes longer than `seconds`."""
-        while not self._closed.wait(min(1.0, seconds / 10)):
+    def _limit_reading(self) -> None:
+        """Until `close`: give up reading that takes longer than the setting `reading_stall_seconds`."""
+        seconds = self.settings.reading_stall_seconds
+        while seconds and not self._closed.wait(min(1.0, seconds / 10)):
             self._readers.give_up(seconds)
             self._audio_threads.give_up(seconds)
 

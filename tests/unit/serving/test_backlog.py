@@ -107,7 +107,7 @@ def test_within_a_client_requests_share_as_before() -> None:
     assert queue.batch(1) == ["a clip"]
 
 
-def test_a_stream_of_clips_or_of_new_clients_starves_nobody() -> None:
+def test_a_stream_of_clips_or_of_new_clients_starves_no_other() -> None:
     for name in ("b {}", "b{} clip"):
         queue = Queue()
         queue.push(*["a file"] * 100)

@@ -400,9 +400,9 @@ def test_no_thread_is_left_after_close() -> None:
     with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
         assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).segments
         own = {thread.name for thread in set(threading.enumerate()) - before}
-        assert {"scheduler-0", "outcomes", "reader_0"} <= own
+        assert {"scheduler-0", "outcomes", "limits", "reader_0"} <= own
     left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert not left & {"scheduler-0", "outcomes"} and not any(name.startswith("reader") for name in left)
+    assert not left & {"scheduler-0", "outcomes", "limits"} and not any(name.startswith("reader") for name in left)
 
 
 def noise(seconds: float, seed: int) -> Samples:
