@@ -1,0 +1,57 @@
+{{/* The name of all objects: the release's name, with the chart's name unless it contains that already. */}}
+{{- define "whisper.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "whisper.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "whisper.labels" -}}
+{{ include "whisper.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{/* Mistakes that the schema cannot state in words. Each template of a pod includes this. */}}
+{{- define "whisper.check" -}}
+{{- $model := .Values.model -}}
+{{- if and (eq $model.source "image") $model.name -}}
+{{- fail (printf "model.name is %q, but model.source is image, which serves the model inside the image: set model.source to download or claim, or leave model.name empty" $model.name) -}}
+{{- end -}}
+{{- if and (ne $model.source "image") (not $model.name) -}}
+{{- fail (printf "model.source is %s: set model.name to the model's name, such as base or large-v3-turbo" $model.source) -}}
+{{- end -}}
+{{- if and (eq $model.source "claim") (not $model.claim) -}}
+{{- fail "model.source is claim: set model.claim to the name of the PersistentVolumeClaim that holds the model" -}}
+{{- end -}}
+{{- if and (eq .Values.device "cuda") (not (index (.Values.resources.limits | default dict) "nvidia.com/gpu")) -}}
+{{- fail "device is cuda, but resources.limits has no nvidia.com/gpu: use -f values-gpu.yaml, or set device to cpu" -}}
+{{- end -}}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas is %v, more than autoscaling.maxReplicas, %v" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Without root, without capabilities, on a read-only root: Pod Security Standard "restricted". */}}
+{{- define "whisper.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{- define "whisper.autoscalerBehavior" -}}
+scaleDown:
+  stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownSeconds }}
+  policies:
+    - type: Pods
+      value: 1
+      periodSeconds: 60
+{{- end -}}
