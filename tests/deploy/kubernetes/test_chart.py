@@ -195,12 +195,12 @@ def test_a_model_is_downloaded_before_the_server_starts(arguments: tuple[str, ..
     assert download["command"][:2] == ["/opt/venv/bin/python", "/opt/whisper/clients/download_model.py"]
     assert (ROOT / "clients" / "download_model.py").is_file()
     assert download["command"][2:5] == [variables["WHISPER_MODEL"], "--dir", variables["WHISPER_MODELS_DIR"]]
-    assert {"name": "models", "mountPath": "/models"} in download["volumeMounts"]
-    assert {"name": "models", "mountPath": "/models", "readOnly": True} in main["volumeMounts"]
+    assert {"name": "weights", "mountPath": "/weights"} in download["volumeMounts"]
+    assert {"name": "weights", "mountPath": "/weights", "readOnly": True} in main["volumeMounts"]
     assert download["image"] == main["image"]
-    volume = next(volume for volume in spec["volumes"] if volume["name"] == "models")
+    volume = next(volume for volume in spec["volumes"] if volume["name"] == "weights")
     claim = render(*arguments).get("PersistentVolumeClaim")
-    assert volume == ({"name": "models", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} if claim else {"name": "models", "emptyDir": {}})
+    assert volume == ({"name": "weights", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} if claim else {"name": "weights", "emptyDir": {}})
 
 
 def test_an_autoscaler_owns_the_number_of_pods() -> None:
