@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,9 +10,11 @@ import jsonschema
 import pytest
 import yaml
 
+from gateway.configuration import Configuration
 from tests.deploy.binaries import ROOT
 from tests.deploy.kubernetes.manifests import CHART, Manifest, containers, environment, refusal, render, run_helm, validate
 from whispercore import __version__
+from whispercore.settings import unknown_variables
 
 GPU = ("--values", str(CHART / "values-gpu.yaml"))
 EVERYTHING = (
@@ -176,8 +177,9 @@ def test_api_keys_are_a_file_of_a_secret() -> None:
     mount = next(mount for mount in container["volumeMounts"] if mount["name"] == "api-keys")
     assert volume["secret"] == {"secretName": "whisper-api-keys", "defaultMode": 0o440}
     assert mount["readOnly"] is True and "subPath" not in mount
-    assert environment(container)["WHISPER_API_KEYS_FILE"] == f"{mount['mountPath']}/keys"
-    assert "WHISPER_API_KEYS_FILE" not in environment(server())
+    assert environment(container)["WHISPER_API_KEYS_FILE"] == f"{mount['mountPath']}/keys.yaml"
+    assert "WHISPER_ALLOW_ANONYMOUS" not in environment(container)
+    assert "WHISPER_API_KEYS_FILE" not in environment(server()) and environment(server())["WHISPER_ALLOW_ANONYMOUS"] == "true"
 
 
 def test_the_model_of_the_image_is_the_default() -> None:
@@ -238,12 +240,18 @@ def test_the_ingress_publishes_no_metrics() -> None:
     assert paths == [("/", "Exact"), ("/v1", "Prefix"), ("/predictions/whisper", "Prefix")]
     assert ingress["tls"] == [{"hosts": ["whisper.example.com"], "secretName": "whisper-tls"}]
     annotations = render(*EVERYTHING)["Ingress"]["metadata"]["annotations"]
-    limit = int(re.search(r"^max_request_size=(\d+)$", (ROOT / "config" / "config.properties").read_text(), re.MULTILINE)[1])
+    limit = Configuration.load({}).max_body_bytes
     assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{limit // 2**20}m"
 
 
 def test_the_rules_are_the_alerts() -> None:
     assert render(*EVERYTHING)["PrometheusRule"]["spec"] == yaml.safe_load((CHART / "alerts.yaml").read_text())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_server_knows_each_variable(profile: str) -> None:
+    for container in containers(render(*PROFILES[profile])["Deployment"]):
+        assert unknown_variables({name: value or "4" for name, value in environment(container).items()}) == ()
 
 
 def test_variables_of_services_do_not_reach_the_server() -> None:
@@ -265,6 +273,9 @@ def test_variables_of_services_do_not_reach_the_server() -> None:
         (("--set", "model.source=download"), "set model.name to the model's name"),
         (("--set", "model.source=claim,model.name=base"), "set model.claim to the name of the PersistentVolumeClaim"),
         (("--set", "device=cuda"), "use -f values-gpu.yaml"),
+        (("--set", "ingress.enabled=true"), "ingress.enabled publishes the server, which has no API keys: set apiKeys.secret"),
+        (("--set", "service.type=LoadBalancer"), "service.type LoadBalancer publishes the server"),
+        (("--set", "networkPolicy.enabled=false"), "without networkPolicy.enabled each pod of the cluster reaches the server"),
         (("--set", "autoscaling.minReplicas=5"), "more than autoscaling.maxReplicas"),
     ],
 )

@@ -34,6 +34,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (eq .Values.device "cuda") (not (index (.Values.resources.limits | default dict) "nvidia.com/gpu")) -}}
 {{- fail "device is cuda, but resources.limits has no nvidia.com/gpu: use -f values-gpu.yaml, or set device to cpu" -}}
 {{- end -}}
+{{- if not (or .Values.apiKeys.secret .Values.apiKeys.anonymous) -}}
+{{- $how := "set apiKeys.secret, or apiKeys.anonymous=true where something else decides who may use it" -}}
+{{- if .Values.ingress.enabled -}}
+{{- fail (printf "ingress.enabled publishes the server, which has no API keys: %s" $how) -}}
+{{- end -}}
+{{- if ne .Values.service.type "ClusterIP" -}}
+{{- fail (printf "service.type %s publishes the server, which has no API keys: %s" .Values.service.type $how) -}}
+{{- end -}}
+{{- if not .Values.networkPolicy.enabled -}}
+{{- fail (printf "without networkPolicy.enabled each pod of the cluster reaches the server, which has no API keys: %s" $how) -}}
+{{- end -}}
+{{- end -}}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas is %v, more than autoscaling.maxReplicas, %v" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}
 {{- end -}}
