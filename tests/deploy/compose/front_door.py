@@ -1,7 +1,4 @@
-"""A stand-in for the server's front door: it records what reaches it, and each reply waits until the test allows it.
-
-Run as a program it serves on port 8000 of all interfaces: the container of the test of compose.yaml.
-"""
+"""A stand-in for the server's front door: it records what reaches it, and a reply waits until the test allows it."""
 
 from __future__ import annotations
 
@@ -9,17 +6,14 @@ import asyncio
 import contextlib
 import json
 import socket
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-sys.path.insert(0, str(Path(__file__).parent))
-from metrics_page import metrics_page  # noqa: E402  (in the container there is no package `tests`)
+from tests.deploy.compose.metrics_page import metrics_page
 
 Message = dict[str, Any]
 
@@ -112,7 +106,3 @@ def serving(stand_in: StandIn) -> Iterator[int]:
         stand_in.allowed.set()
         server.should_exit = True
         thread.join()
-
-
-if __name__ == "__main__":
-    uvicorn.run(StandIn(), host="0.0.0.0", port=8000, lifespan="off", log_level="warning", ws="websockets-sansio")

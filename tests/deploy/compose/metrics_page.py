@@ -36,8 +36,13 @@ def metrics_page(seconds: float) -> str:
     statuses = {"200": 0.96, "422": 0.03, "503": 0.007, "500": 0.003}
     for route, share in ROUTES.items():
         count = requests * share
-        lines += [f'whisper_gateway_requests_total{{route="{route}",status="{status}"}} {count * part:.6g}' for status, part in statuses.items()]
-        lines += [f'whisper_gateway_request_seconds_bucket{{route="{route}",le="{bound}"}} {count * bound / (bound + 1.7):.6g}' for bound in BUCKETS]
+        lines += [
+            f'whisper_gateway_requests_total{{route="{route}",status="{status}"}} {count * part:.6g}' for status, part in statuses.items()
+        ]
+        lines += [
+            f'whisper_gateway_request_seconds_bucket{{route="{route}",le="{bound}"}} {count * bound / (bound + 1.7):.6g}'
+            for bound in BUCKETS
+        ]
         lines.append(f'whisper_gateway_request_seconds_bucket{{route="{route}",le="+Inf"}} {count:.6g}')
         lines.append(f'whisper_gateway_request_seconds_count{{route="{route}"}} {count:.6g}')
         lines.append(f'whisper_gateway_request_seconds_sum{{route="{route}"}} {count * SECONDS_A_REQUEST:.6g}')

@@ -154,14 +154,27 @@ def test_tls_with_an_own_certificate(proxy: Proxy) -> None:
         assert secure.version() == "TLSv1.3"
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/audio/transcriptions", "/predictions/whisper", "/predictions/whisper/a.mp3", "/health/ready"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1/models", "/v1/audio/transcriptions", "/predictions/whisper", "/predictions/whisper/a.mp3", "/health/ready"]
+)
 def test_what_is_public(proxy: Proxy, path: str) -> None:
     assert proxy.get(path).json()["path"] == path
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/metrics", "/metrics/", "/models", "/models/whisper", "/v1/../metrics", "/v1/%2e%2e/metrics", "/api-description", "//metrics", "/docs", "/openapi.json"],
+    [
+        "/metrics",
+        "/metrics/",
+        "/models",
+        "/models/whisper",
+        "/v1/../metrics",
+        "/v1/%2e%2e/metrics",
+        "/api-description",
+        "//metrics",
+        "/docs",
+        "/openapi.json",
+    ],
 )
 def test_metrics_and_management_are_not_public(proxy: Proxy, path: str) -> None:
     request = requests.Request("GET", proxy.url).prepare()
@@ -193,7 +206,9 @@ def test_a_larger_body_is_refused(proxy: Proxy, chunked: bool) -> None:
     assert reply.json()["error"]["code"] == "proxy_413"
 
 
-@pytest.mark.parametrize(("kind", "first", "second"), [("events", "data: first", "data: second"), ("lines", '{"part":"first"}', '{"part":"second"}')])
+@pytest.mark.parametrize(
+    ("kind", "first", "second"), [("events", "data: first", "data: second"), ("lines", '{"part":"first"}', '{"part":"second"}')]
+)
 def test_a_stream_is_not_buffered(proxy: Proxy, kind: str, first: str, second: str) -> None:
     with proxy.get(f"/v1/audio/transcriptions?{kind}", stream=True) as reply:
         lines = (line.decode() for line in reply.iter_lines(chunk_size=1) if line)

@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,5 +137,7 @@ def test_the_stand_in_has_the_servers_metrics() -> None:
 
 def test_the_queries_use_metrics_that_exist() -> None:
     used = {name for _, expression in QUERIES for name in re.findall(r"\bwhisper_\w+", expression)}
-    used |= {name for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"] for name in re.findall(r"\bwhisper_\w+", rule["expr"])}
+    used |= {
+        name for rule in yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"] for name in re.findall(r"\bwhisper_\w+", rule["expr"])
+    }
     assert {re.sub(r"_bucket$", "", name) for name in used} <= names(metrics_page(60))

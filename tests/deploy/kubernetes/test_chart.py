@@ -202,7 +202,11 @@ def test_a_model_is_downloaded_before_the_server_starts(arguments: tuple[str, ..
     assert download["image"] == main["image"]
     volume = next(volume for volume in spec["volumes"] if volume["name"] == "weights")
     claim = render(*arguments).get("PersistentVolumeClaim")
-    assert volume == ({"name": "weights", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} if claim else {"name": "weights", "emptyDir": {}})
+    assert volume == (
+        {"name": "weights", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}}
+        if claim
+        else {"name": "weights", "emptyDir": {}}
+    )
 
 
 def test_an_autoscaler_owns_the_number_of_pods() -> None:

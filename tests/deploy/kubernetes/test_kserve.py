@@ -48,11 +48,21 @@ def test_a_service_waits_until_the_server_has_drained(path: Path) -> None:
 def test_the_runtime_is_the_container_of_the_chart() -> None:
     """What differs is that KServe has no named ports, and that a runtime has no security context for the pod."""
     (ours,), (chart,) = containers(runtime()), containers(render()["Deployment"])
-    common = ("TS_INFERENCE_ADDRESS", "TS_MANAGEMENT_ADDRESS", "TS_METRICS_ADDRESS", "WHISPER_GATEWAY_ADDRESS", "WHISPER_GRACE_SECONDS", "WHISPER_ALLOW_ANONYMOUS")
+    common = (
+        "TS_INFERENCE_ADDRESS",
+        "TS_MANAGEMENT_ADDRESS",
+        "TS_METRICS_ADDRESS",
+        "WHISPER_GATEWAY_ADDRESS",
+        "WHISPER_GRACE_SECONDS",
+        "WHISPER_ALLOW_ANONYMOUS",
+    )
     for name in (*common, "WHISPER_STATE_DIR", "TS_MODEL_STORE"):
         assert environment(ours)[name] == environment(chart)[name]
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert ours[probe] == chart[probe] | {"httpGet": chart[probe]["httpGet"] | {"port": 8000}}
     assert ours["lifecycle"] == chart["lifecycle"] and ours["image"] == chart["image"]
     assert chart["securityContext"].items() <= ours["securityContext"].items()
-    assert ours["volumeMounts"] == chart["volumeMounts"] and runtime()["spec"]["volumes"] == render()["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    assert (
+        ours["volumeMounts"] == chart["volumeMounts"]
+        and runtime()["spec"]["volumes"] == render()["Deployment"]["spec"]["template"]["spec"]["volumes"]
+    )
