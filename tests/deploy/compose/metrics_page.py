@@ -47,7 +47,7 @@ def metrics_page(seconds: float) -> str:
         lines.append(f'whisper_gateway_request_seconds_count{{route="{route}"}} {count:.6g}')
         lines.append(f'whisper_gateway_request_seconds_sum{{route="{route}"}} {count * SECONDS_A_REQUEST:.6g}')
     lines += [f'whisper_gateway_audio_seconds_total{{key="{key}"}} {audio * share:.6g}' for key, share in (("alice", 0.7), ("bob", 0.3))]
-    lines += [f'whisper_jobs{{state="{state}"}} {count}' for state, count in (("queued", 2), ("running", 1), ("done", 40))]
+    lines += [f'whisper_jobs{{state="{state}"}} {count}' for state, count in (("queued", 2), ("running", 1), ("completed", 40))]
     lines.append("whisper_realtime_sessions 3")
     return "\n".join(lines) + "\n"
 

@@ -33,6 +33,7 @@ PROFILES = {
     "gpu": GPU,
     "everything": EVERYTHING,
     "hpa": ("--set", "autoscaling.kind=hpa"),
+    "jobs": ("--set", "data.size=20Gi,data.storageClass=fast"),
     "download": ("--set", "model.source=download,model.name=base,model.download.arguments={--ct2}"),
 }
 KINDS = {
@@ -40,6 +41,7 @@ KINDS = {
     "gpu": {"PersistentVolumeClaim"},
     "everything": {"Ingress", "ScaledObject", "ServiceMonitor", "PrometheusRule"},
     "hpa": {"HorizontalPodAutoscaler"},
+    "jobs": {"PersistentVolumeClaim"},
     "download": set[str](),
 }
 # The oldest version that Chart.yaml allows, and the newest that the validator knows.
@@ -209,6 +211,19 @@ def test_a_model_is_downloaded_before_the_server_starts(arguments: tuple[str, ..
     )
 
 
+def test_jobs_are_kept_on_a_volume_of_one_pod() -> None:
+    objects, container = render(*PROFILES["jobs"]), server(*PROFILES["jobs"])
+    claim = objects["PersistentVolumeClaim"]
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": "fast",
+        "resources": {"requests": {"storage": "20Gi"}},
+    }
+    assert {"name": "data", "persistentVolumeClaim": {"claimName": claim["metadata"]["name"]}} in pod(*PROFILES["jobs"])["volumes"]
+    assert {"name": "data", "mountPath": environment(container)["WHISPER_DATA_DIR"]} in container["volumeMounts"]
+    assert objects["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+
+
 def test_an_autoscaler_owns_the_number_of_pods() -> None:
     assert render()["Deployment"]["spec"]["replicas"] == 1
     for profile in ("everything", "hpa"):
@@ -280,6 +295,8 @@ def test_variables_of_services_do_not_reach_the_server() -> None:
         (("--set", "ingress.enabled=true"), "ingress.enabled publishes the server, which has no API keys: set apiKeys.secret"),
         (("--set", "service.type=LoadBalancer"), "service.type LoadBalancer publishes the server"),
         (("--set", "networkPolicy.enabled=false"), "without networkPolicy.enabled each pod of the cluster reaches the server"),
+        (("--set", "data.size=20Gi,replicas=2"), "data.size keeps the jobs on a volume for one pod"),
+        (("--set", "data.size=20Gi,autoscaling.kind=hpa"), "data.size keeps the jobs on a volume for one pod"),
         (("--set", "autoscaling.minReplicas=5"), "more than autoscaling.maxReplicas"),
     ],
 )

@@ -46,6 +46,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- fail (printf "without networkPolicy.enabled each pod of the cluster reaches the server, which has no API keys: %s" $how) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Values.data.size (or (ne .Values.autoscaling.kind "none") (gt (int .Values.replicas) 1)) -}}
+{{- fail "data.size keeps the jobs on a volume for one pod: set replicas to 1 and autoscaling.kind to none, or leave data.size empty" -}}
+{{- end -}}
 {{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
 {{- fail (printf "autoscaling.minReplicas is %v, more than autoscaling.maxReplicas, %v" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}
 {{- end -}}
@@ -66,4 +69,24 @@ scaleDown:
     - type: Pods
       value: 1
       periodSeconds: 60
+{{- end -}}
+
+{{/* A PersistentVolumeClaim: the root context, the name's ending, the size, the access mode, the storage class. */}}
+{{- define "whisper.claim" }}
+{{- $root := index . 0 }}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: {{ include "whisper.fullname" $root }}-{{ index . 1 }}
+  labels:
+    {{- include "whisper.labels" $root | nindent 4 }}
+spec:
+  accessModes: [{{ index . 3 }}]
+  {{- with index . 4 }}
+  storageClassName: {{ . }}
+  {{- end }}
+  resources:
+    requests:
+      storage: {{ index . 2 }}
 {{- end -}}
