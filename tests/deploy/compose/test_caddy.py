@@ -247,7 +247,7 @@ def test_a_server_that_is_down(certificate: Path, tmp_path: Path) -> None:
     with caddy(tmp_path, certificate, f"127.0.0.1:{unused}", "900s") as port:
         reply = requests.get(f"https://localhost:{port}/v1/models", verify=str(certificate / "certificate.pem"), timeout=30)
         assert reply.status_code == 502
-        assert reply.json()["error"]["code"] == "proxy_502"
+        assert reply.json()["error"] == {"message": "Bad Gateway", "type": "proxy_error", "param": None, "code": "proxy_502"}
 
 
 def test_the_log_has_no_keys(proxy: Proxy, tmp_path: Path) -> None:

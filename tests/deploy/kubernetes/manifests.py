@@ -49,7 +49,7 @@ def refusal(*arguments: str) -> str:
 def validate(manifest: Manifest, version: str) -> None:
     """Raises when a field is unknown, missing or of a wrong type. `version`: Kubernetes' version, for its own kinds."""
     if manifest["apiVersion"].startswith(CUSTOM):
-        jsonschema.validate(manifest, _strict(definition(manifest)), format_checker=jsonschema.FormatChecker())
+        jsonschema.Draft202012Validator(_strict(definition(manifest))).validate(manifest)
     else:
         kubernetes_validate.validate(manifest, version, strict=True)
 

@@ -14,6 +14,7 @@ from gateway.configuration import Configuration
 from tests.deploy.binaries import ROOT
 from tests.deploy.kubernetes.manifests import CHART, Manifest, containers, environment, refusal, render, run_helm, validate
 from whispercore import __version__
+from whispercore.errors import ConfigurationError
 from whispercore.settings import unknown_variables
 
 GPU = ("--values", str(CHART / "values-gpu.yaml"))
@@ -274,8 +275,10 @@ def test_the_server_knows_each_variable(profile: str) -> None:
 
 
 def test_variables_of_services_do_not_reach_the_server() -> None:
-    """For a service named whisper Kubernetes sets WHISPER_PORT, which the server would take for a misspelling."""
+    """For a service named whisper-models Kubernetes sets a variable at which the server stops."""
     assert pod()["enableServiceLinks"] is False
+    with pytest.raises(ConfigurationError):
+        unknown_variables({"WHISPER_MODELS_PORT": "tcp://10.0.0.1:8000"})
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,7 @@ def test_variables_of_services_do_not_reach_the_server() -> None:
         (("--set", "graceSeconds=0"), "graceSeconds"),
         (("--set", "autoscaling.kind=kpa"), "must be one of"),
         (("--set-json", 'env=[{"nam":"A"}]'), "nam"),
+        (("--set-json", 'env=[{"name":"WHISPER_THREADS","value":"2"}]'), "env must not set WHISPER_THREADS"),
         (("--set", "model.name=base"), "set model.source to download or claim, or leave model.name empty"),
         (("--set", "model.source=download"), "set model.name to the model's name"),
         (("--set", "model.source=claim,model.name=base"), "set model.claim to the name of the PersistentVolumeClaim"),
@@ -329,6 +333,13 @@ def test_the_chart_has_the_version_of_the_server() -> None:
     assert chart["version"] == chart["appVersion"] == __version__
     tags = [yaml.safe_load((CHART / name).read_text())["image"]["tag"] for name in ("values.yaml", "values-gpu.yaml")]
     assert tags == [f"{__version__}-cpu", __version__]
+
+
+def test_env_must_not_set_what_the_chart_sets() -> None:
+    """The check in _helpers.tpl knows each variable of the container."""
+    helpers = (CHART / "templates" / "_helpers.tpl").read_text()
+    own = {name for profile in PROFILES if profile != "everything" for name in environment(server(*PROFILES[profile]))}
+    assert {name for name in own | {"WHISPER_API_KEYS_FILE"} if f'"{name}"' not in helpers} == set()
 
 
 def test_the_notes_tell_what_to_do_next() -> None:

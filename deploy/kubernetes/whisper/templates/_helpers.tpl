@@ -34,6 +34,14 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and (eq .Values.device "cuda") (not (index (.Values.resources.limits | default dict) "nvidia.com/gpu")) -}}
 {{- fail "device is cuda, but resources.limits has no nvidia.com/gpu: use -f values-gpu.yaml, or set device to cpu" -}}
 {{- end -}}
+{{- $own := list "WHISPER_GATEWAY_ADDRESS" "TS_INFERENCE_ADDRESS" "TS_MANAGEMENT_ADDRESS" "TS_METRICS_ADDRESS" "WHISPER_GRACE_SECONDS" -}}
+{{- $own = concat $own (list "WHISPER_DEVICE" "WHISPER_THREADS" "WHISPER_STATE_DIR" "WHISPER_DATA_DIR" "TS_MODEL_STORE" "WHISPER_CONVERTED_DIR") -}}
+{{- $own = concat $own (list "WHISPER_MODEL" "WHISPER_MODELS_DIR" "WHISPER_API_KEYS_FILE" "WHISPER_ALLOW_ANONYMOUS") -}}
+{{- range .Values.env -}}
+{{- if has .name $own -}}
+{{- fail (printf "env must not set %s: the chart sets it, by its other values" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (or .Values.apiKeys.secret .Values.apiKeys.anonymous) -}}
 {{- $how := "set apiKeys.secret, or apiKeys.anonymous=true where something else decides who may use it" -}}
 {{- if .Values.ingress.enabled -}}
