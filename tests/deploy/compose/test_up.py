@@ -90,6 +90,14 @@ def test_a_recording_is_transcribed_over_tls(stack: Stack) -> None:
     assert (reply.status_code, reply.json()["text"]) == (200, "Set a timer for five minutes.")
 
 
+def test_a_stream_passes(stack: Stack) -> None:
+    with (ROOT / "samples" / "timer.flac").open("rb") as audio:
+        headers, data = {"Authorization": f"Bearer {stack.key}"}, {"model": "whisper-1", "stream": "true"}
+        reply = stack.ask("POST", "/v1/audio/transcriptions", files={"file": audio}, data=data, headers=headers)
+    assert reply.headers["content-type"].startswith("text/event-stream")
+    assert '"transcript.text.done"' in reply.text and "Set a timer for five minutes." in reply.text
+
+
 def test_without_a_key_nothing_is_transcribed(stack: Stack) -> None:
     assert stack.ask("POST", "/v1/audio/transcriptions", data={"model": "whisper-1"}).status_code == 401
 

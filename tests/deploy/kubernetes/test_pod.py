@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.binaries import ROOT, binary
 from tests.deploy.containers import SERVER_IMAGE, logs, need_images, podman
 from tests.deploy.kubernetes.manifests import render
 from tests.serve.server import wait_for
@@ -47,6 +50,12 @@ def inside(command: str) -> str:
     return done.stdout + done.stderr
 
 
+def open_requests() -> float:
+    """How many requests are open in the worker."""
+    line = inside("curl --silent http://127.0.0.1:8000/metrics | grep '^whisper_open_requests'")
+    return float(line.split()[-1]) if line else 0.0
+
+
 def test_the_probes_are_answered(pod: Path) -> None:
     for path in ("/health/ready", "/health/live"):
         assert inside(f"curl --silent --output /dev/null --write-out '%{{http_code}}' http://127.0.0.1:8000{path}") == "200"
@@ -80,7 +89,21 @@ def test_only_the_front_door_listens_beyond_the_pod(pod: Path) -> None:
     assert {port for address, port in listening if address == "00000000"} == {8000}
 
 
-def test_it_ends_cleanly(pod: Path) -> None:
-    """The last test: it stops the container."""
-    assert podman("stop", "--time", "325", CONTAINER, timeout=330).returncode == 0
+def test_an_open_request_is_answered_before_the_pod_ends(pod: Path, tmp_path: Path) -> None:
+    """The last test: it stops the container, as Kubernetes does after preStop."""
+    recording = tmp_path / "long.wav"
+    with wave.open(str(ROOT / "samples" / "stereo.wav")) as short, wave.open(str(recording), "wb") as long:
+        long.setparams(short.getparams())
+        frames = short.readframes(short.getnframes())
+        for _ in range(int(300 * short.getframerate() / short.getnframes())):
+            long.writeframes(frames)
+    assert podman("cp", str(recording), f"{CONTAINER}:/tmp/long.wav").returncode == 0
+    request = ("curl", "--silent", "--form", "file=@/tmp/long.wav", "http://127.0.0.1:8000/v1/audio/transcriptions")
+    command = [binary("podman", "no container is run"), "exec", CONTAINER, *request]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as client:
+        wait_for(lambda: open_requests() == 1, 60, "the request is open")
+        assert client.poll() is None
+        assert podman("stop", "--time", "325", CONTAINER, timeout=330).returncode == 0
+        reply, _ = client.communicate(timeout=30)
+    assert json.loads(reply)["usage"]["seconds"] > 290
     assert podman("container", "inspect", "--format", "{{.State.ExitCode}}", CONTAINER).stdout.strip() == "0", logs(CONTAINER)
