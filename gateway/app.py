@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from .jobs import routes as jobs
 from .jobs.runner import JobRunner
 from .jobs.store import JobStore
 from .keys import Keys
+from .openapi import describe
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
@@ -64,6 +66,8 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
             gateway.usage.close()
 
     app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
+    document = functools.cache(lambda: describe(app))
+    app.openapi = lambda: document()  # type: ignore[method-assign]  # FastAPI's own way to replace its document
     app.state.gateway, app.state.jobs = gateway, runner
     for router in (status.router, transcriptions.router, jobs.router):
         app.include_router(router)
