@@ -50,9 +50,9 @@ async function greet() {
 /** Try the key that was entered, and then what was waiting for it. */
 async function useKey() {
   const waiting = waitsForKey;
-  if (!(await greet())) return;
-  waitsForKey = () => {};
-  waiting();
+  const accepted = await greet();
+  waitsForKey = accepted ? () => {} : waiting;
+  if (accepted) waiting();
 }
 
 /**

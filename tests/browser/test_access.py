@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from tests.node.packages import node_project
 from tests.serve.recordings import SAMPLES
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 NARROW: dict[str, Any] = {"viewport": {"width": 320, "height": 640}}
@@ -33,6 +34,10 @@ def violations(page: Page, axe: str) -> list[str]:
     return [f"{item['id']}: {json.dumps([node['html'] for node in item['nodes']])}" for item in found]
 
 
+def refuse(status: int, route: Route) -> None:
+    route.fulfill(status=status, json={"error": {"message": "not now"}})
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("options", [{}, PHONE], ids=["desktop", "phone"])
 def test_no_rule_of_axe_is_broken(open_page: Callable[..., Page], axe: str, scheme: str, options: dict[str, Any]) -> None:
@@ -40,12 +45,11 @@ def test_no_rule_of_axe_is_broken(open_page: Callable[..., Page], axe: str, sche
     for tab in TABS:
         page.click(f"#tab-{tab}")
         assert violations(page, axe) == [], tab
-    for status in (503, 401):
-        answer = {"status": status, "json": {"error": {"message": "not now"}}}
-        page.route("**/predictions/whisper", lambda route, answer=answer: route.fulfill(**answer), times=1)
+    for status, shown in ((503, "#failure"), (401, "#key")):
+        page.route("**/predictions/whisper", partial(refuse, status), times=1)
         page.set_input_files("#file", SAMPLES / "timer.flac")
-        page.wait_for_selector("#failure:not([hidden])" if status == 503 else "#key:not([hidden])")
-        assert violations(page, axe) == [], status
+        page.wait_for_selector(f"{shown}:not([hidden])")
+        assert violations(page, axe) == [], shown
     transcribe(page)
     page.locator(".word").first.click()
     page.wait_for_selector(".spoken")

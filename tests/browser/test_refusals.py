@@ -104,7 +104,8 @@ def test_api_keys(open_page: Callable[..., Page], tmp_path: Path) -> None:
     with running_gateway(tmp_path / "gateway", WHISPER_API_KEYS_FILE=str(tmp_path / "keys.yaml")) as gateway:
         page = open_page(gateway.url)
         page.wait_for_selector("#key-hint:has-text('This server needs an API key')")
-        send(page, SAMPLES / "timer.flac")
+        with page.expect_response("**/predictions/whisper"):
+            send(page, SAMPLES / "timer.flac")
         page.wait_for_selector("#progress", state="hidden")
 
         page.fill("#key-value", "wk-wrong")
