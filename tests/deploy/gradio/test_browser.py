@@ -50,6 +50,7 @@ def test_the_microphone(page: Page) -> None:
     stop.wait_for()
     page.wait_for_function("() => /0:0[5-9]/.test(document.body.innerText)")
     stop.click()
+    page.get_by_role("button", name="Play", exact=True).locator("visible=true").wait_for()  # the recording has been uploaded
     page.get_by_role("button", name="Transcribe").locator("visible=true").click()
     assert "timer for five minutes" in result(page)
 
