@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import whisper
-
 from ..devices import choose_device
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
@@ -180,9 +178,18 @@ def _missing(settings: Settings, path: Path) -> str:
     subfolders = (*folder.glob("*/"), *folder.glob("*/*/"))
     folders = {str(path.relative_to(folder)) for path in subfolders if is_folder(path)}
     available = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
-    is_published = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
+    is_published = settings.model in _openai_names() or faster_whisper_repository(settings.model)
     download = f"; get it: python3 clients/download_model.py {settings.model}" if is_published or is_repository(settings.model) else ""
     return f"no checkpoint at {path}; in {folder}: {available}{download}"
+
+
+def _openai_names() -> list[str]:
+    """OpenAI's names of its models; none where openai-whisper cannot be imported, for lack of PyTorch."""
+    try:
+        from whisper import available_models  # here: it imports PyTorch, and engine ct2 works without
+    except ImportError:
+        return []
+    return list(available_models())
 
 
 def is_repository(name: str) -> bool:
