@@ -24,25 +24,25 @@ from ts.service import Service
 
 from whispercore import __version__
 from whispercore.errors import ConfigurationError
+from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.torchserve import protocol
 from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, serves_line
 from whispercore.torchserve.log_lines import LineFormatter
 from whispercore.torchserve.mailbox import Mailbox, PolledRow
-from whispercore.torchserve.response import Response
 
 logger = logging.getLogger(__name__)
 
 SUCCESS_SECONDS = 5.0
 """How often the time since the last success is published, at most."""
 _COUNTERS: dict[str, Callable[[Mailbox], int]] = {
-    "whisper_windows_total": lambda mailbox: mailbox.transcriber.scheduler.counters.windows,
-    "whisper_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.batches,
-    "whisper_fallbacks_total": lambda mailbox: mailbox.transcriber.scheduler.counters.retries_at_higher_temperature,
-    "whisper_out_of_memory_total": lambda mailbox: mailbox.transcriber.scheduler.counters.out_of_memory,
-    "whisper_failed_batches_total": lambda mailbox: mailbox.transcriber.scheduler.counters.failed_batches,
-    "whisper_shared_total": lambda mailbox: mailbox.jobs.shared,
+    "whisper_windows_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.windows,
+    "whisper_batches_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.batches,
+    "whisper_fallbacks_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.retries_at_higher_temperature,
+    "whisper_out_of_memory_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.out_of_memory,
+    "whisper_failed_batches_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.failed_batches,
+    "whisper_shared_total": lambda mailbox: mailbox.intake.jobs.shared,
 }
 
 
@@ -82,9 +82,9 @@ class WhisperHandler:
         ids = dict(context.request_ids)
         polled = [PolledRow(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
         # serve.sh creates the file when it has been told to stop and requests keep coming.
-        self.mailbox.jobs.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
+        self.mailbox.intake.jobs.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
         responses = self.mailbox.exchange(polled)
-        if self.mailbox.is_stalled:
+        if self.mailbox.intake.health.is_stalled:
             seconds = self.transcriber.scheduler.stalled_seconds
             logger.critical("the engine has given no result for %.0f s: the worker ends, and TorchServe starts another", seconds)
             logging.shutdown()
@@ -134,8 +134,8 @@ class WhisperHandler:
 
     def _publish_counters(self, context: Any) -> None:
         """Publish to Prometheus what has been counted since the last call, and whether the worker is ready."""
-        if self._ready != self.mailbox.is_ready:
-            self._ready = self.mailbox.is_ready
+        if self._ready != self.mailbox.intake.is_ready:
+            self._ready = self.mailbox.intake.is_ready
             _measure(context, "whisper_ready", int(self._ready), kind=MetricTypes.GAUGE)
         success = self.transcriber.scheduler.last_success
         if success is not None and time.monotonic() - self._success_published >= SUCCESS_SECONDS:

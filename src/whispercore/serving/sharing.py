@@ -39,6 +39,10 @@ class SharedJobs:
         self.shared = 0
         self._attachments: dict[Attachment, None] = {}  # in order of arrival
 
+    def __len__(self) -> int:
+        """The number of requests that are attached to a job."""
+        return len(self._attachments)
+
     def check(self, fields: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
         """The request in a server's fields and headers.
 

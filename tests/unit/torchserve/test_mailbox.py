@@ -12,10 +12,10 @@ import pytest
 
 from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore.engines.fake import FakeEngine
+from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.torchserve.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Mailbox, PolledRow
-from whispercore.torchserve.response import Response
 from whispercore.types import Decoded, Window
 
 OPTIONS = {"vad_filter": b"false"}
@@ -158,7 +158,7 @@ def test_a_request_that_is_not_polled_any_more_is_cancelled(mailbox: Mailbox, en
     mailbox.exchange([row("stays", wav(1)), row("leaves", wav(200))])
     assert len(mailbox) == 2
     mailbox.exchange([row("stays", wav(1))])
-    assert len(mailbox) == 1 and mailbox.transcriber.open_requests == 1
+    assert len(mailbox) == 1 and mailbox.intake.transcriber.open_requests == 1
     engine.gate.set()
     assert drive(mailbox, [row("stays", wav(1))])["stays"][0].status == 200
 
@@ -178,7 +178,7 @@ def test_a_call_waits_on_when_an_event_leads_to_no_response(mailbox: Mailbox, en
     engine.gate.clear()
 
     def finish_once_opened() -> None:
-        while not any(job.opened for job in mailbox.transcriber._jobs):
+        while not any(job.opened for job in mailbox.intake.transcriber._jobs):
             time.sleep(0.01)
         engine.gate.set()
 
@@ -217,7 +217,7 @@ def test_an_engine_that_fails_is_a_500_of_its_own_request() -> None:
 def test_a_closing_mailbox_finishes_what_is_open_and_takes_nothing_new(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     assert mailbox.exchange([row("early", wav(1))]) == {}
-    mailbox.jobs.closing = True
+    mailbox.intake.jobs.closing = True
     refusal = mailbox.exchange([row("early", wav(1)), row("late", wav(1))])["late"]
     assert refusal.status == 503 and json.loads(refusal.payload)["error"]["code"] == "stopping"
     engine.gate.set()
@@ -318,7 +318,7 @@ def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: 
 
 def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", 0.2)
-    readers, held = mailbox.transcriber._readers, threading.Event()
+    readers, held = mailbox.intake.transcriber._readers, threading.Event()
     busy = [readers.submit(held.wait, PATIENCE) for _ in range(readers._max_workers)]
     rows = [ask("a", wav(2), stream="true")]
     first = wait_for_response(mailbox, rows, lambda response: b"progress" in response.payload)
@@ -336,7 +336,7 @@ class Nano(FakeEngine):
 
 @pytest.mark.parametrize("path", ["", TRANSCRIPTIONS])
 def test_a_reply_names_its_model_and_says_that_it_is_not_the_one_asked_for(mailbox: Mailbox, path: str) -> None:
-    served = mailbox.transcriber.settings.model_id
+    served = mailbox.intake.transcriber.settings.model_id
     rows = [ask("other", wav(2), path, model="large-v3"), ask("same", wav(2, 1), path, model=f"openai/whisper-{served}")]
     rows += [
         ask("srt", wav(2, 2), path, model="large-v3\n\u2028é", response_format="srt"),
@@ -399,7 +399,7 @@ def test_equal_uploads_share_a_job_and_keep_their_response_formats(mailbox: Mail
     rows = [ask("json", audio), ask("srt", audio, response_format="srt"), ask("sse", audio, TRANSCRIPTIONS, stream="true")]
     mailbox.exchange(rows[:1])
     mailbox.exchange(rows)
-    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests, len(mailbox)) == (2, 1, 3)
+    assert (mailbox.intake.jobs.shared, mailbox.intake.transcriber.open_requests, len(mailbox)) == (2, 1, 3)
     engine.gate.set()
     responses = drive(mailbox, rows)
     assert len(engine.windows) == 1
@@ -412,14 +412,14 @@ def test_equal_uploads_share_a_job_and_keep_their_response_formats(mailbox: Mail
 def test_other_audio_or_options_are_a_job_of_their_own(mailbox: Mailbox, engine: Recorder, other: dict[str, Any]) -> None:
     engine.gate.clear()
     mailbox.exchange([ask("a", wav(2)), ask("b", **({"audio": wav(2)} | other))])
-    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests) == (0, 2)
+    assert (mailbox.intake.jobs.shared, mailbox.intake.transcriber.open_requests) == (0, 2)
     engine.gate.set()
 
 
 def test_a_request_with_no_cache_shares_no_job(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     mailbox.exchange([row("first", wav(2)), row("second", wav(2), **{"Cache-Control": "no-cache"})])
-    assert (mailbox.jobs.shared, mailbox.transcriber.open_requests) == (0, 2)
+    assert (mailbox.intake.jobs.shared, mailbox.intake.transcriber.open_requests) == (0, 2)
     engine.gate.set()
 
 
@@ -428,11 +428,11 @@ def test_a_shared_job_is_cancelled_when_its_last_request_goes_away(mailbox: Mail
     rows = [ask("first", wav(2)), ask("second", wav(2)), ask("third", wav(2))]
     mailbox.exchange(rows)
     mailbox.exchange(rows[1:])
-    assert (len(mailbox), mailbox.transcriber.open_requests) == (2, 1)
+    assert (len(mailbox), mailbox.intake.transcriber.open_requests) == (2, 1)
     mailbox.exchange([])
-    assert (len(mailbox), mailbox.transcriber.open_requests) == (0, 0)
+    assert (len(mailbox), mailbox.intake.transcriber.open_requests) == (0, 0)
     mailbox.exchange([ask("fourth", wav(2))])
-    assert mailbox.jobs.shared == 2, "a cancelled job was shared"
+    assert mailbox.intake.jobs.shared == 2, "a cancelled job was shared"
     engine.gate.set()
 
 
@@ -444,7 +444,7 @@ def test_a_request_that_joins_a_stream_late_gets_the_earlier_segments_at_once() 
         engine.steps.release()
         first = wait_for_response(mailbox, [early])
         joined = wait_for_response(mailbox, [late, early])
-        assert (joined.payload, mailbox.jobs.shared) == (first.payload, 1)
+        assert (joined.payload, mailbox.intake.jobs.shared) == (first.payload, 1)
         engine.steps.release(10)
         responses = drive(mailbox, [early, late])
     assert lines(responses["early"][-1].payload)[-1] == lines(responses["late"][-1].payload)[-1]
@@ -460,18 +460,18 @@ def test_a_request_without_an_id_gets_the_servers(mailbox: Mailbox, caplog: pyte
 
 
 def test_readiness_follows_the_engine(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler = mailbox.transcriber.scheduler
+    scheduler = mailbox.intake.transcriber.scheduler
     row = PolledRow("r", {}, {"url_path": "health/ready"})
     assert mailbox.exchange([row])["r"].status == 200
     monkeypatch.setattr(type(scheduler), "stalled_seconds", 100.0)
-    assert mailbox.exchange([row])["r"].status == 503 and not mailbox.is_stalled
+    assert mailbox.exchange([row])["r"].status == 503 and not mailbox.intake.health.is_stalled
     monkeypatch.setattr(type(scheduler), "stalled_seconds", 200.0)
-    assert mailbox.is_stalled
+    assert mailbox.intake.health.is_stalled
     scheduler.longest_seconds = 30.0  # a large model on a small machine may need as long
-    assert not mailbox.is_stalled and mailbox.exchange([row])["r"].status == 200
+    assert not mailbox.intake.health.is_stalled and mailbox.exchange([row])["r"].status == 200
     scheduler.longest_seconds = 0.0
     monkeypatch.setattr(type(scheduler), "stalled_seconds", 0.0)
-    mailbox.jobs.closing = True
+    mailbox.intake.jobs.closing = True
     reply = mailbox.exchange([row])["r"]
     assert reply.status == 503
 
@@ -491,6 +491,6 @@ def test_a_refusal_for_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(type(transcriber.scheduler), "backlog_seconds", 12.4)
         response = mailbox.exchange([row("first", wav(1.0)), row("second", wav(2.0))])["second"]
         assert response.status == 503 and response.headers["Retry-After"] == "13"
-        mailbox.jobs.closing = True
+        mailbox.intake.jobs.closing = True
         assert mailbox.exchange([row("first", wav(1.0)), row("third", wav(2.0))])["third"].headers["Retry-After"] == "60"
         engine.steps.release(10)

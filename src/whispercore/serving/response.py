@@ -1,4 +1,4 @@
-"""What a request gets from one call of the worker: the whole reply, or a chunk of it."""
+"""What a request gets: the whole reply, or a chunk of it."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from ..api.reply import render
 from ..api.routes import content_type, stream_content_type
 from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
 from ..api.transcript_json import warnings_of
-from ..errors import WhisperError
-from ..serving.job import Job
-from ..serving.sharing import Attachment
+from ..errors import EngineError, WhisperError
 from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
+from .job import Job
 from .response import Response, error_response
+from .sharing import Attachment
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,19 @@ class OpenRequest:
         """Whether the reply is a stream."""
         return self.attachment.request.reply.stream
 
-    def chunk(self, *, allow_empty: bool) -> Response | None:
+    def respond(self, *, allow_empty: bool) -> Response | None:
+        """What is due now: the last response when the job has ended, else a chunk when there is one."""
+        try:
+            return self._final() if self.job.ended else self._chunk(allow_empty=allow_empty)
+        except WhisperError as error:
+            response = self._failure(error)
+            logger.warning("request %s failed after %.3f s: %s", self, response.seconds, error.message)
+        except Exception as error:  # an unforeseen error of one request must not fail the others of the same call
+            response = self._failure(EngineError(f"the reply could not be made: {error}"))
+            logger.exception("request %s could not be answered", self)
+        return response
+
+    def _chunk(self, *, allow_empty: bool) -> Response | None:
         """A chunk with a stream's news; without news an empty chunk if `allow_empty`, else None. It begins the reply."""
         payload = self._news() or (self._keep_alive() if allow_empty else b"")
         if not (payload or allow_empty):
@@ -68,7 +80,7 @@ class OpenRequest:
         self.reply_started = True
         return Response(200, self._content_type, payload, self.request_id, last=False, headers=self._headers(self.remarks))
 
-    def final(self) -> Response:
+    def _final(self) -> Response:
         """The last response, when the job has ended. Raises the job's error."""
         transcript = self.job.result(timeout=0)
         transcript = replace(transcript, warnings=(*self.remarks, *transcript.warnings))
@@ -87,7 +99,7 @@ class OpenRequest:
             headers=self._headers(warnings_of(transcript)),
         )
 
-    def failure(self, error: WhisperError) -> Response:
+    def _failure(self, error: WhisperError) -> Response:
         """The last response when the request failed: with the error's status, or within a stream that has begun."""
         seconds = time.monotonic() - self.arrived
         if self.reply_started and self.is_stream:

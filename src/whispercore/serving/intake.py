@@ -1,0 +1,85 @@
+"""From a server's fields and headers to an open request, or to the reply of a request that needs no transcription."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..api.models import remarks, render_models
+from ..api.request import Request, client_request_id
+from ..errors import EngineError, WhisperError
+from .health import Health
+from .open_request import OpenRequest, both_ids
+from .response import Response, error_response, whole_response
+from .sharing import SharedJobs, wants_own_job
+from .transcriber import Transcriber
+
+logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """Receives the requests of one front end, TorchServe's mailbox or the gateway. Not thread-safe."""
+
+    def __init__(self, transcriber: Transcriber) -> None:
+        self.transcriber = transcriber
+        self.jobs = SharedJobs(transcriber)
+        self.health = Health(transcriber)
+        self._model = transcriber.settings.model_id
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are accepted, and the engine gives results."""
+        return not self.jobs.closing and self.health.gives_results
+
+    def receive(
+        self, server_id: str, fields: Mapping[str, Any], headers: Mapping[str, Any], on_news: Callable[[], None]
+    ) -> OpenRequest | Response:
+        """Begin a request, or answer it when it is refused or needs no transcription.
+
+        `on_news` is called on threads of the core when the request has something to send.
+        """
+        arrived = time.monotonic()
+        request_id = client_request_id(headers) or server_id
+        try:
+            request = self.jobs.check(fields, headers)
+            if request.route == "models":
+                return self._list_models(request, request_id)
+            if request.route == "ready":
+                report = self.health.report(is_ready=self.is_ready, open_requests=len(self.jobs))
+                return whole_response(report, request_id, 200 if self.is_ready else 503)
+            return self._begin(server_id, request_id, request, arrived, on_news, alone=wants_own_job(headers))
+        except WhisperError as error:
+            logger.info("request %s refused with %d: %s", both_ids(server_id, request_id), error.status, error.message)
+            return error_response(error, request_id)
+        except Exception as error:  # an unforeseen error of one request must not fail the others of the same call
+            logger.exception("request %s could not be read", both_ids(server_id, request_id))
+            return error_response(EngineError(f"the request could not be read: {error}"), request_id)
+
+    def _begin(
+        self, server_id: str, request_id: str, request: Request, arrived: float, on_news: Callable[[], None], *, alone: bool
+    ) -> OpenRequest:
+        on_progress = on_news if request.reply.stream else None
+        attachment = self.jobs.begin(request, alone=alone, on_news=on_news, on_progress=on_progress)
+        opened = OpenRequest(
+            server_id,
+            request_id,
+            attachment,
+            arrived,
+            resent_bytes=len(request.audio),
+            model=self._model,
+            remarks=self._remarks(request.model),
+            tokenizer=self.transcriber.engine.tokenizer,
+        )
+        if attachment.joined:
+            logger.info("request %s shares the work of another: the same audio and options", opened)
+        return opened
+
+    def _list_models(self, request: Request, request_id: str) -> Response:
+        limit = self.transcriber.settings.max_audio_bytes
+        return whole_response(render_models(self._model, request.model, self._remarks(""), max_audio_bytes=limit), request_id)
+
+    def _remarks(self, asked: str) -> tuple[str, ...]:
+        """What a reply has to say about the model when the request asked for the model `asked`."""
+        return remarks(asked, self._model, demonstration=self.transcriber.is_demonstration)
