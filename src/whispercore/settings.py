@@ -16,8 +16,9 @@ ENVIRONMENT_PREFIX = "WHISPER_"
 OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
+    *("API_KEY", "OUTPUT_BUCKET", "OUTPUT_PREFIX", "OUTPUT_FORMATS", "OUTPUT_OPTIONS"),
 )
-"""Variables with this prefix that are not settings: those of serve.sh, server/, the clients and the tests."""
+"""Variables with this prefix that are not settings: those of serve.sh, server/, the clients, deploy/ and the tests."""
 _MISSPELT = 0.75
 """difflib's ratio above which an unknown variable counts as a misspelling of a known one."""
 

@@ -8,11 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import scipy.fft
-import scipy.sparse
 
 from .. import openai_whisper
 from ..types import HOP, WINDOW_FRAMES, Samples, Window
@@ -75,15 +73,19 @@ def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int) -> Sample
     audio = np.pad(np.pad(samples, (0, N_FFT)), N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(audio, N_FFT)[::HOP][frames_between(len(samples), margin)]
     spectra = scipy.fft.rfft(frames * _HANN)
-    power: Samples = _filters(n_mels) @ (spectra.real**2 + spectra.imag**2).T
-    return np.log10(np.maximum(power, _LEAST_POWER))
+    power = np.ascontiguousarray((spectra.real**2 + spectra.imag**2).T, np.float32)
+    mel_power = np.stack([(power[first : first + len(weights)] * weights).sum(axis=0) for first, weights in _bands(n_mels)])
+    logarithm: Samples = np.log10(np.maximum(mel_power, np.float32(_LEAST_POWER)))
+    return logarithm
 
 
 @cache
-def _filters(n_mels: int) -> Any:
-    """openai-whisper's filters as a sparse matrix (n_mels, 201).
+def _bands(n_mels: int) -> tuple[tuple[int, Samples], ...]:
+    """openai-whisper's filters: for each mel band its first bin of the spectrum, and the weights from there on, (bins, 1).
 
-    At most two bands overlap, so the sparse product is as fast as the dense one, and takes no threads of BLAS.
+    A band has a few bins, so their sum is as fast as the product with the whole matrix, and takes no threads of BLAS.
     """
-    with np.load(openai_whisper.folder() / "assets" / "mel_filters.npz", allow_pickle=False) as filters:
-        return scipy.sparse.csr_array(filters[f"mel_{n_mels}"])
+    with np.load(openai_whisper.folder() / "assets" / "mel_filters.npz", allow_pickle=False) as stored:
+        filters: Samples = stored[f"mel_{n_mels}"]
+    bins = [np.flatnonzero(weights) for weights in filters]
+    return tuple((int(used[0]), weights[used[0] : used[-1] + 1, None]) for used, weights in zip(bins, filters, strict=True))
