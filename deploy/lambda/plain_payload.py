@@ -39,15 +39,15 @@ def transcribe(intake: Intake, objects: Objects, payload: Mapping[str, Any], req
     if len(given) > 1:
         raise InvalidRequest(f"one recording per request; got {' and '.join(given)}", param=given[0])
     fields: dict[str, Any] = {name: value for name, value in payload.items() if name not in (S3, URL, OUTPUT)}
-    limit = intake.transcriber.settings.max_audio_bytes
+    limit, headers = intake.transcriber.settings.max_audio_bytes, {}
     if given == [S3]:
         fields[RAW_FIELD] = objects.read(Place.of(_text(payload, S3), S3), limit)[0]
     elif given == [URL]:
         fields[RAW_FIELD] = fetch(_text(payload, URL), limit)
     else:
-        fields = {RAW_FIELD: fields}  # the body is the JSON object
+        fields, headers = {RAW_FIELD: fields}, {"content-type": "application/json"}
     deadline.check()
-    return answer(intake, request_id, fields, {"content-type": "application/json"}, deadline).response
+    return answer(intake, request_id, fields, headers, deadline).response
 
 
 def output_of(payload: Mapping[str, Any]) -> Place | None:

@@ -33,13 +33,13 @@ MAX_REPLY = 6_291_556
 class Function:
     """The model and the configuration, which all invocations of one environment share. Lambda makes one at a time."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ, objects: Objects | None = None) -> None:
-        """Raises ConfigurationError."""
-        settings = Settings.load({"engine": "ct2", "device": "cpu", "threads": cores(environ)}, environ)
+    def __init__(self, environ: Mapping[str, str] = os.environ, transcriber: Transcriber | None = None) -> None:
+        """`transcriber`: by default one with the settings of the environment. Raises ConfigurationError."""
         self.output = s3_events.Output.load(environ)
         self.key = environ.get("WHISPER_API_KEY", "")
-        self.objects = objects or Objects()
-        self.intake = Intake(Transcriber(settings))
+        self.objects = Objects()
+        settings = Settings.load({"engine": "ct2", "device": "cpu", "threads": cores(environ)}, environ)
+        self.intake = Intake(transcriber or Transcriber(settings))
         self._check_options()
 
     def __call__(self, event: Any, context: LambdaContext) -> Any:

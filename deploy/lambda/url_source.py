@@ -82,5 +82,5 @@ def _read(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
                 raise TooLarge(f"the recording at the url has more than {max_bytes:,} bytes", param="url")
             pieces.append(piece)
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Unavailable(f"url: the transfer broke off after {size:,} bytes ({type(error).__name__})") from None
+        raise Unavailable(f"url: the transfer broke off before its end ({type(error).__name__})") from None
     return b"".join(pieces)
