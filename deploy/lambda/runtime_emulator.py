@@ -5,9 +5,9 @@
       PYTHONPATH=src:deploy/lambda python3 deploy/lambda/runtime_emulator.py python3 -m awslambdaric lambda_function.lambda_handler
 
 Reads events from standard input, one JSON object a line, and prints what became of each, one JSON object a line:
-{"result": …, "seconds": …} or {"error": …, "seconds": …}; and before them {"init_seconds": …}. As on Lambda, an
-invocation that takes longer than the timeout ends the process, a result beyond 6 MB is an error, and a process that
-is not ready after ten seconds is named as such.
+{"result": …} or {"error": …}, with seconds, processor_seconds of all cores together, and peak_mb of memory; and before
+them {"init_seconds": …}. As on Lambda, an invocation that takes longer than the timeout ends the process, and a result
+beyond 6 MB is an error. within_limit tells whether the start took at most ten seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ class Outcome:
     seconds: float
     result: Any = None
     error: Mapping[str, Any] | None = None
+
+    def told(self) -> dict[str, Any]:
+        """For the command's output."""
+        return {**({"error": self.error} if self.error else {"result": self.result}), "seconds": round(self.seconds, 3)}
 
 
 class RuntimeApi:
@@ -126,7 +130,13 @@ class RuntimeApi:
     def peak_megabytes(self) -> float:
         """The most memory that the process has had."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+        return next((int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")), 0.0)  # 0: it has ended
+
+    @property
+    def processor_seconds(self) -> float:
+        """What the process has used of all cores together."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def next_event(self) -> tuple[str, bytes, float]:
         """Wait for an event, for the process that asks for it: its id, its body and its deadline, in seconds since 1970."""
@@ -205,11 +215,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RuntimeError as error:
             print(json.dumps({"error": {"errorMessage": str(error)}}), flush=True)
             return 1
-        print(json.dumps({"init_seconds": round(init, 3), "within_limit": init <= INIT_SECONDS}), flush=True)
+        used = api.processor_seconds
+        started = {"init_seconds": round(init, 3), "within_limit": init <= INIT_SECONDS}
+        print(json.dumps({**started, "processor_seconds": round(used, 2)}), flush=True)
         for line in sys.stdin:
             outcome = api.invoke(json.loads(line))
-            told = {"error": outcome.error} if outcome.error else {"result": outcome.result}
-            print(json.dumps({**told, "seconds": round(outcome.seconds, 3), "peak_mb": round(api.peak_megabytes)}), flush=True)
+            before, used = used, api.processor_seconds
+            usage = {"processor_seconds": round(used - before, 2), "peak_mb": round(api.peak_megabytes)}
+            print(json.dumps({**outcome.told(), **usage}), flush=True)
     return 0
 
 
