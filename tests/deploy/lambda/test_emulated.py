@@ -30,7 +30,22 @@ from .test_http_events import FORM, form, url_event
 
 pytestmark = pytest.mark.slow
 
-SANDBOX = ("bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--remount-ro", "/dev", "--proc", "/proc", "--tmpfs", "/tmp", "--unshare-net")
+SANDBOX = (
+    "bwrap",
+    "--die-with-parent",
+    "--ro-bind",
+    "/",
+    "/",
+    "--dev",
+    "/dev",
+    "--remount-ro",
+    "/dev",
+    "--proc",
+    "/proc",
+    "--tmpfs",
+    "/tmp",
+    "--unshare-net",
+)
 """Everything but /tmp is read-only, there is no shared memory in /dev/shm, and the network is a loopback of its own."""
 MEMORY = 10 << 30
 TIMER = (ROOT / "samples" / "timer.flac").read_bytes()
