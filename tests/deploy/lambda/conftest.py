@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from moto import mock_aws
-from moto.moto_api._internal import moto_api_backend
+from moto.moto_api._internal.models import moto_api_backend
 
 from tests.unit.doubles import Recorder
 from whispercore.serving.transcriber import Transcriber
