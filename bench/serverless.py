@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,14 @@ class Row:
 
 
 ROWS = (
-    Row("tiny.en", "real", "int8"),
-    Row("tiny.en", "real", "float32"),
     Row("base", "real", "int8"),
-    Row("base", "real", "float32"),
-    Row("base", "real", "int8", 1769),
+    Row("tiny.en", "real", "int8"),
     Row("small", "random", "int8"),
-    Row("medium", "random", "int8"),
+    Row("base", "real", "int8", 1769),
+    Row("base", "real", "float32"),
+    Row("tiny.en", "real", "float32"),
     Row("large-v3-turbo", "random", "int8"),
+    Row("medium", "random", "int8"),
 )
 
 
@@ -91,28 +91,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(argv)
     if not parsed.table:
         origin = results.provenance()
+        settings = {"starts": STARTS, "random_tokens": RANDOM_TOKENS, "timeout": TIMEOUT, "sandbox": bool(shutil.which(SANDBOX[0]))}
         try:
-            result = measure(parsed.python, lambda line: print(f"{NAME}: {line}", file=sys.stderr, flush=True))
+            for result in measured(parsed.python, lambda line: print(f"{NAME}: {line}", file=sys.stderr, flush=True)):
+                results.save(RESULTS, NAME, origin, settings, result)
         except RuntimeError as error:
             print(f"{NAME}: {error}", file=sys.stderr)
             return 1
-        settings = {"starts": STARTS, "random_tokens": RANDOM_TOKENS, "timeout": TIMEOUT, "sandbox": bool(shutil.which(SANDBOX[0]))}
-        results.save(RESULTS, NAME, origin, settings, result)
     BLOCK.put(PAGE, table())
     return 0
 
 
-def measure(python: str, log: Callable[[str], None]) -> dict[str, Any]:
-    """The result. Raises RuntimeError when the function fails."""
-    rows = []
-    for row in ROWS:
-        rows.append({**asdict(row), **_measure(row, python)})
-        log(f"{row}: {rows[-1]['speed']:.1f} s of audio a second")
+def measured(python: str, log: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """The result so far, after each row: the measurement takes long. Raises RuntimeError when the function fails."""
     samples, text = speech(WHOLE_SECONDS)
     started, (whole,) = run(Row("base", "real", "int8"), python, [_payload(samples)])
     log(f"{WHOLE_SECONDS} s of speech in {whole['seconds']:.0f} s")
     wer = scores.errors([text], [whole["result"]["text"]], "en")["whisper_normalizer"]["wer"]
-    return {"rows": rows, "whole": {"audio_seconds": WHOLE_SECONDS, "wer": wer, **_figures(whole), "init_seconds": started["init_seconds"]}}
+    figures = {"audio_seconds": WHOLE_SECONDS, "wer": wer, **_figures(whole), "init_seconds": started["init_seconds"]}
+    rows: list[dict[str, Any]] = []
+    for row in ROWS:
+        rows.append({**asdict(row), **_measure(row, python)})
+        log(f"{row}: {rows[-1]['speed']:.1f} s of audio a second")
+        yield {"rows": rows, "whole": figures}
 
 
 def run(row: Row, python: str, events: Sequence[Any]) -> tuple[dict[str, Any], list[Any]]:

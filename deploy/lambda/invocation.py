@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -78,8 +77,7 @@ def answer(intake: Intake, request_id: str, fields: Mapping[str, Any], headers: 
 
     When the deadline comes first, the transcription is cancelled, and the reply is the error TimeIsUp (504).
     """
-    news = threading.Event()  # nothing waits for it: the job's end is enough
-    opened = intake.receive(request_id, fields, headers, news.set)
+    opened = intake.receive(request_id, fields, headers, on_news=lambda: None)  # the job's end is waited for, and nothing else
     if isinstance(opened, Response):
         return Answer(opened)
     try:

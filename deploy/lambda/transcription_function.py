@@ -72,7 +72,7 @@ class Function:
                 deadline = deadline.at_most(http_events.GATEWAY_SECONDS, http_events.GATEWAY_ADVICE)
             response = answer(self.intake, request_id, fields, headers, deadline).response
             if _size(result := http_events.result(response)) > MAX_REPLY:
-                place = self._place_for(response)
+                place = self._place_for(response, request_id)
                 self.objects.write(place, response.payload, response.content_type, {})
                 return http_events.redirect(self.objects.link(place), response)
         except WhisperError as error:
@@ -89,7 +89,7 @@ class Function:
             response = plain_payload.transcribe(self.intake, self.objects, payload, request_id, deadline)
             result = plain_payload.result(response)
             if place is None and _size(result) > MAX_REPLY:
-                place = self._place_for(response)
+                place = self._place_for(response, request_id)
             if place is not None:
                 self.objects.write(place, response.payload, response.content_type, {})
                 return {"result": str(place)}
@@ -98,15 +98,18 @@ class Function:
             return plain_payload.result(error_response(error, request_id))
         return result
 
-    def _place_for(self, response: Response) -> Place:
-        """Where a reply goes that is too large for Lambda. Raises ReplyTooLarge when there is no bucket for it."""
+    def _place_for(self, response: Response, request_id: str) -> Place:
+        """Where a reply goes that is too large for Lambda. Raises ReplyTooLarge when there is no bucket for it.
+
+        `request_id`: Lambda's. One that the client has chosen could name the reply of another request.
+        """
         if not self.output.bucket:
             raise ReplyTooLarge(
                 f"the reply has {len(response.payload):,} bytes, more than Lambda carries ({MAX_REPLY:,}): set WHISPER_OUTPUT_BUCKET, "
                 "and it goes there; or ask for less (response_format=text or srt, no words, no logprobs)"
             )
         suffix = ".json" if response.content_type == "application/json" else ".txt"
-        return Place(self.output.bucket, f"{self.output.prefix}replies/{response.request_id}{suffix}")
+        return Place(self.output.bucket, f"{self.output.prefix}replies/{request_id}{suffix}")
 
     def _check_options(self) -> None:
         """Raise ConfigurationError for options of S3's recordings that no request could have."""

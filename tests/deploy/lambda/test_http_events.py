@@ -194,14 +194,15 @@ def test_a_reply_beyond_the_limit_says_so_or_goes_to_s3(
     monkeypatch.setattr(transcription_function, "MAX_REPLY", 100)
     refused = make()(url_event(CLIP, query="vad_filter=false"), context)
     assert refused["statusCode"] == 413 and "WHISPER_OUTPUT_BUCKET" in error_of(refused)["message"]
-    result = make(WHISPER_OUTPUT_BUCKET="results")(url_event(CLIP, query="vad_filter=false"), context)
+    event = url_event(CLIP, query="vad_filter=false", x_request_id="../the reply of another")
+    result = make(WHISPER_OUTPUT_BUCKET="results")(event, context)
     assert result["statusCode"] == 303 and "transcripts/replies/request-1.json" in result["headers"]["location"]
     stored = s3.get_object(Bucket="results", Key="transcripts/replies/request-1.json")
     assert stored["Body"].read().decode() == whole and stored["ContentType"] == "application/json"
 
 
 def test_a_bug_is_an_error_with_a_body(function: Any, context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(function.intake, "receive", lambda *_: 1 / 0)
+    monkeypatch.setattr(function.intake, "receive", lambda *_, **__: 1 / 0)
     result = function(url_event(CLIP), context)
     assert result["statusCode"] == 500 and error_of(result)["code"] == "engine_error"
 
