@@ -165,19 +165,22 @@ def table(folder: Path = RESULTS) -> str:
     machine, whole, load = origin["machine"], result["whole"], origin["load_average"][0]
     commit = f"`{origin['commit'][:7]}`{' with changes' if origin['dirty'] else ''}"
     starts = content["settings"]["starts"]
+    slower = f"The machine had other work (load average {load:g}), which makes all times by the clock several times as long.\n"
+    busy = slower if load > machine["cores"] else ""
     lines = [
         f"Measured by `python -m bench {NAME}` at {commit} on {machine['cores']} cores of an {machine['cpu']}, no GPU, "
         f"ctranslate2 {origin['versions']['ctranslate2']}.\n"
-        f"The machine had other work: a load average of {load:g} before it began.\n"
-        "Speed: seconds of audio a second. Processor: seconds of one core for a minute of audio, which other work on the machine changes\n"
-        f"little. Init and first reply: medians of {starts} cold starts; the first reply is to {CLIP_SECONDS} s of audio.\n\n",
+        f"{busy}Speed is seconds of audio a second by the clock. Processor is seconds of one core for a minute of audio.\n"
+        f"Init and first reply are medians of {starts} cold starts, with init's processor time in brackets; the first reply is to "
+        f"{CLIP_SECONDS} s of audio.\n\n",
         markdown(
             {"model": "---", "weights": "---", "precision": "---", "memory": "--:", "cores": "--:"}
             | {"init": "--:", "first reply": "--:", "speed": "--:", "processor": "--:", "peak memory": "--:"},
             [_cells(row) for row in result["rows"]],
         ),
         f"\n{whole['audio_seconds'] / 60:.0f} minutes of LibriSpeech with base in int8, two cores: {whole['seconds']:.0f} s of the "
-        f"{TIMEOUT:.0f} s of an invocation,\n{whole['peak_mb']:,} MB, {100 * whole['wer']:.1f}% errors.\n",
+        f"{TIMEOUT:.0f} s of an invocation\n({whole['processor_seconds']:.0f} s of processor time), {whole['peak_mb']:,} MB, "
+        f"{100 * whole['wer']:.1f}% errors.\n",
     ]
     return "".join(lines)
 
@@ -209,15 +212,14 @@ def _figures(outcome: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    init, first = row["init_seconds"], row["first_seconds"]
-    median = {name: value["median"] if isinstance(value, dict) else value.median for name, value in (("init", init), ("first", first))}
+    median = {name: row[f"{name}_seconds"]["median"] for name in ("init", "first")}
     return (
         row["model"],
         row["weights"],
         row["precision"],
         f"{row['memory']:,} MB",
         str(row["cores"]),
-        f"{median['init']:.1f} s",
+        f"{median['init']:.1f} s ({row['init_processor_seconds']['median']:.1f} s)",
         f"{median['first']:.1f} s",
         f"{row['speed']:.1f}",
         f"{row['processor_seconds'] / row['audio_seconds'] * 60:.1f} s",
