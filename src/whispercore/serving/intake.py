@@ -99,7 +99,7 @@ class Intake:
 
     def _is_watchdog(self, headers: Mapping[str, Any]) -> bool:
         shown = header(headers, watchdog.HEADER)
-        return bool(self._watchdog_token) and hmac.compare_digest(shown.encode(), self._watchdog_token.encode())
+        return bool(self._watchdog_token) and hmac.compare_digest(shown.encode(errors="replace"), self._watchdog_token.encode())
 
     def _test(self) -> Request:
         """The watchdog's request."""

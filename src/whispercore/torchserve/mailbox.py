@@ -16,6 +16,7 @@ from typing import Any
 
 from ..devices import logical_cores
 from ..errors import WhisperError
+from ..serving.backlog import WATCHDOG
 from ..serving.intake import Intake, client_name
 from ..serving.open_request import OpenRequest
 from ..serving.response import Response, error_response
@@ -144,8 +145,9 @@ class Mailbox:
         return early
 
     def _is_queued_long(self, request: OpenRequest) -> bool:
-        """Whether its client may have left meanwhile. The gateway tells when a client has left; TorchServe does not."""
-        return request.server_id not in self._spooled and time.monotonic() - request.arrived >= QUEUED_SECONDS
+        """Whether its client may have left meanwhile. The gateway tells when one has left, and the launcher waits."""
+        is_told = request.server_id in self._spooled or request.attachment.client == WATCHDOG
+        return not is_told and time.monotonic() - request.arrived >= QUEUED_SECONDS
 
     def _respond(self, request: OpenRequest, allow_empty: bool) -> Response | None:
         response = request.respond(allow_empty=allow_empty)
