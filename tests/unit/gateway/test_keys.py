@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def entry(name: str, key: str, **limits: float) -> str:
     return f'{{name: {name}, sha256: "{digest_of(key)}"{more}}}'
 
 
-def ask(served: Served, key: str | None, path: str = "/v1/audio/transcriptions") -> object:
+def ask(served: Served, key: str | None, path: str = "/v1/audio/transcriptions") -> Any:
     headers = {"authorization": f"Bearer {key}"} if key else {}
     return served.client.post(path, files={"file": AUDIO}, data=PLAIN, headers=headers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
@@ -64,7 +64,7 @@ def test_a_recording_is_fetched(fetching: Served, files: str) -> None:
     expected = fetching.client.post("/v1/audio/transcriptions", files={"file": AUDIO}, data={"vad_filter": "false"}).json()["text"]
     assert post(fetching, f"{files}/speech.wav")[1]["text"] == expected
     assert post(fetching, f"{files}/redirect//speech.wav")[1]["text"] == expected
-    body = {"url": f"{files}/speech.wav", "vad_filter": False}
+    body: dict[str, Any] = {"url": f"{files}/speech.wav", "vad_filter": False}
     assert fetching.client.post("/predictions/whisper", json=body).json()["text"] == expected
     assert fetching.client.post("/predictions/whisper", params={**body, "vad_filter": "false"}).json()["text"] == expected
     assert list(fetching.app.state.gateway.spool.folder.iterdir()) == []
