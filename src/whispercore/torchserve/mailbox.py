@@ -101,7 +101,7 @@ class Mailbox:
                 return error_response(error, row.server_id)
         if spooled:
             fields, headers = spooled.fields, spooled.headers
-        client = client_name(row.headers, self.intake.transcriber.settings)
+        client = client_name(headers, self.intake.transcriber.settings)
         received = self.intake.receive(row.server_id, fields, headers, self._news.set, client=client)
         if isinstance(received, Response):
             return received
