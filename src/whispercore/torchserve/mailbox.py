@@ -17,7 +17,7 @@ from typing import Any
 from ..devices import logical_cores
 from ..errors import WhisperError
 from ..serving.backlog import WATCHDOG
-from ..serving.intake import Intake, client_name
+from ..serving.intake import Intake
 from ..serving.open_request import OpenRequest
 from ..serving.response import Response, error_response
 from ..serving.transcriber import Transcriber
@@ -101,8 +101,7 @@ class Mailbox:
                 return error_response(error, row.server_id)
         if spooled:
             fields, headers = spooled.fields, spooled.headers
-        client = client_name(headers, self.intake.transcriber.settings)
-        received = self.intake.receive(row.server_id, fields, headers, self._news.set, client=client)
+        received = self.intake.receive(row.server_id, fields, headers, self._news.set)
         if isinstance(received, Response):
             return received
         if spooled:
