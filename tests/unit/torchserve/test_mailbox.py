@@ -305,6 +305,7 @@ def test_a_stream_whose_recording_cannot_be_opened_has_the_errors_own_status(mai
 @pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), (TRANSCRIPTIONS, b":\n\n")])
 def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", PATIENCE)  # also on a machine that opens slowly
     engine = Stepper()
     with Transcriber(Settings(model="nano"), engine=engine) as transcriber:
         mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), path, stream="true")]
