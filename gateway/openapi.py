@@ -54,7 +54,7 @@ def _complete(path: str, method: str, operation: Schema) -> None:
         operation["requestBody"] = _body(_form({}))
         operation["responses"]["200"] = {"description": "The transcript.", "content": _transcripts()}
     if method == "post" and path == "/v1/jobs":
-        own = {
+        own: dict[str, Schema] = {
             "file": {"type": "array", "items": _FILE, "maxItems": 100},
             "webhook": {"type": "string", "format": "uri", "description": "is called when the job has ended"},
         }
