@@ -3,7 +3,8 @@
 #
 #   ./serve.sh            install what is missing, fetch the model, build whisper.mar if its sources changed; serve
 #   ./serve.sh --setup    the same without serving: a later start needs no network and no writable checkout
-#   ./serve.sh serve      the same as without an argument: SageMaker starts containers this way
+#   ./serve.sh serve      the same as without an argument, but weights in /opt/ml/model are served when there are any:
+#                         SageMaker starts containers this way
 #   ./serve.sh --help     print this text
 #
 # Environment variables, all optional:
@@ -38,7 +39,7 @@ LAUNCH='import sys; sys.path[0] = sys.argv.pop(1); from server.__main__ import m
 main() {
     case ${1:-} in
         "" | --setup) ;;
-        serve) shift ;;
+        serve) shift; use_sagemaker_model ;;
         --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
         *) fail "unknown argument '$1': see ./serve.sh --help" ;;
     esac

@@ -28,6 +28,14 @@ choose_state_dir() {
     export WHISPER_STATE_DIR
 }
 
+# SageMaker unpacks model.tar.gz into a folder. Weights there are served in place of the image's own. When it holds several, WHISPER_MODEL is
+# the path of one. `code` holds the scripts of AWS's own containers, which this one does not use.
+use_sagemaker_model() {
+    local folder=${SAGEMAKER_BASE_DIR:-/opt/ml}/model
+    [[ -n $(find "$folder/" -mindepth 1 -maxdepth 1 ! -name code 2>/dev/null) ]] || return 0
+    [[ ${WHISPER_MODEL:-} == "$folder"/* ]] || export WHISPER_MODEL=$folder
+}
+
 # Ends when WHISPER_MODEL is misspelt, before anything is installed.
 check_model() {
     local model=${WHISPER_MODEL:-$(yaml_setting model)} folder=${WHISPER_MODELS_DIR:-$(yaml_setting models_dir)} python=${WHISPER_VENV:+$WHISPER_VENV/bin/python}

@@ -20,6 +20,12 @@ def is_form(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
 
 
+def parameters(content_type: str) -> list[tuple[str, str]]:
+    """The parameters of a Content-Type in their order, `charset` for example, with quotes removed (RFC 2045, RFC 2231)."""
+    found = _message("Content-Type", content_type).get_params(failobj=[])
+    return [(name, collapse_rfc2231_value(value)) for name, value in found[1:]]
+
+
 def form_fields(body: bytes | bytearray | memoryview, content_type: str) -> dict[str, memoryview | list[memoryview]]:
     """The values by field name, as views of `body`.
 
