@@ -100,6 +100,8 @@ class DryRun:
             TransformJobSummaries=[{"TransformJobName": f"{self._tags[0]['Value']}-20260101000000"}],
             Topics=[{"TopicArn": f"arn:aws:sns:<region>:<account>:{self._tags[0]['Value']}"}],
             OutputLocation="s3://<bucket>/<output>",
+            ScalingPolicies=[{"PolicyName": "<a policy>"}],
+            ScalableTargets=[{}],
             MetricAlarms=[{"AlarmArn": "<arn>"}],
             Versions=[{"Key": "<key>", "VersionId": "<version>"}],
         )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from deploy.sagemaker.api import Api
 from deploy.sagemaker.deployment import Deployment
 from deploy.sagemaker.failure import DeployError, Missing, Refused
-from deploy.sagemaker.limits import SERVER_BYTES, check_content_type, check_payload
+from deploy.sagemaker.invocation import Invocation, invoke
+from deploy.sagemaker.limits import LIMITS, SERVER_BYTES, check_content_type, check_payload
 from deploy.sagemaker.removal import (
     POLL_SECONDS,
     remove_endpoint,
@@ -23,6 +25,10 @@ from deploy.sagemaker.scaling import scale
 from deploy.sagemaker.storage import check_bucket, delete_objects, objects, split_uri, unfinished_uploads, upload
 
 Say = Callable[[str], None]
+
+PROBE = Path(__file__).resolve().parents[2] / "samples" / "timer.flac"
+PROBE_ATTEMPTS = 10
+"""Ten minutes: a container that has not loaded its model lets a request wait, and SageMaker gives it up after 60 s."""
 
 
 def deploy(api: Api, deployment: Deployment, say: Say, *, detach: bool = False) -> str:
@@ -56,6 +62,8 @@ def _serve(api: Api, deployment: Deployment, made: list[Callable[[], None]], say
     _create(made, lambda: remove_endpoint(api, names, say), lambda: api("sagemaker", "create_endpoint", **endpoint))
     say(f"{deployment.instances} × {deployment.instance_type} from now on until `teardown`; starting takes 5 to 15 minutes")
     _wait_for_endpoint(api, deployment)
+    made.append(lambda: delete_objects(api, deployment.bucket, names.inputs))
+    _probe(api, deployment, say)
     if deployment.scales:
         made.append(lambda: remove_scaling(api, names))  # before, because it makes several resources
         scale(api, deployment)
@@ -72,6 +80,34 @@ def _wait_for_endpoint(api: Api, deployment: Deployment) -> None:
             log = f"its log, if it has written one, is CloudWatch's /aws/sagemaker/Endpoints/{deployment.name}"
             raise DeployError(f"the endpoint is {endpoint['EndpointStatus']}: {reason}; {log}")
         api.pause(POLL_SECONDS)
+
+
+def _probe(api: Api, deployment: Deployment, say: Say) -> None:
+    """Have a recording transcribed: AWS's own containers answer health checks before they have loaded the model.
+
+    Raises DeployError when no attempt succeeds.
+    """
+    request = Invocation(
+        name=deployment.name,
+        mode="async" if deployment.mode == "async" else "realtime",
+        file=PROBE,
+        options={},
+        bucket=deployment.bucket,
+        wait_seconds=PROBE_ATTEMPTS * LIMITS["realtime"].seconds,
+        keep_reply=False,
+    )
+    attempts = 1 if request.mode == "async" else PROBE_ATTEMPTS
+    for attempt in range(1, attempts + 1):
+        try:
+            invoke(api, request, say)
+        except DeployError as error:
+            if attempt == attempts:
+                log = f"CloudWatch's /aws/sagemaker/Endpoints/{deployment.name} has its log"
+                raise DeployError(f"the endpoint is in service but transcribes nothing: {error}; {log}") from error
+            api.pause(POLL_SECONDS)
+        else:
+            say(f"it has transcribed {PROBE.name}")
+            return
 
 
 def _run_job(api: Api, deployment: Deployment, largest: int, made: list[Callable[[], None]], say: Say, *, detach: bool) -> str:

@@ -16,7 +16,7 @@ from deploy.sagemaker.model_archive import Form
 VARIANT = "AllTraffic"
 TAG = "whisper-deployment"
 """The tag of every resource. Its value is the name of the deployment."""
-_NAME = re.compile(r"[a-zA-Z0-9](-?[a-zA-Z0-9]){0,39}")
+_NAME = re.compile(r"[a-z0-9](-?[a-z0-9]){0,39}")
 _ROLE = re.compile(r"arn:(aws[\w-]*):iam::(\d{12}):role/\S+")
 # Requests that are open at once on an instance. This repository's image batches them; AWS's containers take one after the other.
 _OPEN_REQUESTS: Mapping[Form, int] = {"container": 16, "pytorch": 1, "huggingface": 1}
@@ -32,7 +32,7 @@ class Names:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise DeployError(f"'{self.name}' cannot be a name: letters, digits and single hyphens between them, at most 40 characters")
+            raise DeployError(f"'{self.name}' cannot be a name: small letters, digits and single hyphens between them, at most 40")
 
     @property
     def tags(self) -> list[dict[str, str]]:
@@ -43,6 +43,11 @@ class Names:
     def prefix(self) -> str:
         """Of every key in the bucket."""
         return f"whisper/{self.name}/"
+
+    @property
+    def inputs(self) -> str:
+        """The prefix of recordings that `invoke` uploads. They are removed when the reply has arrived."""
+        return f"{self.prefix}input/"
 
     @property
     def results(self) -> tuple[str, str]:

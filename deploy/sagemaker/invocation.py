@@ -22,7 +22,10 @@ POLL_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invocation:
-    """One recording and its options. `bucket`: for asynchronous inference. `wait_seconds`: for its reply."""
+    """One recording and its options.
+
+    For asynchronous inference: `bucket`; `wait_seconds` for the reply; `keep_reply`, whether it stays in S3, too.
+    """
 
     name: str
     mode: Mode
@@ -31,6 +34,7 @@ class Invocation:
     accept: str = "application/json"
     bucket: str = ""
     wait_seconds: float = 3600.0
+    keep_reply: bool = True
     payload_limit: int | None = None
     server_limit: int = SERVER_BYTES
 
@@ -80,7 +84,7 @@ def _at_once(api: Api, invocation: Invocation) -> bytes:
 def _through_s3(api: Api, invocation: Invocation, say: Callable[[str], None]) -> bytes:
     """Asynchronous inference: the recording goes to S3, and the reply appears there."""
     names = Names(invocation.name)
-    key = f"{names.prefix}input/{uuid.uuid4().hex}{invocation.file.suffix}"
+    key = f"{names.inputs}{uuid.uuid4().hex}{invocation.file.suffix}"
     check_bucket(api, invocation.bucket)
     upload(api, invocation.file, invocation.bucket, key, names)
     request = {
@@ -92,12 +96,14 @@ def _through_s3(api: Api, invocation: Invocation, say: Callable[[str], None]) ->
     }
     try:
         places = api("sagemaker-runtime", "invoke_endpoint_async", **request)
-    except DeployError as error:
+    except Refused as error:
         delete_objects(api, invocation.bucket, key)
-        raise (_explained(error, invocation) if isinstance(error, Refused) else error) from error
+        raise _explained(error, invocation) from error
     say(f"queued; the reply will be in {places['OutputLocation']}, also when this command is stopped")
     reply = _wait_for(api, places, invocation.wait_seconds)
     delete_objects(api, invocation.bucket, key)
+    if not invocation.keep_reply:
+        delete_objects(api, *split_uri(places["OutputLocation"]))
     return reply
 
 

@@ -66,10 +66,14 @@ def _failure(title: str, step: Callable[[], None]) -> str | None:
 
 
 def remove_scaling(api: Api, names: Names) -> None:
-    """The scalable target, with its policies and their alarms, and the alarm for the first instance."""
+    """The scaling policies with their alarms, the scalable target, and the alarm for the first instance."""
     _endpoint_status(api, names)  # raises when the endpoint, and so its target, is something else's
-    with suppress(Missing):
-        api("application-autoscaling", "deregister_scalable_target", **names.scalable)
+    service, target = "application-autoscaling", names.scalable
+    for policy in api(service, "describe_scaling_policies", **target).get("ScalingPolicies", []):
+        api(service, "delete_scaling_policy", **target, PolicyName=policy["PolicyName"])
+    found = {name: value for name, value in target.items() if name != "ResourceId"} | {"ResourceIds": [target["ResourceId"]]}
+    if api(service, "describe_scalable_targets", **found).get("ScalableTargets"):
+        api(service, "deregister_scalable_target", **target)
     for alarm in api("cloudwatch", "describe_alarms", AlarmNames=[names.alarm]).get("MetricAlarms", []):
         _require_tag(api("cloudwatch", "list_tags_for_resource", ResourceARN=alarm["AlarmArn"])["Tags"], names, "alarm")
         api("cloudwatch", "delete_alarms", AlarmNames=[names.alarm])
