@@ -56,7 +56,11 @@ def user_policy(names: Names, bucket: str, role: str, inputs: str = "") -> dict[
             *("sagemaker:InvokeEndpoint", "sagemaker:InvokeEndpointAsync"),
             on=managed,
         ),
-        _allow("sagemaker:ListTransformJobs", "sns:ListTopics", "cloudwatch:DescribeAlarms", on=["*"]),
+        _allow(
+            *("sagemaker:ListTransformJobs", "sns:ListTopics", "cloudwatch:DescribeAlarms"),
+            *("application-autoscaling:DescribeScalableTargets", "application-autoscaling:DescribeScalingPolicies"),
+            on=["*"],  # IAM knows no narrower resource for these
+        ),
         _allow("iam:PassRole", on=[role], condition={"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}),
         _allow(
             *("s3:ListBucket", "s3:ListBucketVersions", "s3:ListBucketMultipartUploads"),
@@ -69,7 +73,8 @@ def user_policy(names: Names, bucket: str, role: str, inputs: str = "") -> dict[
         ),
         _allow(
             *("application-autoscaling:RegisterScalableTarget", "application-autoscaling:DeregisterScalableTarget"),
-            *("application-autoscaling:PutScalingPolicy", "application-autoscaling:TagResource"),
+            *("application-autoscaling:PutScalingPolicy", "application-autoscaling:DeleteScalingPolicy"),
+            "application-autoscaling:TagResource",
             on=["arn:aws:application-autoscaling:*:*:scalable-target/*"],
             condition={"StringEquals": {"application-autoscaling:service-namespace": "sagemaker"}},
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+from urllib.parse import unquote
 
 from ..errors import InvalidRequest
 
@@ -21,9 +22,17 @@ def is_form(content_type: str) -> bool:
 
 
 def parameters(content_type: str) -> list[tuple[str, str]]:
-    """The parameters of a Content-Type in their order, `charset` for example, with quotes removed (RFC 2045, RFC 2231)."""
+    """The parameters of a Content-Type in their order, without quotes (RFC 2045).
+
+    A value outside of ASCII is `name*=utf-8''` and its bytes with percent signs (RFC 2231).
+    """
     found = _message("Content-Type", content_type).get_params(failobj=[])
-    return [(name, collapse_rfc2231_value(value)) for name, value in found[1:]]
+    return [_decoded(name, collapse_rfc2231_value(value)) for name, value in found[1:]]
+
+
+def _decoded(name: str, value: str) -> tuple[str, str]:
+    """The standard library leaves RFC 2231 as it is when the parameter's name has hyphens."""
+    return (name[:-1], unquote(value.split("'", 2)[-1])) if name.endswith("*") else (name, value)
 
 
 def form_fields(body: bytes | bytearray | memoryview, content_type: str) -> dict[str, memoryview | list[memoryview]]:

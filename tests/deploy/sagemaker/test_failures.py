@@ -40,10 +40,9 @@ class Stubbed(Aws):
     def describe(self, status: str) -> None:
         """One answer to DescribeEndpoint, and one to ListTags that follows it in a removal."""
         moment = "2026-11-28T00:00:00Z"
-        answer = {"EndpointName": NAME, "EndpointArn": ARN, "EndpointConfigName": NAME, "EndpointStatus": status, **more}
-        self.stubber.add_response(
-            "describe_endpoint", answer | {"CreationTime": moment, "LastModifiedTime": moment}, {"EndpointName": NAME}
-        )
+        answer = {"EndpointName": NAME, "EndpointArn": ARN, "EndpointConfigName": NAME, "EndpointStatus": status}
+        answer |= {"CreationTime": moment, "LastModifiedTime": moment}
+        self.stubber.add_response("describe_endpoint", answer, {"EndpointName": NAME})
         self.stubber.add_response("list_tags", {"Tags": NAMES.tags}, {"ResourceArn": ARN})
 
 
