@@ -64,7 +64,7 @@ def _teller(asked: argparse.Namespace) -> Callable[[str], None]:
 
 def _build(asked: argparse.Namespace) -> int:
     if asked.dry_run:
-        say(f"would write {asked.archive} from {asked.model}, form {asked.form}")
+        _teller(asked)(f"{asked.archive} would be made of {asked.model}, form {asked.form}")
         return 0
     size = build(asked.model, asked.archive, asked.form)
     say(f"{asked.archive}: {size:,} bytes")
