@@ -61,7 +61,7 @@ def test_folders_are_found_by_name(tmp_path: Path, name: str, folder: str, files
 
 
 @pytest.mark.parametrize(
-    "files", [["tuned.pt"], ["tuned/config.json", "tuned/model.safetensors"], ["tuned/model.bin"], ["tuned/decoder.onnx"]]
+    "files", [["tuned.pt"], ["tuned/model.safetensors", "tuned/config.json"], ["tuned/model.bin"], ["tuned/decoder.onnx"]]
 )
 def test_a_folder_that_holds_one_checkpoint_is_that_checkpoint(tmp_path: Path, files: list[str]) -> None:
     """As SageMaker and others unpack a model. Scripts beside it do not count."""
