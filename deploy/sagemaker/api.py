@@ -16,9 +16,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from deploy.sagemaker.failure import DeployError, Missing, translated
 
 _CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 5})
-# A container has 60 s to answer, so the socket needs more (botocore's description of InvokeEndpoint). A second attempt would transcribe the
-# recording twice.
-_RUNTIME_CONFIG = Config(retries={"mode": "standard", "total_max_attempts": 1}, read_timeout=70)
+# A second attempt would transcribe a recording twice. Of a resource whose first request has got lost it would report that the resource
+# exists already, which then looks like something else's. A container has 60 s to answer, so the socket needs more (botocore's description
+# of InvokeEndpoint).
+_ONCE = Config(retries={"mode": "standard", "total_max_attempts": 1}, read_timeout=70)
 
 
 class Api(Protocol):
@@ -40,12 +41,13 @@ class Aws:
     def __init__(self, region: str | None) -> None:
         """`region`: None for the one that boto3 finds in the environment or its files."""
         self._session = boto3.Session(region_name=region)
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, bool], Any] = {}
 
     def __call__(self, service: str, operation: str, /, **parameters: Any) -> dict[str, Any]:
         """One request."""
         try:
-            response: dict[str, Any] = getattr(self._client(service), operation)(**parameters) or {}
+            client = self._client(service, once=operation.startswith(("create", "invoke")))
+            response: dict[str, Any] = getattr(client, operation)(**parameters) or {}
             if hasattr(response.get("Body"), "read"):
                 response["Body"] = response["Body"].read()
             return response
@@ -59,11 +61,11 @@ class Aws:
         """Wait before asking again."""
         time.sleep(seconds)
 
-    def _client(self, service: str) -> Any:
-        if service not in self._clients:
-            config = _RUNTIME_CONFIG if service == "sagemaker-runtime" else _CONFIG
-            self._clients[service] = self._session.client(service, config=config)
-        return self._clients[service]
+    def _client(self, service: str, *, once: bool) -> Any:
+        """A client of boto3's. `once`: requests are not repeated."""
+        if (service, once) not in self._clients:
+            self._clients[service, once] = self._session.client(service, config=_ONCE if once else _CONFIG)
+        return self._clients[service, once]
 
 
 class DryRun:

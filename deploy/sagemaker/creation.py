@@ -185,7 +185,7 @@ def _removed_on_failure(say: Say, name: str) -> Iterator[list[Callable[[], None]
         yield made
     except BaseException as error:
         if made:
-            say(f"{type(error).__name__ if isinstance(error, KeyboardInterrupt) else 'failed'}: removing what was made")
+            say(f"{'interrupted' if isinstance(error, KeyboardInterrupt) else 'failed'}: removing what was made")
         for remove in reversed(made):
             try:
                 remove()

@@ -35,8 +35,8 @@ LIMITS: Mapping[Mode, Limits] = MappingProxyType(
     {
         # The exact number of bytes is botocore's service model, as for the lengths of Content-Type. Some of AWS's later pages name 25 MB:
         # --payload-limit raises the limit.
-        "realtime": Limits("real-time", 6_291_456, 60, 1024, _MODES_PAGE),
-        "async": Limits("asynchronous", 1_000_000_000, 3600, 1024, _MODES_PAGE),
+        "realtime": Limits("real-time inference", 6_291_456, 60, 1024, _MODES_PAGE),
+        "async": Limits("asynchronous inference", 1_000_000_000, 3600, 1024, _MODES_PAGE),
         "batch": Limits(
             "batch transform",
             100_000_000,
@@ -62,7 +62,7 @@ def check_payload(mode: Mode, name: str, size: int, *, payload_limit: int | None
     if size > server_limit:
         reason = f"the server's limit is {server_limit:,} bytes (setting max_audio_bytes)"
     else:
-        reason = f"{LIMITS[mode].title} inference takes at most {limit:,}"
+        reason = f"{LIMITS[mode].title} takes at most {limit:,}"
     larger = "send it with " + " or ".join(f"--mode {other} (up to {_megabytes(other, server_limit)} MB)" for other in fitting)
     smaller = "send its sound only: ffmpeg -i FILE -map 0:a -ac 1 -ar 16000 -c:a libopus -b:a 24k FILE.ogg makes 11 MB of an hour"
     raise DeployError(f"{name} has {size:,} bytes, {reason}; {larger if fitting else smaller}; nothing was sent")
@@ -73,7 +73,7 @@ def check_content_type(mode: Mode, content_type: str) -> None:
     limit = LIMITS[mode].content_type
     if not content_type.isascii() or len(content_type) > limit:
         raise DeployError(
-            f"the options make a Content-Type of {len(content_type)} characters, {LIMITS[mode].title} inference takes {limit} of ASCII:"
+            f"the options make a Content-Type of {len(content_type)} characters, {LIMITS[mode].title} takes {limit} of ASCII:"
             " send the recording as base64 in JSON, which takes options of any length"
         )
 

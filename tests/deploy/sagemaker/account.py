@@ -67,7 +67,7 @@ class Account(Aws):
         else:
             jobs = sagemaker_backends["123456789012"][REGION].transform_jobs
             jobs[parameters["TransformJobName"]].transform_job_status = "Stopped"
-        with Stubber(self._client(service)) as stubber:
+        with Stubber(self._client(service, once=operation.startswith("invoke"))) as stubber:
             stubber.add_response(operation, answer)
             yield
 

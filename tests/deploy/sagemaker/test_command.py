@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ SOUND = str(ROOT / "samples" / "timer.flac")
 @pytest.fixture(autouse=True)
 def _signal(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command lets SIGTERM interrupt it; pytest keeps its own."""
-    monkeypatch.setattr(command.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
 
 
 def printed(output: str) -> list[str]:

@@ -11,6 +11,7 @@ from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, No
 from botocore.stub import Stubber
 from moto.sagemaker.models import FakeEndpoint, FakeTransformJob
 
+from deploy.sagemaker import creation
 from deploy.sagemaker.api import Aws
 from deploy.sagemaker.creation import deploy
 from deploy.sagemaker.deployment import Names
@@ -30,8 +31,8 @@ class Stubbed(Aws):
     def __init__(self, service: str) -> None:
         super().__init__("eu-west-1")
         self._session = SESSION
-        self._clients[service] = SESSION.client(service)
-        self.stubber = Stubber(self._clients[service])
+        self._clients[service, True] = self._clients[service, False] = client = SESSION.client(service)
+        self.stubber = Stubber(client)
         self.paused: list[float] = []
 
     def pause(self, seconds: float) -> None:
@@ -127,9 +128,10 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_made(aws: Account
         ),
     ],
 )
-def test_a_batch_with_a_recording_that_cannot_be_sent_is_refused(aws: Account, tmp_path: Path, keys: dict[str, int], message: str) -> None:
-    for key, size in keys.items():
-        aws.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"x" * size)
+def test_a_batch_with_a_recording_that_cannot_be_sent_is_refused(
+    aws: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keys: dict[str, int], message: str
+) -> None:
+    monkeypatch.setattr(creation, "objects", lambda *_: iter([{"Key": key, "Size": size} for key, size in keys.items()]))
     with pytest.raises(DeployError, match=message):
         deploy(aws, deployment(tmp_path, mode="batch", inputs=TALKS), QUIET)
     assert not any(operation.startswith(("create", "upload")) for operation in aws.operations)
@@ -162,7 +164,7 @@ def test_a_file_that_grows_while_it_is_uploaded_is_told(aws: Account, tmp_path: 
 def test_an_upload_in_parts_that_breaks_leaves_no_parts(aws: Account, tmp_path: Path) -> None:
     file = tmp_path / "large.flac"
     file.write_bytes(b"x" * (9 * 1024 * 1024))
-    client = aws._client("s3")
+    client = aws._client("s3", once=False)
 
     def break_(params: dict[str, Any], **_: Any) -> None:
         if params["query_string"].get("partNumber") == 2:
@@ -222,6 +224,24 @@ def test_other_errors_of_boto3_say_what_to_do() -> None:
     assert "give --region" in str(translated(NoRegionError(), "s3", "head_bucket"))
     assert "AWS cannot be reached" in str(translated(EndpointConnectionError(endpoint_url="https://s3"), "s3", "head_bucket"))
     assert "its outcome is unknown" in str(translated(ConnectTimeoutError(endpoint_url="https://s3"), "s3", "head_bucket"))
+
+
+@pytest.mark.parametrize("operation", ["create_endpoint", "invoke_endpoint"])
+def test_what_must_not_happen_twice_is_sent_once(aws: Account, operation: str) -> None:
+    service = "sagemaker" if operation == "create_endpoint" else "sagemaker-runtime"
+    parameters = {"create_endpoint": PARAMETERS["create_endpoint"], "invoke_endpoint": {"EndpointName": NAME, "Body": b"sound"}}
+    attempts = 0
+
+    def lose(**_: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ConnectTimeoutError(endpoint_url="https://sagemaker")
+
+    client = aws._client(service, once=True)
+    client.meta.events.register_first("before-send", lose)
+    with pytest.raises(DeployError, match="its outcome is unknown"):
+        Aws.__call__(aws, service, operation, **parameters[operation])
+    assert attempts == 1
 
 
 def test_a_request_that_botocore_refuses_was_not_sent(aws: Account) -> None:

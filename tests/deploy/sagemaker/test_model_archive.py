@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -146,7 +147,7 @@ def test_another_openai_whisper_is_refused(tmp_path: Path, monkeypatch: pytest.M
     class Package:
         def __init__(self, name: str) -> None:
             if version is None:
-                raise model_archive.PackageNotFoundError(name)
+                raise PackageNotFoundError(name)
             self.version = version
 
     monkeypatch.setattr(model_archive, "distribution", Package)

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from deploy.sagemaker.deploy import _parser
-from deploy.sagemaker.limits import LIMITS, SERVER_BYTES
+from deploy.sagemaker.limits import LIMITS, SERVER_BYTES, Mode
 from deploy.sagemaker.model_archive import ROOT
 
 PAGE = (ROOT / "docs" / "sagemaker.md").read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def test_the_limits_are_the_codes() -> None:
     ("minutes", "bits", "limit"),
     [(6.5, 128_000, "realtime"), (35, 24_000, "realtime"), (1.7 * 60, 128_000, "batch")],
 )
-def test_the_lengths_fit_the_limits(minutes: float, bits: int, limit: str) -> None:
+def test_the_lengths_fit_the_limits(minutes: float, bits: int, limit: Mode) -> None:
     assert minutes == pytest.approx(LIMITS[limit].payload_bytes * 8 / bits / 60, rel=0.03)
 
 
