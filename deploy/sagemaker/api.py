@@ -98,7 +98,6 @@ class DryRun:
             ContentLength=self._uploaded,
             Body=b"<the reply>\n",
             Contents=[{"Key": "<a recording>", "Size": 1_000_000}],
-            PrimaryContainer={"ModelDataUrl": "s3://<bucket>/<key>"},
             TransformJobSummaries=[{"TransformJobName": f"{self._tags[0]['Value']}-20260101000000"}],
             Topics=[{"TopicArn": f"arn:aws:sns:<region>:<account>:{self._tags[0]['Value']}"}],
             OutputLocation="s3://<bucket>/<output>",

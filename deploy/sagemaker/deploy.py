@@ -26,7 +26,7 @@ if not __package__:  # run as a script: this folder stands first, and `deploy` w
 
 from deploy.sagemaker.api import Api, Aws, DryRun
 from deploy.sagemaker.creation import deploy
-from deploy.sagemaker.deployment import Deployment, Names
+from deploy.sagemaker.deployment import BUCKET_TAG, Deployment, Names
 from deploy.sagemaker.failure import DeployError, Missing
 from deploy.sagemaker.invocation import Invocation, content_type, invoke
 from deploy.sagemaker.limits import SERVER_BYTES, Mode
@@ -161,7 +161,7 @@ def _policy(asked: argparse.Namespace) -> int:
 
 
 def _api(asked: argparse.Namespace, *, found: bool) -> Api:
-    return DryRun(Names(asked.name).tags, found=found) if asked.dry_run else Aws(asked.region)
+    return DryRun([*Names(asked.name).tags, {"Key": BUCKET_TAG, "Value": "<bucket>"}], found=found) if asked.dry_run else Aws(asked.region)
 
 
 def _region(asked: argparse.Namespace) -> str:

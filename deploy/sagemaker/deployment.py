@@ -16,6 +16,8 @@ from deploy.sagemaker.model_archive import Form
 VARIANT = "AllTraffic"
 TAG = "whisper-deployment"
 """The tag of every resource. Its value is the name of the deployment."""
+BUCKET_TAG = "whisper-bucket"
+"""A tag of the model, so that a teardown finds the bucket."""
 _NAME = re.compile(r"[a-z0-9](-?[a-z0-9]){0,39}")
 _ROLE = re.compile(r"arn:(aws[\w-]*):iam::(\d{12}):role/\S+")
 # Requests that are open at once on an instance. This repository's image batches them; AWS's containers take one after the other.
@@ -144,10 +146,11 @@ class Deployment:
 
     def model(self) -> dict[str, Any]:
         """CreateModel."""
+        tags = [*self.names.tags, {"Key": BUCKET_TAG, "Value": self.bucket}]
         container: dict[str, Any] = {"Image": self.image, "Environment": self.environment()}
         if self.archive:
             container["ModelDataUrl"] = f"s3://{self.bucket}/{self.archive_key}"
-        return {"ModelName": self.name, "PrimaryContainer": container, "ExecutionRoleArn": self.role, "Tags": self.names.tags}
+        return {"ModelName": self.name, "PrimaryContainer": container, "ExecutionRoleArn": self.role, "Tags": tags}
 
     def environment(self) -> dict[str, str]:
         """The container's environment variables: those of AWS's toolkit, and the server's settings, which win."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from deploy.sagemaker.api import Api
-from deploy.sagemaker.deployment import TAG, Names
+from deploy.sagemaker.deployment import BUCKET_TAG, TAG, Names
 from deploy.sagemaker.failure import DeployError, Missing, Refused
 from deploy.sagemaker.storage import delete_objects, objects
 
@@ -29,11 +28,11 @@ class Removal:
 def teardown(api: Api, names: Names, bucket: str | None, *, results: bool, say: Callable[[str], None]) -> Removal:
     """Remove everything but the transcripts; with `results` those too.
 
-    `bucket`: None for the one that the model's archive is in. A failure does not keep the later steps from running.
+    `bucket`: None for the one that the model names in a tag. A failure does not keep the later steps from running.
     Raises DeployError when the model of that name was made by something else: then nothing is removed.
     """
     model = _model(api, names)
-    bucket = bucket or _bucket_of(model)
+    bucket = bucket or (model or {}).get(BUCKET_TAG)
     steps: list[tuple[str, Callable[[], None]]] = [
         ("autoscaling", lambda: remove_scaling(api, names)),
         ("endpoint", lambda: remove_endpoint(api, names, say)),
@@ -117,18 +116,19 @@ def remove_endpoint_config(api: Api, names: Names) -> None:
 
 def remove_model(api: Api, names: Names) -> None:
     """The model: the image, the archive's place and the environment."""
-    if _model(api, names):
+    if _model(api, names) is not None:
         api("sagemaker", "delete_model", ModelName=names.name)
 
 
-def _model(api: Api, names: Names) -> dict[str, Any] | None:
-    """None when there is no model. Raises DeployError for one that is not the deployment's."""
+def _model(api: Api, names: Names) -> dict[str, str] | None:
+    """The model's tags; None when there is no model. Raises DeployError for one that is not the deployment's."""
     try:
         model = api("sagemaker", "describe_model", ModelName=names.name)
     except Missing:
         return None
-    _check_tag(api, names, "model", model["ModelArn"])
-    return model
+    tags = api("sagemaker", "list_tags", ResourceArn=model["ModelArn"])["Tags"]
+    _require_tag(tags, names, "model")
+    return {tag["Key"]: tag["Value"] for tag in tags}
 
 
 def stop_transform_jobs(api: Api, names: Names) -> None:
@@ -170,12 +170,6 @@ def _remove_log(api: Api, names: Names) -> None:
     """The log that SageMaker has written for the endpoint."""
     with suppress(Missing):
         api("logs", "delete_log_group", logGroupName=f"/aws/sagemaker/Endpoints/{names.name}")
-
-
-def _bucket_of(model: dict[str, Any] | None) -> str | None:
-    """The bucket that holds the model's archive; None when the weights are in the image."""
-    url: str = model["PrimaryContainer"].get("ModelDataUrl", "") if model else ""
-    return url.removeprefix("s3://").partition("/")[0] or None
 
 
 def _kept(api: Api, bucket: str, names: Names) -> Iterator[str]:

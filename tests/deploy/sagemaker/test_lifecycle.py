@@ -52,7 +52,7 @@ def test_every_resource_has_the_tag(aws: Account, tmp_path: Path, mode: str) -> 
     made = deployment(tmp_path, **MADE[mode])
     deploy(aws, made, QUIET)
     for operation in ("create_model", "create_endpoint_config", "create_endpoint"):
-        assert aws.parameters(operation)["Tags"] == [{"Key": TAG, "Value": NAME}]
+        assert {"Key": TAG, "Value": NAME} in aws.parameters(operation)["Tags"]
     assert aws.parameters("register_scalable_target")["Tags"] == {TAG: NAME}
     archive = aws.client("s3").get_object_tagging(Bucket=BUCKET, Key=made.archive_key)["TagSet"]
     assert archive == [{"Key": TAG, "Value": NAME}]
@@ -92,6 +92,13 @@ def test_transcripts_stay_unless_asked_otherwise(aws: Account, tmp_path: Path) -
     assert removal.kept == (f"s3://{BUCKET}/whisper/{NAME}/output/1.out",)
     assert aws.left() == {"objects": [f"whisper/{NAME}/output/1.out"]}
     assert teardown(aws, NAMES, BUCKET, results=True, say=QUIET).kept == ()
+    assert aws.left() == {}
+
+
+def test_the_bucket_is_found_without_an_archive_too(aws: Account, tmp_path: Path) -> None:
+    deploy(aws, deployment(tmp_path, mode="async", archive=None), QUIET)
+    put(aws, f"whisper/{NAME}/input/1.flac")
+    assert teardown(aws, NAMES, None, results=False, say=QUIET).failures == ()
     assert aws.left() == {}
 
 
