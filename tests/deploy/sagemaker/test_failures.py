@@ -124,7 +124,7 @@ def test_a_bucket_that_is_not_there_is_told_before_anything_is_made(aws: Account
         ({"talks/1.flac": 5, "talks/2.flac": 0}, "talks/2.flac is empty"),
         (
             {"talks/1.flac": 5, "talks/2.flac": 100_000_001},
-            r"100,000,001 bytes, batch transform inference takes at most 100,000,000; .*--mode async",
+            r"100,000,001 bytes, batch transform takes at most 100,000,000; .*--mode async",
         ),
     ],
 )

@@ -36,11 +36,15 @@ def main(module: str, folder: Path) -> None:
 
 
 def ready(request: dict[str, str], deadline: float) -> dict[str, Any]:
-    """The reply to a request. The toolkits answer /ping before they have registered the model, and refuse requests until then."""
+    """The reply to a request.
+
+    The toolkits answer /ping before they have loaded the model. Until then they refuse requests or let them wait.
+    """
+    headers = {"Content-Type": request["content_type"], "Accept": request["accept"]}
     while True:
-        headers = {"Content-Type": request["content_type"], "Accept": request["accept"]}
         reply = send("POST", "/invocations", Path(request["file"]).read_bytes(), headers)
-        if ("model_name is required" not in reply["body"] and "Model not found" not in reply["body"]) or time.monotonic() > deadline:
+        loading = not reply["status"] or "model_name is required" in reply["body"] or "Model not found" in reply["body"]
+        if not loading or time.monotonic() > deadline:
             return reply
         time.sleep(0.5)
 
