@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save,
+"""python -m bench [startup | overhead | memory | serve | soak | hostile | accuracy | engines | loss | table]: measure, save,
 write tables."""
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, loss, memory, overhead, results, serve, soak, startup
+from . import accuracy, engines, hostile, loss, memory, overhead, results, serve, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
 from .report import engines as engines_report
+from .report import hostile as hostile_report
 from .report import serve as serve_report
 from .report import startup as startup_report
 from .work import SCRATCH
@@ -33,10 +34,11 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "accuracy": accuracy.main,
     "serve": serve.main,
     "soak": soak.main,
+    "hostile": hostile.main,
     "engines": engines.main,
     "loss": loss.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have their own options: see serve --help"
+WHAT = "default: startup, overhead, memory; serve, soak, hostile, accuracy, engines and loss have their own options: see serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
-    for table in (startup_report, serve_report, engines_report, accuracy_report):
+    for table in (startup_report, serve_report, engines_report, accuracy_report, hostile_report):
         table.update()
-    if not accuracy_report.update_readme():
-        block = accuracy_report.BLOCK
-        console.print(f"README.md has no lines {block.begin.strip()} and {block.end}: its table is not written")
+    for report in (accuracy_report, hostile_report):
+        if not report.update_readme():
+            console.print(f"README.md has no lines {report.BLOCK.begin.strip()} and {report.BLOCK.end}: they are not written")
 
 
 def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib
 import importlib.util
@@ -28,6 +29,8 @@ POLL_SECONDS = 0.01
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 MEGABYTE = 1_000_000
+_MARKS = {"model_service_worker": "worker", "audio.probing": "prober"}
+"""What the command line of a process contains → its role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +83,21 @@ class Server:
         peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
         return PeakMemory(peaks["worker"], peaks["jvm"])
 
-    def worker_memory(self) -> float:
-        """The worker's present resident memory, in megabytes."""
-        worker = next(process for process in psutil.Process(self._process.pid).children(recursive=True) if _role(process) == "worker")
-        return round(float(worker.memory_info().rss) / MEGABYTE, 1)
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """The running processes by role: launcher, jvm, worker, prober, other."""
+        found: dict[str, list[psutil.Process]] = {"launcher": [psutil.Process(self._process.pid)]}
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found.setdefault(_role(process), []).append(process)
+        return found
+
+    def memory(self) -> dict[str, float]:
+        """The present resident memory of each role's processes together, in megabytes."""
+        used: dict[str, float] = {}
+        for role, processes in self.processes().items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used[role] = round(sum(process.memory_info().rss for process in processes) / MEGABYTE, 1)
+        return used
 
     def processor_seconds(self) -> float:
         """Processor time of the server's processes so far."""
@@ -200,7 +214,8 @@ def _free_ports(count: int) -> list[int]:
 def _role(process: psutil.Process) -> str:
     if "java" in process.name():
         return "jvm"
-    return "worker" if any("model_service_worker" in argument for argument in process.cmdline()) else "other"
+    command = " ".join(process.cmdline())
+    return next((role for mark, role in _MARKS.items() if mark in command), "other")
 
 
 def _peak(pid: int) -> float:

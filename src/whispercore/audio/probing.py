@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,14 @@ MEMORY_BYTES = 4 << 30
 WAIT_SECONDS = 60.0
 """For an answer, on a machine so busy that a process gets no processor time."""
 _READY, _DONE = b"r", b"d"
+_NO_MEMORY, _TIMEOUT = 2, 3
+"""Exit statuses: of a process whose file needs too much memory, and, given here, of one that does not answer."""
+_TOO_SLOW = "opening the file takes more than {seconds} s of processor time: it has too many tags or streams"
+_TOO_LARGE = "opening the file takes more memory than is allowed: it is damaged, or has too many streams"
+_FAULTS = {-signal.SIGXCPU: _TOO_SLOW, _TIMEOUT: _TOO_SLOW, _NO_MEMORY: _TOO_LARGE}
+_CRASH = "opening the file makes FFmpeg crash: it is damaged"
+_ATTEMPTS = 2
+"""With processes that are killed from outside."""
 
 
 class Prober:
@@ -62,21 +71,23 @@ class Prober:
             return
         with contextlib.ExitStack() as files:
             descriptor = _descriptor(source, files)
-            if descriptor is None:
-                return
-            process = self._idle.get()
-            try:
+            if descriptor is not None and (fault := self._fault(descriptor)):
+                raise UnreadableAudio(f"{fault}; convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result")
+
+    def _fault(self, descriptor: int) -> str | None:
+        """What is wrong with the file; None when a process has opened it, or when none can be started."""
+        process, ended = self._idle.get(), -signal.SIGKILL
+        try:
+            for _ in range(_ATTEMPTS):
                 process = process if process and process.alive else self._new_process()
                 if process is None or process.opens(descriptor):
-                    return
-                process.kill()
-                process = None
-            finally:
-                self._idle.put(process)
-        raise UnreadableAudio(
-            f"opening the file takes more than {self._seconds} s of processor time: it has too many tags or streams; "
-            "convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result"
-        )
+                    return None
+                ended, process = process.end(), None
+                if ended != -signal.SIGKILL:  # that comes from outside, such as the kernel's when the machine has no memory left
+                    break
+        finally:
+            self._idle.put(process)
+        return _FAULTS.get(ended, _CRASH).format(seconds=self._seconds)
 
     def _new_process(self) -> _Process | None:
         """A process that is ready; None when none can be started, after which files are not tried any more."""
@@ -131,6 +142,7 @@ class _Process:
 
     def __init__(self, seconds: int) -> None:
         """Raises OSError when the process does not start."""
+        self._hangs = False
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(WAIT_SECONDS)
         root = Path(__file__).resolve().parents[2]
@@ -160,8 +172,20 @@ class _Process:
         try:
             socket.send_fds(self._socket, [b"f"], [descriptor])
             return self._socket.recv(1) == _DONE
-        except OSError:  # the process has ended, or does not answer
+        except TimeoutError:
+            self._hangs = True
             return False
+        except OSError:  # the process has ended
+            return False
+
+    def end(self) -> int:
+        """End the process after a file that it has not opened. Returns its exit status; negative: the signal that ended it."""
+        if self._hangs:
+            self.kill()
+            return _TIMEOUT
+        status = self._process.wait()
+        self._socket.close()
+        return status
 
     def kill(self) -> None:
         self._process.kill()
@@ -187,6 +211,10 @@ def serve(descriptor: int, seconds: int) -> None:
                 return
             used = math.ceil(time.process_time())
             resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
-            with os.fdopen(descriptors[0], "rb") as file, contextlib.suppress(Exception):
-                open_recording(file).close()
+            with os.fdopen(descriptors[0], "rb") as file:
+                try:
+                    open_recording(file).close()
+                except Exception as error:
+                    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+                        sys.exit(_NO_MEMORY)  # the worker, which has no such limit, must not try
             requests.sendall(_DONE)
