@@ -46,6 +46,7 @@ class TorchServe:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
         self._lock = lock_file(self.folder / LOCK_FILE)
         self._guard = self._guarded()
+        self._written, self._written_seen = 0, 0.0
         # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.process = subprocess.Popen(
@@ -88,11 +89,14 @@ class TorchServe:
 
     @property
     def unchanged_seconds(self) -> float:
-        """Seconds since the worker last wrote the number of open requests; 0 before the first time."""
+        """Seconds since this property first saw what the worker last wrote; 0 before the first time. No jump of the clock changes it."""
         try:
-            return time.time() - (self.folder / OPEN_REQUESTS).stat().st_mtime
+            written = (self.folder / OPEN_REQUESTS).stat().st_mtime_ns
         except OSError:
             return 0.0
+        if written != self._written:
+            self._written, self._written_seen = written, time.monotonic()
+        return time.monotonic() - self._written_seen
 
     def refuse_new_requests(self) -> None:
         """Make the worker answer new requests with 503 from now on. TorchServe itself cannot stop accepting them."""

@@ -1,0 +1,81 @@
+"""Requests that are under way while something is done to the server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import requests
+
+from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
+from tests.serve.server import Server
+
+TIMER, HOME = (SAMPLES / "timer.flac").read_bytes(), (SAMPLES / "home.flac").read_bytes()
+GONE_SECONDS = 200.0
+"""For a request to a server that may not answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a request ended. `status`: 0 when the connection broke. `at`: time.monotonic() then."""
+
+    status: int
+    text: str
+    at: float
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it has a transcript."""
+        return self.status == 200
+
+
+@dataclass(slots=True)
+class Load:
+    """Requests that have been sent and may have no answer yet."""
+
+    server: Server
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64))
+
+    def send(self, count: int, recording: bytes = HOME) -> list[Future[Ending]]:
+        """So many requests at once, none of which shares the work of another."""
+        return [self._pool.submit(ended, self.server, recording) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def under_load(server: Server) -> Iterator[Load]:
+    """A block that may send requests and look at their ends later. Waits for the last end."""
+    load = Load(server)
+    with load._pool:
+        yield load
+
+
+def ended(server: Server, recording: bytes = TIMER, seconds: float = GONE_SECONDS) -> Ending:
+    """Send a recording and wait for the end of the request, whatever it is."""
+    try:
+        reply = requests.post(server.url, data=recording, headers={"Cache-Control": "no-cache"}, timeout=seconds)
+        return Ending(reply.status_code, reply.text, time.monotonic())
+    except requests.RequestException as error:
+        return Ending(0, f"{type(error).__name__}: {error}", time.monotonic())
+
+
+def good_after(server: Server, began: float, seconds: float = GONE_SECONDS) -> float:
+    """Seconds from `began`, of time.monotonic(), until another client has its transcript. It asks again and again."""
+    while time.monotonic() - began < seconds:
+        ending = ended(server)
+        if ending.is_good:
+            assert words(TRANSCRIPTS["timer.flac"]) == words(json.loads(ending.text)["text"])
+            return ending.at - began
+        time.sleep(0.05)
+    raise AssertionError(f"no good reply within {seconds:g} s")
+
+
+def seconds_until(condition: Callable[[], bool], began: float, seconds: float = GONE_SECONDS) -> float:
+    """Seconds from `began` until the condition holds. Fails after `seconds`."""
+    while not condition():
+        assert time.monotonic() - began < seconds, f"not within {seconds:g} s"
+        time.sleep(0.02)
+    return time.monotonic() - began

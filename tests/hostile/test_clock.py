@@ -1,0 +1,91 @@
+"""A clock that jumps, as one does that is set by hand or by NTP: only time.monotonic decides waits and deadlines."""
+
+from __future__ import annotations
+
+import ast
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.conftest import Figure, Start
+from tests.hostile.load import good_after, under_load
+from tests.serve.server import ROOT, wait_for
+
+FOLDERS = ("src", "server", "handler", "gateway")
+WALL_CLOCK = {("time", name) for name in ("time", "time_ns", "localtime", "gmtime", "ctime", "strftime")} | {
+    *(("datetime", name) for name in ("now", "utcnow", "today", "fromtimestamp")),
+    ("date", "today"),
+}
+ALLOWED: dict[str, str] = {}
+"""Files that may read the time of day, and what for."""
+JUMPS = (2 * 3600, -3 * 3600, 0)
+"""Seconds by which the clock is off, one after the other."""
+REQUESTS = 8
+
+
+def readings(path: Path) -> Iterator[int]:
+    """The lines of a file that read the time of day."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name | ast.Attribute):
+            owner = node.value.id if isinstance(node.value, ast.Name) else node.value.attr
+            if (owner, node.attr) in WALL_CLOCK:
+                yield node.lineno
+        if isinstance(node, ast.ImportFrom) and any((node.module, name.name) in WALL_CLOCK for name in node.names):
+            yield node.lineno
+
+
+def test_nothing_but_what_is_listed_reads_the_time_of_day() -> None:
+    files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    found = {f"{path.relative_to(ROOT)}:{line}" for path in files for line in readings(path)}
+    assert not {place for place in found if place.partition(":")[0] not in ALLOWED}, "use time.monotonic, or list the file and its reason"
+    assert {place.partition(":")[0] for place in found} == ALLOWED.keys(), "a listed file reads no time of day any more"
+    assert len(files) > 100
+
+
+def test_a_reading_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text("import time, datetime\nfrom time import time_ns\ntime.monotonic()\ntime.time()\ndatetime.datetime.now()\n")
+    assert list(readings(file)) == [2, 4, 5]
+
+
+def library() -> Path | None:
+    """libfaketime for programs with threads; the Debian package libfaketime has it."""
+    return next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))), None)
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+def test_requests_and_restarts_while_the_clock_jumps(start: Start, tmp_path: Path, figure: Figure) -> None:
+    """Of all processes, Java's too. Requests are open while the clock jumps, and the worker is restarted after each jump."""
+    faketime = library()
+    if faketime is None:
+        pytest.skip("libfaketime is not installed (Debian: apt install libfaketime), so no clock can be made to jump")
+    clock = tmp_path / "clock"
+    clock.write_text("+0")
+    server = start(
+        LD_PRELOAD=str(faketime),
+        FAKETIME_TIMESTAMP_FILE=str(clock),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    )
+    for offset in JUMPS:
+        with under_load(server) as load:
+            pending = load.send(REQUESTS)
+            wait_for(lambda: server.metric("whisper_open_requests") > 0, 60, "requests are open")
+            clock.write_text(f"{offset:+d}")
+            answered = sum(request.result().is_good for request in pending)
+        (worker,) = server.processes("model_service_worker")
+        began = time.monotonic()
+        os.kill(worker, signal.SIGKILL)
+        good = good_after(server, began)
+        figure(
+            f"the clock jumps to {offset / 3600:+.0f} h: {answered} of {REQUESTS} open requests answered; "
+            f"after a kill -9 of the worker the next good reply after {good:.1f} s"
+        )
+        assert answered == REQUESTS
+    assert server.process.poll() is None
+    assert server.stop() == 0
