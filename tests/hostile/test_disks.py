@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +23,15 @@ SIZE = "300m"
 REQUESTS = 20
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path, because sockets lie in TEMP."""
+    with tempfile.TemporaryDirectory(prefix="disk-") as name:
+        yield Path(name)
+
+
 def on_small_disk(folder: Path) -> tuple[str, ...]:
     """The beginning of a command whose process sees a small file system in `folder`, and no other process does."""
-    folder.mkdir()
     prefix = ("unshare", "--map-root-user", "--mount", "sh", "-c", f'mount -t tmpfs -o size={SIZE} tmpfs {folder} && exec "$@"', "sh")
     if subprocess.run([*prefix, "true"], capture_output=True).returncode:
         pytest.skip("mounting in a user namespace is not allowed, so there is no small file system to fill")
@@ -56,8 +63,7 @@ def answered(server: Server) -> int:
         return sum(request.result().is_good for request in load.send(REQUESTS, TIMER))
 
 
-def test_a_full_temporary_folder(start: Start, tmp_path: Path, figure: Figure) -> None:
-    folder = tmp_path / "small"
+def test_a_full_temporary_folder(start: Start, folder: Path, figure: Figure) -> None:
     server = start(prefix=on_small_disk(folder), TEMP=str(folder))
     with full(seen_by(server, folder)):
         good = answered(server)
@@ -70,8 +76,7 @@ def test_a_full_temporary_folder(start: Start, tmp_path: Path, figure: Figure) -
     assert good == REQUESTS
 
 
-def test_a_full_log_disk(start: Start, tmp_path: Path, figure: Figure) -> None:
-    folder = tmp_path / "small"
+def test_a_full_log_disk(start: Start, folder: Path, figure: Figure) -> None:
     server = start(prefix=on_small_disk(folder), LOG_LOCATION=str(folder))
     seen = seen_by(server, folder)
     with full(seen):

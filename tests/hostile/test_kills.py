@@ -51,15 +51,11 @@ def test_a_killed_worker(server: Server, figure: Figure) -> None:
         failed = max(ending.at for ending in endings) - began
         figure(
             f"kill -9 of the worker, {number + 1}: {OPEN} open requests failed within {failed:.2f} s, "
-            f"{sum(map(good_ending, survivors))} of {QUEUED} queued ones were answered, the next good reply after {good:.1f} s"
+            f"{sum(ending.is_good for ending in survivors)} of {QUEUED} queued ones were answered, the next good reply after {good:.1f} s"
         )
         assert say_why(endings) and failed < SOON, endings
-        assert all(map(good_ending, survivors)), survivors
+        assert all(ending.is_good for ending in survivors), survivors
     assert server.process.poll() is None
-
-
-def good_ending(ending: Ending) -> bool:
-    return ending.is_good
 
 
 def test_a_stopped_worker_under_load(server: Server, figure: Figure) -> None:
@@ -73,11 +69,11 @@ def test_a_stopped_worker_under_load(server: Server, figure: Figure) -> None:
         good = good_after(server, began)
         endings, survivors = [request.result() for request in open_ones], [request.result() for request in waiting]
     figure(
-        f"SIGSTOP of the worker: noticed and ended after {noticed:.1f} s, {sum(map(good_ending, survivors))} of {QUEUED} requests sent "
-        f"afterwards were answered, the next good reply after {good:.1f} s"
+        f"SIGSTOP of the worker: noticed and ended after {noticed:.1f} s, {sum(ending.is_good for ending in survivors)} of {QUEUED} "
+        f"requests sent afterwards were answered, the next good reply after {good:.1f} s"
     )
     assert say_why([ending for ending in endings if not ending.is_good]), endings
-    assert all(map(good_ending, survivors)), survivors
+    assert all(ending.is_good for ending in survivors), survivors
 
 
 @pytest.mark.parametrize("who", ["Java", "the launcher"])
