@@ -1,7 +1,7 @@
 """Attacks on a server beside an innocent client: `python -m bench hostile`.
 
 Damaged recordings and requests with odd options come four at once, while one client sends a good clip every second and compares the text.
-Then the worker is killed and stopped under load. No attack may be answered with a 5xx, end the worker, or cost the innocent client a
+Then processes are killed and stopped under load. No attack may be answered with a 5xx, end the worker, or cost the innocent client a
 request. The requests that the server did not stand are kept as files: `nc 127.0.0.1 PORT < FILE` sends one again.
 """
 
@@ -25,14 +25,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
 from . import mutations, odd_requests, results
 from .odd_requests import OddRequest
 from .report import hostile as report
-from .server import Server, ours
+from .server import Front, Server, ours
 from .work import SCRATCH, environment
 
 MEDIA, OPTIONS, TOGETHER, KILLS, STOPS = 10_000, 10_000, 4, 3, 1
@@ -109,18 +109,19 @@ class Innocent(threading.Thread):
     `seconds`: of every answered request. `lost`: what came instead of the text. `workers`: process ids of all workers seen.
     """
 
-    def __init__(self, server: Server, request: bytes, text: str) -> None:
+    def __init__(self, server: Server, role: str, request: bytes, text: str) -> None:
+        """`role`: of the process that transcribes."""
         super().__init__(daemon=True)
         self.seconds: list[float] = []
         self.lost: list[str] = []
         self.workers: set[int] = set()
-        self._server, self._request, self._text = server, request, text
+        self._server, self._role, self._request, self._text = server, role, request, text
         self._over = threading.Event()
 
     def run(self) -> None:
         """Until `stop`."""
         while not self._over.wait(BEAT_SECONDS):
-            self.workers |= {process.pid for process in self._server.processes().get("worker", ())}
+            self._note_workers()
             answer = send(self._server.port, self._request, PATIENCE_SECONDS)
             if answer.status == 200 and answer.text == self._text:
                 self.seconds.append(answer.seconds)
@@ -131,7 +132,10 @@ class Innocent(threading.Thread):
         """Wait for the last answer."""
         self._over.set()
         self.join()
-        self.workers |= {process.pid for process in self._server.processes().get("worker", ())}
+        self._note_workers()
+
+    def _note_workers(self) -> None:
+        self.workers |= {process.pid for process in self._server.processes().get(self._role, ())}
 
 
 @dataclass(slots=True)
@@ -202,10 +206,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(stderr=True, highlight=False)
     folder, origin = arguments.results or results.RESULTS, results.provenance()
     failures = FAILURES / time.strftime("%Y%m%d-%H%M%S")
-    with ours(environment("nano", tokens=0)) as server:
+    with ours(environment("nano", tokens=0), arguments.front) as server:
         server.wait_until_ready(CLIP.read_bytes(), {"Content-Type": "audio/flac"})
         result = measure(server, arguments, failures, lambda line: console.print(f"hostile: {line}", markup=False))
-    settings = {name: getattr(arguments, name) for name in ("media", "options", "seed", "together")}
+    settings = {name: getattr(arguments, name) for name in ("front", "media", "options", "seed", "together")}
     settings |= {"model": "nano", "formats": len(mutations.originals()), "beat_seconds": BEAT_SECONDS}
     path = results.save(folder, "hostile", origin, settings, result)
     print(report.table(folder))
@@ -223,14 +227,14 @@ def stood(result: dict[str, Any]) -> bool:
 
 
 def measure(server: Server, arguments: argparse.Namespace, failures: Path, log: Log) -> dict[str, Any]:
-    """The attacks beside the innocent client, then kills and stops of the worker."""
-    clip = CLIP.read_bytes()
+    """The attacks beside the innocent client, then kills and stops."""
+    clip, role = CLIP.read_bytes(), "gateway" if arguments.front == "inprocess" else "worker"
     paths = [path for path in odd_requests.PATHS if send(server.port, odd_requests.good(path, clip)).status == 200]
     request = odd_requests.good(paths[0], clip)
     expected = send(server.port, request).text
     before, began = server.memory(), time.monotonic()
     attacks = Attacks(server.port, failures, began + 60 * arguments.minutes, log)
-    innocent = Innocent(server, request, expected)
+    innocent = Innocent(server, role, request, expected)
     innocent.start()
     attacks.send_all(interleaved(arguments.seed, arguments.media, arguments.options, paths), arguments.together)
     innocent.stop()
@@ -242,8 +246,7 @@ def measure(server: Server, arguments: argparse.Namespace, failures: Path, log: 
         "dead_workers": len(innocent.workers) - 1,
         "innocent": latencies(innocent.seconds) | {"lost": len(innocent.lost), "instead": innocent.lost[:20]},
         "memory_mb": {role: {"start": before[role], "end": after.get(role)} for role in before},
-        "kills": [kill(server, request, expected, signal.SIGKILL, log) for _ in range(arguments.kills)],
-        "stops": [kill(server, request, expected, signal.SIGSTOP, log) for _ in range(arguments.stops)],
+        "kills": [kill(server, victim, number, request, expected, log) for victim, number in killed(arguments)],
     }
 
 
@@ -265,26 +268,36 @@ def latencies(seconds: Sequence[float]) -> dict[str, float]:
     return {"answered": len(seconds)} | {name: round(value, 3) for name, value in figures.items()}
 
 
-def kill(server: Server, request: bytes, text: str, number: signal.Signals, log: Log) -> dict[str, Any]:
-    """Send the signal to the worker while requests are open, and others right after it; what becomes of both.
+def killed(arguments: argparse.Namespace) -> list[tuple[str, signal.Signals]]:
+    """The roles of the processes that get a signal, one after the other. Where there is no worker, the gateway is the only one."""
+    roles = {"torchserve": ["worker"], "gateway": ["worker", "gateway"], "inprocess": ["gateway"]}[arguments.front]
+    kills = [(role, signal.SIGKILL) for role in roles for _ in range(arguments.kills)]
+    return kills + [("worker", signal.SIGSTOP) for _ in range(arguments.stops) if "worker" in roles]
+
+
+def kill(server: Server, role: str, number: signal.Signals, request: bytes, text: str, log: Log) -> dict[str, Any]:
+    """Send the signal to the process while requests are open, and others right after it; what becomes of both.
 
     Seconds count from the signal. `good_seconds`: until another client has a good reply.
     """
-    (worker,) = server.processes()["worker"]
+    (process,) = server.processes()[role]
+    busy = server.processes().get("worker", [process])[0]
 
     def ask() -> tuple[Answer, float]:
         return send(server.port, request, RECOVERY_SECONDS), time.monotonic()
 
     with ThreadPoolExecutor(2 * IN_FLIGHT + 1) as pool:
         open_ones = [pool.submit(ask) for _ in range(IN_FLIGHT)]
-        wait_until_used(worker, 0.2)
+        wait_until_used(busy, 0.2)
         began = time.monotonic()
-        os.kill(worker.pid, number)
+        os.kill(process.pid, number)
         later = [pool.submit(ask) for _ in range(IN_FLIGHT)]
         good = pool.submit(_good_after, ask, text, began)
         answers, queued = [[future.result() for future in futures] for futures in (open_ones, later)]
         failed = [at - began for answer, at in answers if answer.fault]
         figures = {
+            "process": role,
+            "signal": number.name,
             "open": IN_FLIGHT,
             "open_failed": len(failed),
             "open_failed_within_seconds": round(max(failed, default=0.0), 2),
@@ -292,7 +305,7 @@ def kill(server: Server, request: bytes, text: str, number: signal.Signals, log:
             "sent_after_answered": sum(answer.text == text for answer, _ in queued),
             "good_seconds": round(good.result(), 2),
         }
-    log(f"the worker got {number.name}: {figures}")
+    log(f"the {role} got {number.name}: {figures}")
     return figures
 
 
@@ -317,12 +330,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench hostile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--front", choices=get_args(Front), default="gateway", help="what the attacks reach; default: %(default)s")
     parser.add_argument("--media", type=int, default=MEDIA, metavar="N", help="damaged recordings; default: %(default)s")
     parser.add_argument("--options", type=int, default=OPTIONS, metavar="N", help="requests with odd options; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="another seed makes other attacks; default: %(default)s")
     parser.add_argument("--minutes", type=float, default=math.inf, metavar="M", help="stop the attacks after this time; default: never")
     parser.add_argument("--together", type=int, default=TOGETHER, metavar="N", help="attacks at once; default: %(default)s")
-    parser.add_argument("--kills", type=int, default=KILLS, metavar="N", help="kill -9 of the worker; default: %(default)s")
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, metavar="N", help="kill -9 of the worker and of the gateway; default: %(default)s"
+    )
     parser.add_argument("--stops", type=int, default=STOPS, metavar="N", help="SIGSTOP of the worker, a minute each; default: %(default)s")
     parser.add_argument("--results", type=Path, metavar="DIR", help="default: bench/results, from which docs/measured.md is generated")
     return parser

@@ -18,18 +18,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import psutil
 
 from .load import Connection, LoadError
 from .work import ROOT
 
+Front = Literal["torchserve", "gateway", "inprocess"]
 PLAIN = Path(__file__).resolve().parent / "plain"
 POLL_SECONDS = 0.01
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 MEGABYTE = 1_000_000
-_MARKS = {"model_service_worker": "worker", "audio.probing": "prober"}
+_MARKS = {"model_service_worker": "worker", "audio.probing": "prober", "gateway.__main__": "gateway"}
 """What the command line of a process contains → its role."""
 
 
@@ -51,18 +53,22 @@ class PeakMemory:
 
 
 class Server:
-    """A server process in its own session and folder. The context manager stops it at the end."""
+    """A server process in its own session and folder. The context manager stops it at the end.
 
-    def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    `port`: that of TorchServe, or of the gateway for a server that is reached through it.
+    """
+
+    def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str], *, through_gateway: bool = False) -> None:
         self.model = model
-        self.port, management, metrics, self.gateway_port = _free_ports(4)
+        inference, management, metrics, gateway = _free_ports(4)
+        self.port = gateway if through_gateway else inference
         self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._log = self._folder / "output.log"
         self._began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | _environment(self._folder, self.port, management, metrics, self.gateway_port) | dict(environment),
+                env=os.environ | _environment(self._folder, inference, management, metrics, gateway) | dict(environment),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -84,7 +90,7 @@ class Server:
         return PeakMemory(peaks["worker"], peaks["jvm"])
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """The running processes by role: launcher, jvm, worker, prober, other."""
+        """The running processes by role: launcher, jvm, worker, gateway, prober, other."""
         found: dict[str, list[psutil.Process]] = {"launcher": [psutil.Process(self._process.pid)]}
         for process in psutil.Process(self._process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
@@ -155,9 +161,11 @@ class Server:
         self.stop()
 
 
-def ours(settings: Mapping[str, str]) -> Server:
-    """This repository's server through serve.sh, in this process's virtual environment."""
-    return Server("whisper", ["bash", str(ROOT / "serve.sh")], {"WHISPER_VENV": sys.prefix, **settings})
+def ours(settings: Mapping[str, str], front: Front = "torchserve") -> Server:
+    """This repository's server through serve.sh, in this process's virtual environment; reached on TorchServe's own port, through
+    the gateway, or through a gateway that transcribes in process."""
+    command = ["bash", str(ROOT / "serve.sh"), *(["--inprocess"] if front == "inprocess" else [])]
+    return Server("whisper", command, {"WHISPER_VENV": sys.prefix, **settings}, through_gateway=front != "torchserve")
 
 
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ..results import RESULTS, load
 from .page import MEASURED, README, Block, markdown, verdict
 
 BLOCK = Block("attacks")
+_FRONTS = {"torchserve": "TorchServe's own port", "gateway": "Through the gateway", "inprocess": "The gateway in process"}
 _KINDS = {"media": "damaged recordings", "options": "requests with odd options"}
 
 
@@ -35,11 +37,10 @@ def table(folder: Path = RESULTS) -> str:
         f"median {innocent['p50']:.2f} s, p95 {innocent['p95']:.2f} s, longest {innocent['max']:.2f} s",
         "memory at the start and at the end: "
         + ", ".join(f"{role} {megabytes['start']:.0f} and {megabytes['end'] or 0:.0f} MB" for role, megabytes in memory.items()),
-        *_after_kills("kill -9 of the worker", result["kills"]),
-        *_after_kills("SIGSTOP of the worker", result["stops"]),
+        *(_after_kills(list(kills)) for _, kills in groupby(result["kills"], key=lambda kill: (kill["process"], kill["signal"]))),
         f"goal: no 5xx, no dead worker, no lost request: {verdict(not _harm(result))}",
     ]
-    how = f"{settings['together']} at once for {result['minutes']:.0f} minutes, {settings['formats']} formats, seed {settings['seed']}."
+    how = f"{_FRONTS[settings['front']]}; {settings['together']} at once for {result['minutes']:.0f} minutes, {settings['formats']} formats, seed {settings['seed']}."
     return f"{_origin(content)}\n{how}\n\n{markdown(titles, rows)}\n" + "".join(f"- {line}\n" for line in lines)
 
 
@@ -56,8 +57,9 @@ def readme(folder: Path = RESULTS) -> str:
         f"{_server_errors(result)} answers with a 5xx, {result['dead_workers']} dead workers,",
         f"{innocent['lost']} of {innocent['answered'] + innocent['lost']:,} requests of another client lost (p95 {innocent['p95']:.1f} s).",
     ]
-    if kills := result["kills"]:
-        lines.append(f"After a kill -9 of the worker the next good reply came within {max(kill['good_seconds'] for kill in kills):.0f} s.")
+    kills = [kill for kill in result["kills"] if kill["signal"] == "SIGKILL"]
+    if kills:
+        lines.append(f"After a kill -9 of a process the next good reply came within {max(kill['good_seconds'] for kill in kills):.0f} s.")
     return "\n".join(lines) + "\nMeasured by `python -m bench hostile`: [docs/measured.md](docs/measured.md#attacks).\n"
 
 
@@ -93,19 +95,18 @@ def _row(kind: str, figures: dict[str, Any]) -> tuple[str, ...]:
     return _KINDS[kind], f"{figures['sent']:,}", answers, str(errors), str(silent), str(figures["without_a_reason"]), slowest
 
 
-def _after_kills(what: str, kills: list[dict[str, Any]]) -> list[str]:
-    """What became of the open requests and of those sent after each kill."""
-    if not kills:
-        return []
+def _after_kills(kills: list[dict[str, Any]]) -> str:
+    """What became of the open requests and of those sent after each signal of a kind."""
+    what = f"{kills[0]['signal']} to the {kills[0]['process']}"
     failed, opened, answered, sent = (
         sum(kill[name] for kill in kills) for name in ("open_failed", "open", "sent_after_answered", "sent_after")
     )
     within = max(kill["open_failed_within_seconds"] for kill in kills)
     good = ", ".join(f"{kill['good_seconds']:.1f}" for kill in kills)
-    return [
+    return (
         f"{what}, {len(kills)} times: {failed} of {opened} open requests got an error, within {within:.1f} s; "
         f"{answered} of {sent} requests sent afterwards were answered; the next good reply after {good} s"
-    ]
+    )
 
 
 def _server_errors(result: dict[str, Any]) -> int:

@@ -2,13 +2,14 @@
 
 Some demuxers parse all tags of a file in a single call of FFmpeg that Python cannot interrupt. A file that the other
 process has opened in time is opened again here, at the same cost. Small files cannot be slow and are not tried.
+
+The other process forks for each file, so that a file on which FFmpeg crashes costs milliseconds, not the start of Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import resource
 import signal
@@ -16,12 +17,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, LifoQueue
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import UnreadableAudio
 from .source import Source
+
+if TYPE_CHECKING:
+    from .recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -32,13 +37,13 @@ MEMORY_BYTES = 4 << 30
 """Of address space, more than the process has when it begins to serve."""
 WAIT_SECONDS = 60.0
 """For an answer, on a machine so busy that a process gets no processor time."""
-_READY, _DONE = b"r", b"d"
-_NO_MEMORY, _TIMEOUT = 2, 3
-"""Exit statuses: of a process whose file needs too much memory, and, given here, of one that does not answer."""
+_READY = b"r"
+_NO_MEMORY = 2
+"""The exit status of a process whose file needs too much memory."""
 _TOO_SLOW = "opening the file takes more than {seconds} s of processor time: it has too many tags or streams"
 _TOO_LARGE = "opening the file takes more memory than is allowed: it is damaged, or has too many streams"
-_FAULTS = {-signal.SIGXCPU: _TOO_SLOW, _TIMEOUT: _TOO_SLOW, _NO_MEMORY: _TOO_LARGE}
 _CRASH = "opening the file makes FFmpeg crash: it is damaged"
+_FAULTS = {-signal.SIGXCPU: _TOO_SLOW, -signal.SIGALRM: _TOO_SLOW, _NO_MEMORY: _TOO_LARGE}
 _ATTEMPTS = 2
 """With processes that are killed from outside."""
 
@@ -75,19 +80,19 @@ class Prober:
                 raise UnreadableAudio(f"{fault}; convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result")
 
     def _fault(self, descriptor: int) -> str | None:
-        """What is wrong with the file; None when a process has opened it, or when none can be started."""
-        process, ended = self._idle.get(), -signal.SIGKILL
+        """What is wrong with the file; None when it has been tried, or when no process can be started."""
+        process, status = self._idle.get(), -signal.SIGKILL
         try:
             for _ in range(_ATTEMPTS):
                 process = process if process and process.alive else self._new_process()
-                if process is None or process.opens(descriptor):
+                if process is None:
                     return None
-                ended, process = process.end(), None
-                if ended != -signal.SIGKILL:  # that comes from outside, such as the kernel's when the machine has no memory left
+                status = process.open(descriptor)
+                if status != -signal.SIGKILL:  # that comes from outside, such as the kernel's when the machine has no memory left
                     break
         finally:
             self._idle.put(process)
-        return _FAULTS.get(ended, _CRASH).format(seconds=self._seconds)
+        return _FAULTS.get(status, _CRASH).format(seconds=self._seconds) if status else None
 
     def _new_process(self) -> _Process | None:
         """A process that is ready; None when none can be started, after which files are not tried any more."""
@@ -142,11 +147,11 @@ class _Process:
 
     def __init__(self, seconds: int) -> None:
         """Raises OSError when the process does not start."""
-        self._hangs = False
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(WAIT_SECONDS)
+        self._socket.settimeout(WAIT_SECONDS + 10)  # the process itself gives up earlier
         root = Path(__file__).resolve().parents[2]
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; serve({theirs.fileno()}, {seconds})"
+        call = f"serve({theirs.fileno()}, {seconds}, {WAIT_SECONDS})"
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; {call}"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -167,25 +172,19 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def opens(self, descriptor: int) -> bool:
-        """Whether trying to open the file ended within the limits."""
+    def open(self, descriptor: int) -> int:
+        """Have the file tried. Returns 0 when that ended within the limits, else the exit status of the process that tried.
+
+        Negative: the signal that ended it. -SIGKILL also when there is no answer; then this process has ended.
+        """
         try:
             socket.send_fds(self._socket, [b"f"], [descriptor])
-            return self._socket.recv(1) == _DONE
-        except TimeoutError:
-            self._hangs = True
-            return False
-        except OSError:  # the process has ended
-            return False
-
-    def end(self) -> int:
-        """End the process after a file that it has not opened. Returns its exit status; negative: the signal that ended it."""
-        if self._hangs:
-            self.kill()
-            return _TIMEOUT
-        status = self._process.wait()
-        self._socket.close()
-        return status
+            if answer := self._socket.recv(1):
+                return int.from_bytes(answer, "big", signed=True)
+        except OSError:
+            pass
+        self.kill()
+        return -signal.SIGKILL
 
     def kill(self) -> None:
         self._process.kill()
@@ -193,28 +192,42 @@ class _Process:
         self._socket.close()
 
 
-def serve(descriptor: int, seconds: int) -> None:
-    """Open the files that come through the socket `descriptor`, until it is closed, each within `seconds`.
+def serve(descriptor: int, seconds: int, wait_seconds: float) -> None:
+    """Try the files that come through the socket `descriptor`, until it is closed.
 
-    Runs in the other process.
+    `seconds`: of processor time for each, `wait_seconds` of the clock. Runs in the other process.
     """
-    from .recording import open_recording  # here: the parent needs it only later
+    from . import recording  # here: the parent needs it only later
 
-    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY_BYTES, own + MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=descriptor) as requests:
         requests.sendall(_READY)
         while True:
             message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
             if not message:
                 return
-            used = math.ceil(time.process_time())
-            resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
-            with os.fdopen(descriptors[0], "rb") as file:
+            child = os.fork()  # safe: no library has started a thread here
+            if not child:
+                status = 1
                 try:
-                    open_recording(file).close()
-                except Exception as error:
-                    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
-                        sys.exit(_NO_MEMORY)  # the worker, which has no such limit, must not try
-            requests.sendall(_DONE)
+                    status = _try(recording.open_recording, descriptors[0], seconds, wait_seconds)
+                finally:
+                    os._exit(status)
+            os.close(descriptors[0])
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            requests.sendall(status.to_bytes(1, "big", signed=True))
+
+
+def _try(open_recording: Callable[[BinaryIO], Recording], descriptor: int, seconds: int, wait_seconds: float) -> int:
+    """Open a file within the limits. Returns the exit status of the process that was made for it."""
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for kind, limit in ((resource.RLIMIT_AS, own + MEMORY_BYTES), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, wait_seconds)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            open_recording(file).close()
+    except Exception as error:  # found again when the file is read
+        # Without the limit the worker would take that memory.
+        return _NO_MEMORY if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError) else 0
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 from collections import Counter
@@ -150,6 +151,13 @@ def test_both_kinds_take_turns() -> None:
     assert kinds == ["media", "options", "media", "options", "media"]
 
 
+@pytest.mark.parametrize(("front", "roles"), [("torchserve", "wws"), ("gateway", "wwggs"), ("inprocess", "gg")])
+def test_the_processes_of_each_front_are_killed(front: str, roles: str) -> None:
+    signals = hostile.killed(hostile._parser().parse_args(["--front", front, "--kills", "2"]))
+    letters = {("worker", signal.SIGKILL): "w", ("gateway", signal.SIGKILL): "g", ("worker", signal.SIGSTOP): "s"}
+    assert "".join(letters[role, number] for role, number in signals) == roles
+
+
 def test_percentiles_of_the_innocent_client() -> None:
     assert hostile.latencies([float(value) for value in range(1, 101)]) == {"answered": 100, "p50": 50.5, "p95": 95.0, "max": 100.0}
     assert hostile.latencies([2.0])["p95"] == 2.0
@@ -173,14 +181,26 @@ RESULT: dict[str, Any] = {
     "innocent": {"answered": 99, "p50": 0.2, "p95": 0.7, "max": 1.0, "lost": 1, "instead": ["status 500"]},
     "memory_mb": {"worker": {"start": 700.0, "end": 1000.0}},
     "kills": [
-        {"open": 8, "open_failed": 7, "open_failed_within_seconds": 0.4, "sent_after": 8, "sent_after_answered": 8, "good_seconds": 6.5}
+        {
+            **{"process": "worker", "signal": "SIGKILL", "open": 8, "open_failed": 7, "open_failed_within_seconds": 0.4},
+            **{"sent_after": 8, "sent_after_answered": 8, "good_seconds": seconds},
+        }
+        for seconds in (4.5, 6.7)
     ],
-    "stops": [],
 }
 
 
 def saved(folder: Path, **changes: Any) -> Path:
-    settings = {"media": 2000, "options": 0, "seed": 3, "together": 4, "model": "nano", "formats": 61, "beat_seconds": 1.0}
+    settings = {
+        "front": "gateway",
+        "media": 2000,
+        "options": 0,
+        "seed": 3,
+        "together": 4,
+        "model": "nano",
+        "formats": 61,
+        "beat_seconds": 1.0,
+    }
     results.save(folder, "hostile", results.provenance() | {"commit": "0123456789", "dirty": False}, settings, RESULT | changes)
     return folder
 
@@ -188,8 +208,12 @@ def saved(folder: Path, **changes: Any) -> Path:
 def test_the_table_shows_what_the_server_did_not_stand(tmp_path: Path) -> None:
     shown = report.table(saved(tmp_path))
     assert "| damaged recordings | 2,000 | 1,200 × 200, 798 × 422, 1 × 500 | 1 | 1 | 0 | 9.1 s |" in shown
-    assert "`0123456`" in shown and "**missed**" in shown and "7 of 8 open requests got an error, within 0.4 s" in shown
-    assert "SIGSTOP" not in shown
+    assert (
+        "`0123456`" in shown
+        and "**missed**" in shown
+        and "SIGKILL to the worker, 2 times: 14 of 16 open requests got an error, within 0.4 s" in shown
+    )
+    assert "the next good reply after 4.5, 6.7 s" in shown and "SIGSTOP" not in shown
     media = RESULT["attacks"]["media"] | {"faults": {}}
     good = report.table(saved(tmp_path, attacks={"media": media}, innocent=RESULT["innocent"] | {"lost": 0}))
     assert good.splitlines()[-1].endswith(": met")
@@ -213,7 +237,7 @@ def test_the_readme_gets_its_lines(tmp_path: Path) -> None:
     assert report.update_readme(page, tmp_path)
     text = page.read_text()
     assert "2,000 damaged recordings, 4 at once:" in text and "1 of 100 requests of another client lost" in text
-    assert "within 6 s" in text or "within 7 s" in text
+    assert "After a kill -9 of a process the next good reply came within 7 s." in text
     assert report.table(tmp_path / "none") == report.readme(tmp_path / "none") == ""
 
 
