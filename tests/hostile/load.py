@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import requests
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
-from tests.serve.server import Server
+from tests.serve.server import Gateway, Server
 
+Front = Server | Gateway
 TIMER, HOME = (SAMPLES / "timer.flac").read_bytes(), (SAMPLES / "home.flac").read_bytes()
 GONE_SECONDS = 200.0
 """For a request to a server that may not answer."""
@@ -37,7 +38,7 @@ class Ending:
 class Load:
     """Requests that have been sent and may have no answer yet."""
 
-    server: Server
+    server: Front
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64))
 
     def send(self, count: int, recording: bytes = HOME) -> list[Future[Ending]]:
@@ -46,14 +47,14 @@ class Load:
 
 
 @contextlib.contextmanager
-def under_load(server: Server) -> Iterator[Load]:
+def under_load(server: Front) -> Iterator[Load]:
     """A block that may send requests and look at their ends later. Waits for the last end."""
     load = Load(server)
     with load._pool:
         yield load
 
 
-def ended(server: Server, recording: bytes = TIMER, seconds: float = GONE_SECONDS) -> Ending:
+def ended(server: Front, recording: bytes = TIMER, seconds: float = GONE_SECONDS) -> Ending:
     """Send a recording and wait for the end of the request, whatever it is."""
     try:
         reply = requests.post(server.url, data=recording, headers={"Cache-Control": "no-cache"}, timeout=seconds)
@@ -62,7 +63,7 @@ def ended(server: Server, recording: bytes = TIMER, seconds: float = GONE_SECOND
         return Ending(0, f"{type(error).__name__}: {error}", time.monotonic())
 
 
-def good_after(server: Server, began: float, seconds: float = GONE_SECONDS) -> float:
+def good_after(server: Front, began: float, seconds: float = GONE_SECONDS) -> float:
     """Seconds from `began`, of time.monotonic(), until another client has its transcript. It asks again and again."""
     while time.monotonic() - began < seconds:
         ending = ended(server)

@@ -65,15 +65,20 @@ def answered(server: Server) -> int:
 
 def test_a_full_temporary_folder(start: Start, folder: Path, figure: Figure) -> None:
     server = start(prefix=on_small_disk(folder), TEMP=str(folder))
+    door = server.gateway("gateway")
     with full(seen_by(server, folder)):
-        good = answered(server)
+        good, refusal = answered(server), ended(door)
         (worker,) = server.processes("model_service_worker")
         os.kill(worker, signal.SIGKILL)
         seconds_until(lambda: worker not in server.processes("model_service_worker"), time.monotonic())
     began = time.monotonic()
-    recovered = good_after(server, began)
-    figure(f"TEMP full: {good} of {REQUESTS} requests answered; a worker killed meanwhile answers {recovered:.1f} s after there is room")
+    recovered = good_after(door, began)
+    figure(
+        f"TEMP full: {good} of {REQUESTS} requests to TorchServe answered; the gateway, which stores uploads there, says {refusal.status}; "
+        f"a worker killed meanwhile answers {recovered:.1f} s after there is room"
+    )
     assert good == REQUESTS
+    assert refusal.status == 503 and "storage_full" in refusal.text
 
 
 def test_a_full_log_disk(start: Start, folder: Path, figure: Figure) -> None:
