@@ -116,9 +116,9 @@ def options(seed: int, number: int, paths: Sequence[str]) -> OddRequest:
         return OddRequest(path, _http(chance, chance.choice(("GET", "POST")), path, [("Content-Type", chance.choice(_TYPES))], b""))
     if chance.random() < 0.03 and any(path in FORM_PARSERS for path in paths):
         return _malformed_form(chance, chance.choice(paths))
-    how = chance.choices((_valid, _bound, _absurd), (4, 3, 3))[0]
+    how = chance.choices((_valid, _bound, _absurd), (6, 2, 3))[0]
     form = chance.choice(("headers", "form", "json", "query", "urlencoded"))
-    fields = [(name, _valid(chance, name)) for name in chance.sample(list(TYPES), chance.randrange(4))]
+    fields = [(name, _valid(chance, name)) for name in chance.sample(list(TYPES), chance.choice((0, 0, 1, 2, 3)))]
     last = chance.choice(_SPELLINGS if how is _absurd else list(TYPES))
     fields += [(_spelled(chance, last), how(chance, last)) for _ in range(1 if how is _valid else chance.choice((1, 1, 2, 3)))]
     fields = [*fields, ("response_format", chance.choice(FORMATS))] if chance.random() < 0.3 else fields
@@ -190,7 +190,7 @@ def _request(chance: random.Random, path: str, form: str, recording: bytes, fiel
     """The recording and the fields in this form, with headers that mean something, nothing or nonsense."""
     pairs = [(name, item) for name, value in fields for item in (value if isinstance(value, list) and form != "json" else [value])]
     texts = [(name, _text(value)) for name, value in pairs]
-    headers = chance.sample(_HEADERS, chance.choice((0, 0, 1, 2)))
+    headers = chance.sample(_HEADERS, chance.choice((0, 0, 0, 1, 2)))
     if form == "json":
         body = json.dumps({chance.choice(("audio", "file", "data")): base64.b64encode(recording).decode(), **dict(fields)}).encode()
         return _http(chance, "POST", path, [("Content-Type", "application/json"), *headers], body)
