@@ -10,13 +10,13 @@ import argparse
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from . import results, speech
 from .load import closed_loop
 from .report import plot
 from .report import serve as report
-from .server import Server, ours
+from .server import Front, Server, ours
 from .work import environment
 
 REQUESTS, WARMUP, TOLERANCE = 2000, 200, 0.02
@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0. Measures, saves the result and its plot, and writes the table."""
     parser = argparse.ArgumentParser(prog="python -m bench soak", description=__doc__)
     parser.add_argument("--requests", type=int, default=REQUESTS)
+    parser.add_argument("--front", choices=get_args(Front), default="gateway", help="what the requests reach; default: %(default)s")
     parser.add_argument(
         "--seconds", type=float, nargs="+", default=SECONDS, metavar="S", help="lengths of the clips in turn; default: %(default)s"
     )
@@ -39,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     folder, origin = arguments.results or results.RESULTS, results.provenance()
     settings = {"model": "nano", "requests": arguments.requests, "warmup": WARMUP, "tolerance": TOLERANCE}
-    settings |= {"clip_seconds": arguments.seconds}
-    with ours(environment("nano", tokens=0)) as server:
+    settings |= {"clip_seconds": arguments.seconds, "front": arguments.front}
+    with ours(environment("nano", tokens=0), arguments.front) as server:
         server.wait_until_ready(speech.clips(1, 1.0, seed=1)[0], HEADERS)
         measured = soak(server, arguments.requests, arguments.seconds)
     path = results.save(folder, "serve-memory", origin, settings, summary(measured))
@@ -63,9 +64,10 @@ def soak(server: Server, requests: int, seconds: Sequence[float]) -> list[tuple[
 
 
 def summary(measured: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, Any]:
-    """The worker's memory after the warm-up, its lowest and highest value from then on and the largest relative change;
-    then the figures of every process."""
-    worker = [(number, memory["worker"]) for number, memory in measured]
+    """The memory of the process that transcribes: after the warm-up, its lowest and highest value from then on and the largest
+    relative change. Then the figures of every process."""
+    role = "worker" if "worker" in measured[0][1] else "gateway"
+    worker = [(number, memory[role]) for number, memory in measured]
     later = [megabytes for number, megabytes in worker if number >= WARMUP] or [worker[-1][1]]
     drift = max(abs(megabytes - later[0]) for megabytes in later) / later[0]
     figures = {"after_warmup_mb": later[0], "low_mb": min(later), "high_mb": max(later), "last_mb": later[-1]}

@@ -40,7 +40,8 @@ def table(folder: Path = RESULTS) -> str:
         *(_after_kills(list(kills)) for _, kills in groupby(result["kills"], key=lambda kill: (kill["process"], kill["signal"]))),
         f"goal: no 5xx, no dead worker, no lost request: {verdict(not _harm(result))}",
     ]
-    how = f"{_FRONTS[settings['front']]}; {settings['together']} at once for {result['minutes']:.0f} minutes, {settings['formats']} formats, seed {settings['seed']}."
+    front, formats, seed = _FRONTS[settings["front"]], settings["formats"], settings["seed"]
+    how = f"{front}; {settings['together']} at once for {result['minutes']:.0f} minutes, {formats} formats, seed {seed}."
     return f"{_origin(content)}\n{how}\n\n{markdown(titles, rows)}\n" + "".join(f"- {line}\n" for line in lines)
 
 
