@@ -217,13 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.update()
         report.update_readme()
     console.print(f"hostile: the result is in {path}" + (f", what failed in {failures}" if failures.exists() else ""))
-    return 0 if stood(result) else 1
-
-
-def stood(result: dict[str, Any]) -> bool:
-    """Whether no attack had a fault, no worker died of one, and the innocent client lost nothing."""
-    faults = sum(sum(figures["faults"].values()) + figures["without_a_reason"] for figures in result["attacks"].values())
-    return not (faults or result["dead_workers"] or result["innocent"]["lost"])
+    return 0 if report.stood(result) else 1
 
 
 def measure(server: Server, arguments: argparse.Namespace, failures: Path, log: Log) -> dict[str, Any]:

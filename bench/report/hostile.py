@@ -14,6 +14,13 @@ _FRONTS = {"torchserve": "TorchServe's own port", "gateway": "Through the gatewa
 _KINDS = {"media": "damaged recordings", "options": "requests with odd options"}
 
 
+def stood(result: dict[str, Any]) -> bool:
+    """Whether every attack got an answer that is no 5xx and has a reason, no worker died of one, and the innocent client
+    lost nothing."""
+    faults = sum(sum(figures["faults"].values()) + figures["without_a_reason"] for figures in result["attacks"].values())
+    return not (faults or result["dead_workers"] or result["innocent"]["lost"])
+
+
 def table(folder: Path = RESULTS) -> str:
     """Every figure of hostile.json; empty when it has not been measured."""
     content = load(folder, "hostile")
@@ -38,7 +45,7 @@ def table(folder: Path = RESULTS) -> str:
         "memory at the start and at the end: "
         + ", ".join(f"{role} {megabytes['start']:.0f} and {megabytes['end'] or 0:.0f} MB" for role, megabytes in memory.items()),
         *(_after_kills(list(kills)) for _, kills in groupby(result["kills"], key=lambda kill: (kill["process"], kill["signal"]))),
-        f"goal: no 5xx, no dead worker, no lost request: {verdict(not _harm(result))}",
+        f"goal: no 5xx, no request without an answer or a reason, no dead worker, no lost request: {verdict(stood(result))}",
     ]
     front, formats, seed = _FRONTS[settings["front"]], settings["formats"], settings["seed"]
     how = f"{front}; {settings['together']} at once for {result['minutes']:.0f} minutes, {formats} formats, seed {seed}."
@@ -112,7 +119,3 @@ def _after_kills(kills: list[dict[str, Any]]) -> str:
 
 def _server_errors(result: dict[str, Any]) -> int:
     return sum(figures["faults"].get(name, 0) for figures in result["attacks"].values() for name in ("5xx", "error after 200"))
-
-
-def _harm(result: dict[str, Any]) -> int:
-    return _server_errors(result) + int(result["dead_workers"]) + int(result["innocent"]["lost"])

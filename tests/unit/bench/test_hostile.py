@@ -222,11 +222,11 @@ def test_the_table_shows_what_the_server_did_not_stand(tmp_path: Path) -> None:
 def test_a_run_with_a_fault_has_failed() -> None:
     media = RESULT["attacks"]["media"] | {"faults": {}}
     good = RESULT | {"attacks": {"media": media}, "innocent": RESULT["innocent"] | {"lost": 0}}
-    assert hostile.stood(good)
+    assert report.stood(good)
     assert not any(
-        hostile.stood(good | change) for change in ({"dead_workers": 1}, {"innocent": RESULT["innocent"]}, {"attacks": RESULT["attacks"]})
+        report.stood(good | change) for change in ({"dead_workers": 1}, {"innocent": RESULT["innocent"]}, {"attacks": RESULT["attacks"]})
     )
-    assert not hostile.stood(good | {"attacks": {"media": media | {"without_a_reason": 1}}})
+    assert not report.stood(good | {"attacks": {"media": media | {"without_a_reason": 1}}})
 
 
 def test_the_readme_gets_its_lines(tmp_path: Path) -> None:
@@ -245,4 +245,4 @@ def test_the_page_shows_the_committed_result() -> None:
     page = MEASURED.read_text(encoding="utf-8")
     assert report.BLOCK.text(page) == report.table() != "", "run: python -m bench table"
     content = json.loads((results.RESULTS / "hostile.json").read_text(encoding="utf-8"))
-    assert hostile.stood(content["result"]), "the committed result is of a server that stood the attacks"
+    assert report.stood(content["result"]), "the committed result is of a server that stood the attacks"
