@@ -51,7 +51,8 @@ _ATTEMPTS = 2
 class Prober:
     """Processes that open recordings, started as they are needed. Any number of threads may use it.
 
-    Where no such process can be started, as in some sandboxes, files are not tried, and a warning is logged once.
+    Where no such process can be started, as in some sandboxes, files are not tried, and a warning is logged once. Where one has been
+    started before, the next file has another one started: then memory or processes were short for a while.
     """
 
     def __init__(self, processes: int = 2, seconds: int = PROCESSOR_SECONDS) -> None:
@@ -60,7 +61,7 @@ class Prober:
         for _ in range(processes):
             self._idle.put(None)
         self._processes, self._seconds = processes, seconds
-        self._disabled = threading.Event()
+        self._disabled, self._has_started = threading.Event(), False
 
     def start(self) -> None:
         """Start the first process now, so that the first recording does not wait for it."""
@@ -95,15 +96,18 @@ class Prober:
         return _FAULTS.get(status, _CRASH).format(seconds=self._seconds) if status else None
 
     def _new_process(self) -> _Process | None:
-        """A process that is ready; None when none can be started, after which files are not tried any more."""
+        """A process that is ready; None when none can be started. When not even the first one can, files are not tried any more."""
         if self._disabled.is_set():
             return None
         try:
-            return _Process(self._seconds)
+            process = _Process(self._seconds)
         except OSError as error:
-            self._disabled.set()
+            if not self._has_started:
+                self._disabled.set()
             logger.warning("uploads are not opened in another process first, because none can be started: %s", error)
             return None
+        self._has_started = True
+        return process
 
     def close(self) -> None:
         """End the processes, each when it has answered."""

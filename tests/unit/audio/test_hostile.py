@@ -238,6 +238,20 @@ def test_where_no_process_can_be_started_files_are_not_tried(
     prober.close()
 
 
+@pytest.mark.slow
+def test_when_no_process_can_be_started_for_a_while_later_files_are_tried_again(prober: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
+    prober.check(MP3 * 4)
+    process = prober._idle.get()
+    process.kill()
+    prober._idle.put(process)
+    with monkeypatch.context() as shortage:
+        shortage.setattr("sys.executable", "/bin/false")
+        prober.check(matroska(60_000))  # not tried
+    with pytest.raises(UnreadableAudio, match="opening the file takes more"):
+        prober.check(matroska(60_000))
+    prober.close()
+
+
 def test_without_memory_files_a_file_is_not_tried(prober: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> int:
         raise OSError("not here")
