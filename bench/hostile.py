@@ -42,6 +42,8 @@ TIMEOUT_SECONDS = 120.0
 PATIENCE_SECONDS = 60.0
 """After this time the innocent client's request is lost."""
 BEAT_SECONDS = 1.0
+INNOCENT_ADDRESS = "127.0.0.2"
+"""The innocent client is not the attacker: it has another address."""
 RECOVERY_SECONDS = 240.0
 """The most that is waited for a good reply after a kill."""
 IN_FLIGHT = 8
@@ -86,11 +88,11 @@ class Answer:
         return ""
 
 
-def send(port: int, request: bytes, timeout: float = TIMEOUT_SECONDS) -> Answer:
-    """Send these bytes over a connection of their own, and read the answer."""
+def send(port: int, request: bytes, timeout: float = TIMEOUT_SECONDS, *, address: str = "127.0.0.1") -> Answer:
+    """Send these bytes over a connection of their own, and read the answer. `address`: the client's, which the gateway tells apart."""
     began = time.monotonic()
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout, (address, 0)) as connection:
             with contextlib.suppress(ConnectionError):  # a server may answer, and close, before it has read everything
                 connection.sendall(request)
             response = http.client.HTTPResponse(connection, method=request[:4].decode().strip())
@@ -122,7 +124,7 @@ class Innocent(threading.Thread):
         """Until `stop`."""
         while not self._over.wait(BEAT_SECONDS):
             self._note_workers()
-            answer = send(self._server.port, self._request, PATIENCE_SECONDS)
+            answer = send(self._server.port, self._request, PATIENCE_SECONDS, address=INNOCENT_ADDRESS)
             if answer.status == 200 and answer.text == self._text:
                 self.seconds.append(answer.seconds)
             else:

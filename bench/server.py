@@ -55,20 +55,19 @@ class PeakMemory:
 class Server:
     """A server process in its own session and folder. The context manager stops it at the end.
 
-    `port`: that of TorchServe, or of the gateway for a server that is reached through it.
+    `port`: where requests go: TorchServe's port, or the gateway's for a server that is reached through it.
     """
 
-    def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str], *, through_gateway: bool = False) -> None:
+    def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.model = model
-        inference, management, metrics, gateway = _free_ports(4)
-        self.port = gateway if through_gateway else inference
+        self.port, management, metrics, self.gateway_port = _free_ports(4)
         self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._log = self._folder / "output.log"
         self._began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | _environment(self._folder, inference, management, metrics, gateway) | dict(environment),
+                env=os.environ | _environment(self._folder, self.port, management, metrics, self.gateway_port) | dict(environment),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -165,7 +164,14 @@ def ours(settings: Mapping[str, str], front: Front = "torchserve") -> Server:
     """This repository's server through serve.sh, in this process's virtual environment; reached on TorchServe's own port, through
     the gateway, or through a gateway that transcribes in process."""
     command = ["bash", str(ROOT / "serve.sh"), *(["--inprocess"] if front == "inprocess" else [])]
-    return Server("whisper", command, {"WHISPER_VENV": sys.prefix, **settings}, through_gateway=front != "torchserve")
+    server = Server("whisper", command, {"WHISPER_VENV": sys.prefix, **settings})
+    server.port = server.port if front == "torchserve" else server.gateway_port
+    return server
+
+
+def inprocess(settings: Mapping[str, str]) -> Server:
+    """The gateway alone, with the core in its process."""
+    return ours(settings, "inprocess")
 
 
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
