@@ -8,14 +8,17 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
 from tests.serve.server import Gateway, Server
 
 Front = Server | Gateway
 TIMER, HOME = (SAMPLES / "timer.flac").read_bytes(), (SAMPLES / "home.flac").read_bytes()
+OTHER_ADDRESS = "127.0.0.2"
 GONE_SECONDS = 200.0
 """For a request to a server that may not answer."""
 
@@ -54,19 +57,33 @@ def under_load(server: Front) -> Iterator[Load]:
         yield load
 
 
-def ended(server: Front, recording: bytes = TIMER, seconds: float = GONE_SECONDS) -> Ending:
-    """Send a recording and wait for the end of the request, whatever it is."""
+def ended(server: Front, recording: bytes = TIMER, address: str = "127.0.0.1") -> Ending:
+    """Send a recording from an address of this machine and wait for the end of the request, whatever it is."""
     try:
-        reply = requests.post(server.url, data=recording, headers={"Cache-Control": "no-cache"}, timeout=seconds)
+        with requests.Session() as session:
+            session.mount("http://", From(address))
+            reply = session.post(server.url, data=recording, headers={"Cache-Control": "no-cache"}, timeout=GONE_SECONDS)
         return Ending(reply.status_code, reply.text, time.monotonic())
     except requests.RequestException as error:
         return Ending(0, f"{type(error).__name__}: {error}", time.monotonic())
 
 
+class From(HTTPAdapter):
+    """Connections from an address: the gateway tells clients apart by it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        """As in requests."""
+        super().init_poolmanager(*arguments, **options, source_address=(self._address, 0))
+
+
 def good_after(server: Front, began: float, seconds: float = GONE_SECONDS) -> float:
     """Seconds from `began`, of time.monotonic(), until another client has its transcript. It asks again and again."""
     while time.monotonic() - began < seconds:
-        ending = ended(server)
+        ending = ended(server, address=OTHER_ADDRESS)
         if ending.is_good:
             assert words(TRANSCRIPTS["timer.flac"]) == words(json.loads(ending.text)["text"])
             return ending.at - began
