@@ -22,6 +22,7 @@ from .backend import Backend
 from .configuration import Configuration
 from .context import Gateway, Wrapper
 from .keys import Keys
+from .realtime import route as realtime
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
@@ -55,7 +56,8 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
 
     app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
     app.state.gateway = gateway
-    for routes in (status, transcriptions):
+    app.state.realtime = realtime.Sessions(configuration.realtime_sessions)
+    for routes in (status, transcriptions, realtime):
         app.include_router(routes.router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -27,7 +27,8 @@ class Configuration:
     worker reads, too. `data`: the folder of what outlives a restart. `keys_file`: the API keys; None: no keys.
     `allow_anonymous`: whether the gateway may listen for other machines without keys. `cors_origins`: the origins whose
     pages may use the API. `max_body_bytes`: the largest body. `allow_urls`: whether requests may name a recording by
-    its URL. `grace_seconds`: how long open requests may take when the server stops.
+    its URL. `grace_seconds`: how long open requests may take when the server stops. `realtime_sessions`: the most
+    realtime sessions that may be open at once.
     """
 
     host: str = "127.0.0.1"
@@ -42,6 +43,7 @@ class Configuration:
     max_body_bytes: int = 150 * 1024 * 1024
     allow_urls: bool = False
     grace_seconds: float = 60.0
+    realtime_sessions: int = 32
 
     @property
     def is_local(self) -> bool:
@@ -68,6 +70,7 @@ class Configuration:
             max_body_bytes=max_audio_bytes * 4 // 3 + 1024 * 1024,
             allow_urls=_switch("WHISPER_ALLOW_URLS", environ, default=host in LOOPBACK),
             grace_seconds=float(environ.get("WHISPER_GRACE_SECONDS") or 60.0),
+            realtime_sessions=_count("WHISPER_REALTIME_SESSIONS", environ, default=32),
         )
 
 
@@ -102,3 +105,10 @@ def _switch(variable: str, environ: Mapping[str, str], *, default: bool) -> bool
     if text not in ("", "0", "1", "false", "true"):
         raise ConfigurationError(f"{variable} must be true or false; got '{text}'", param=variable)
     return text in ("1", "true") if text else default
+
+
+def _count(variable: str, environ: Mapping[str, str], *, default: int) -> int:
+    text = environ.get(variable) or str(default)
+    if not text.isdecimal():
+        raise ConfigurationError(f"{variable} must be a number of at least 0; got '{text}'", param=variable)
+    return int(text)

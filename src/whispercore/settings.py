@@ -17,7 +17,7 @@ OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
-    *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
+    *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS", "REALTIME_SESSIONS"),
 )
 """Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, the clients and the tests."""
 _MISSPELT = 0.75
