@@ -74,11 +74,11 @@ class Decoder:
         return np.frombuffer(data[:whole], "<i2").astype(np.int16, copy=False)
 
     def _resampled(self, samples: Pcm, *, last: bool) -> Pcm:
-        resampled: Pcm = self._resampler.resample_chunk(samples, last=last)
-        return resampled
+        resampled = self._resampler.resample_chunk(samples.astype(np.float32), last=last)
+        return np.rint(resampled).clip(-32_768, 32_767).astype(np.int16)
 
     def _new_resampler(self) -> soxr.ResampleStream:
-        return soxr.ResampleStream(self._format.rate, SAMPLE_RATE, 1, dtype="int16")
+        return soxr.ResampleStream(self._format.rate, SAMPLE_RATE, 1, dtype="float32")
 
 
 class AudioBuffer:

@@ -77,11 +77,14 @@ class Captions:
     def update(self, segments: Sequence[Segment], seconds: float) -> str:
         """Take a transcription of the window, whose length is `seconds`. Returns the text that has become certain."""
         heard = words("".join(segment.text for segment in segments))
-        tail = heard[_aligned(self._window, heard) :]
+        certain = _aligned(self._window, heard)
+        tail = heard[certain:]
+        if certain and self._window and heard[certain - 1].key == self._window[-1].key:
+            self._held = heard[certain - 1].mark
         agreed = _common(self._tail, tail)
         if seconds > LONGEST_SECONDS:
             spoken = words("".join(segment.text for segment in segments[:-1] or segments))
-            agreed = max(agreed, len(spoken) - (len(heard) - len(tail)))
+            agreed = max(agreed, len(spoken) - certain)
         delta = self._take(tail[:agreed])
         self._tail = tail[agreed:]
         return delta + self._shorten(segments, seconds, len(heard) - len(self._tail))

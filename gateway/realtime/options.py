@@ -219,9 +219,7 @@ def _turn_detection(before: ServerVad | None, value: Any, path: str) -> ServerVa
         message = f"{path}.idle_timeout_ms is not available: it asks for a response, and this server only transcribes"
         raise InvalidRequest(message, param=f"{path}.idle_timeout_ms", code="unsupported_parameter")
     limits = {"threshold": 1.0, "prefix_padding_ms": MAX_PADDING_MS, "silence_duration_ms": MAX_SILENCE_MS}
-    numbers: dict[str, Any] = {
-        name: _number(fields[name], limits[name], f"{path}.{name}") for name in own if fields.get(name) is not None
-    }
+    numbers: dict[str, Any] = {name: _number(fields[name], limits[name], f"{path}.{name}") for name in own if fields.get(name) is not None}
     whole = {name: value if name == "threshold" else round(value) for name, value in numbers.items()}
     return replace(before or ServerVad(), **whole)
 

@@ -49,6 +49,8 @@ BUFFERED_SECONDS = 300
 SHORTEST_COMMIT = SAMPLE_RATE // 10
 FIRST_SECONDS = 0.8
 """Sound with which an open turn is transcribed for the first time."""
+LONGEST_WINDOW = 28 * SAMPLE_RATE
+"""Sound of an open turn that is transcribed at once: less than Whisper's window. The rest follows at the next time."""
 MAX_ERRORS = 50
 """Errors in a row after which the session ends: the client does not read them."""
 
@@ -260,7 +262,8 @@ class Session:
         return self._turns is None or self._turns.last_voice > opened.until or not opened.captions.settled
 
     async def _transcribe_open(self, opened: Item) -> None:
-        start, end = opened.start + round(opened.captions.offset * SAMPLE_RATE), self._audio.end
+        start = opened.start + round(opened.captions.offset * SAMPLE_RATE)
+        end = min(self._audio.end, start + LONGEST_WINDOW)
         pcm = self._audio.between(start, end)
         began = self._clock()
         transcription = self.options.transcription
