@@ -75,7 +75,8 @@ class Decoder:
 
     def _resampled(self, samples: Pcm, *, last: bool) -> Pcm:
         resampled = self._resampler.resample_chunk(samples.astype(np.float32), last=last)
-        return np.rint(resampled).clip(-32_768, 32_767).astype(np.int16)
+        rounded: Pcm = np.rint(resampled).clip(-32_768, 32_767).astype(np.int16)
+        return rounded
 
     def _new_resampler(self) -> soxr.ResampleStream:
         return soxr.ResampleStream(self._format.rate, SAMPLE_RATE, 1, dtype="float32")
