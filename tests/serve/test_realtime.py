@@ -49,8 +49,12 @@ def transcribed(server: Gateway, sound: RealtimeTranscriptionSessionAudioInputPa
 
 
 def test_a_turn_found_by_the_server(server: Gateway) -> None:
-    transcription = {"model": "whisper-1", "language": "en"}
-    found = transcribed(server, {"transcription": transcription, "turn_detection": {"type": "server_vad"}}, "timer.flac", commit=False)
+    found = transcribed(
+        server,
+        {"transcription": {"model": "whisper-1", "language": "en"}, "turn_detection": {"type": "server_vad"}},
+        "timer.flac",
+        commit=False,
+    )
     kinds = [event.type for event in found]
     assert kinds[:3] == ["session.created", "session.updated", "input_audio_buffer.speech_started"]
     assert kinds.index("input_audio_buffer.speech_stopped") < kinds.index("input_audio_buffer.committed")
