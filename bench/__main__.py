@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save,
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | realtime | table]: measure, save,
 write tables."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, loss, memory, overhead, results, serve, soak, startup
+from . import accuracy, engines, loss, memory, overhead, realtime, results, serve, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
@@ -35,8 +35,9 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "soak": soak.main,
     "engines": engines.main,
     "loss": loss.main,
+    "realtime": realtime.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have their own options: see serve --help"
+WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines, loss and realtime have their own options: see serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
