@@ -16,8 +16,8 @@ from .audio import FORMATS
 LOGPROBS = "item.input_audio_transcription.logprobs"
 TRANSCRIPTIONS = "v1/audio/transcriptions"
 MAX_PADDING_MS, MAX_SILENCE_MS = 5_000, 10_000
-MAX_NAME = 256
-"""Characters of a model's name."""
+MAX_NAME, MAX_TEXT = 256, 10_000
+"""Characters of a model's name, and of any other text. Whisper uses the last 224 tokens of a prompt."""
 _BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 _READ_ONLY = ("id", "object", "expires_at", "client_secret")
 """Fields of the server's own session object. A client that sends the object back changes nothing by them."""
@@ -239,11 +239,11 @@ def _object(value: Any, path: str) -> Mapping[str, Any]:
     return value
 
 
-def _text(value: Any, path: str, most: int | None = None) -> str:
+def _text(value: Any, path: str, most: int = MAX_TEXT) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{path} must be a string", param=path)
-    if most is not None and len(value) > most:
-        raise InvalidRequest(f"{path} may have {most} characters", param=path)
+    if len(value) > most:
+        raise InvalidRequest(f"{path} may have at most {most:,} characters", param=path)
     return value
 
 

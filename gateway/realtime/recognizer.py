@@ -41,23 +41,30 @@ class TranscriptionError(Exception):
         self.status, self.error, self.retry_after = status, error, retry_after
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Recognizer:
-    """`client`: the name by which the queue is fair. `sleep`: waits before a retry."""
+    """`client`: the name by which the queue is fair. `sleep`: waits before a retry. `greedy`: the engine has temperatures."""
 
     backend: Backend
     spool: Spool
     client: str
     request_id: str
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+    greedy: bool = True
 
     async def partial(self, pcm: bytes, transcription: Transcription, language: str | None) -> tuple[Segment, ...]:
         """The sentences of an open turn so far, without retries at higher temperatures. `language`: None to detect it.
 
         Raises TranscriptionError.
         """
-        fields = {**transcription.fields(), "temperature": "0"} | ({"language": language} if language else {})
-        content, _ = await self._send("", pcm, fields)
+        fields = transcription.fields() | ({"language": language} if language else {})
+        try:
+            content, _ = await self._send("", pcm, fields | ({"temperature": "0"} if self.greedy else {}))
+        except TranscriptionError as error:
+            if not self.greedy or error.error.get("param") != "temperature":
+                raise
+            self.greedy = False
+            content, _ = await self._send("", pcm, fields)
         return tuple(Segment(segment["start"], segment["end"], segment["text"]) for segment in content["segments"])
 
     async def final(self, pcm: bytes, transcription: Transcription, *, logprobs: bool) -> Transcript:

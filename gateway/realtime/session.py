@@ -267,17 +267,18 @@ class Session:
         pcm = self._audio.between(start, end)
         began = self._clock()
         transcription = self.options.transcription
+        opened.until = end
         with anyio.CancelScope() as self._partial_scope:
-            opened.until = end
             try:
                 segments = await self._recognizer.partial(pcm, transcription, transcription.language or self._language)
             except TranscriptionError as error:
                 logger.info("a partial transcription was refused with %d: %s", error.status, error)
                 return self._pacing.refused()
-            self._pacing.measured(self._clock() - began)
-            if opened is self._open and (delta := opened.captions.update(segments, (end - start) / SAMPLE_RATE)):
-                with anyio.CancelScope(shield=True):
-                    await self._send(TranscriptionDelta(opened.id, delta))
+        if opened is not self._open:
+            return
+        self._pacing.measured(self._clock() - began)
+        if delta := opened.captions.update(segments, (end - start) / SAMPLE_RATE):
+            await self._send(TranscriptionDelta(opened.id, delta))
 
     async def _transcribe_committed(self, committed: Item) -> None:
         options = committed.options

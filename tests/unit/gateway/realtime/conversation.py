@@ -70,6 +70,7 @@ class CountingBackend:
     """Of each call's sound."""
     errors: list[int] = field(default_factory=list)
     final: str | None = None
+    has_temperatures: bool = True
     gate: anyio.Event | None = None
     """Whole turns wait for it."""
     at_once: int = 0
@@ -94,6 +95,8 @@ class CountingBackend:
 
     async def _reply(self, call: Call, seconds: float) -> Reply:
         text = " ".join(f"w{i}" for i in range(int(seconds * 2)))
+        if not call.path and "temperature" in call.fields and not self.has_temperatures:
+            return _json({"error": {"message": "no", "code": "invalid_value", "param": "temperature"}}, 400)
         if not call.path:
             return _json({"segments": [{"start": 0.0, "end": seconds, "text": f" {text}"}]})
         if self.gate:

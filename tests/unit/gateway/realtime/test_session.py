@@ -142,6 +142,12 @@ def test_options_reach_the_back_end() -> None:
     assert (final.path, final.fields) == ("v1/audio/transcriptions", expected)
 
 
+def test_an_engine_without_temperatures_has_deltas_too() -> None:
+    found = converse(appends(sound(3.0) + sound(1.0, 0)), items=1, backend=CountingBackend(has_temperatures=False))
+    assert found.of(DELTA)
+    assert sum("temperature" in call.fields for call in found.backend.calls) == 1
+
+
 def test_a_busy_back_end_is_asked_again() -> None:
     found = converse(appends(sound(2.0) + sound(1.0, 0)), items=1, backend=CountingBackend(errors=[503, 500, 503]))
     assert len(found.of(COMPLETED)) == 1
@@ -260,6 +266,7 @@ def test_bad_messages(message: Any, code: str, param: str | None) -> None:
         ({"transcription": {"languages": "en"}}, "transcription.languages"),
         ({"transcription": {"keywords": [1]}}, "transcription.keywords"),
         ({"transcription": {"model": 1}}, "transcription.model"),
+        ({"transcription": {"prompt": "x" * 10_001}}, "transcription.prompt"),
         ({"turn_detection": {"type": "semantic_vad"}}, "turn_detection.type"),
         ({"turn_detection": {"type": "server_vad", "threshold": 2}}, "turn_detection.threshold"),
         ({"turn_detection": {"threshold": True}}, "turn_detection.threshold"),
