@@ -13,15 +13,11 @@ import asyncio
 import base64
 import io
 import json
-import os
 import re
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -38,10 +34,11 @@ from whispercore.types import SAMPLE_RATE
 
 from . import datasets, results
 from .load import LoadError
-from .work import ROOT, SCRATCH
+from .server import inprocess
+from .work import HEADERS, clips
 
 RATE, STEP, PAUSE = 24_000, 0.1, 1.5
-START_SECONDS = 300.0
+PATIENCE = 300.0
 EVENT = "conversation.item.input_audio_transcription"
 
 
@@ -82,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin = results.provenance()
     settings = {"model": arguments.model, "sessions": arguments.sessions, "seconds": arguments.seconds, "pause_seconds": PAUSE}
     try:
-        with gateway(arguments.model) as url:
+        with inprocess({"WHISPER_MODEL": arguments.model}) as server:
+            server.wait_until_ready(clips()[0], HEADERS)
+            url = f"http://127.0.0.1:{server.port}"
             measured = {str(count): measure(url, count, arguments.seconds) for count in arguments.sessions}
     except LoadError as error:
         print(error, file=sys.stderr)
@@ -90,36 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     results.save(arguments.results or results.RESULTS, "realtime", origin, settings, measured)
     print(json.dumps(measured, indent=1, default=str))
     return 0
-
-
-@contextmanager
-def gateway(model: str) -> Iterator[str]:
-    """The address of a gateway with the engine in its process."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    state = str(SCRATCH / "realtime")
-    variables = {"WHISPER_MODEL": model, "WHISPER_GATEWAY_ADDRESS": url, "WHISPER_STATE_DIR": state, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    SCRATCH.mkdir(parents=True, exist_ok=True)
-    with (SCRATCH / "realtime.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", "gateway"], env={**os.environ, **variables}, cwd=ROOT, stdout=log, stderr=log)
-        try:
-            _wait_until_ready(url, process)
-            yield url
-        finally:
-            process.terminate()
-            process.wait(120)
-
-
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if requests.get(f"{url}/ping", timeout=10).ok:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.5)
-    raise LoadError(f"the gateway did not start: see {SCRATCH / 'realtime.log'}")
 
 
 def measure(url: str, count: int, seconds: float) -> dict[str, Any]:
@@ -206,7 +175,7 @@ async def _play(url: str, spoken: Script, delay: float) -> Log:
                 json.dumps({"type": "input_audio_buffer.append", "audio": base64.b64encode(spoken.sound[at : at + size]).decode()})
             )
             await asyncio.sleep(max(0.0, began + i * STEP - time.monotonic()))
-        await asyncio.wait_for(listening, START_SECONDS)
+        await asyncio.wait_for(listening, PATIENCE)
     return log
 
 
@@ -215,7 +184,7 @@ async def _listen(client: ClientConnection, log: Log, began: float) -> None:
     open_turns = 0
     while True:
         try:
-            event = json.loads(await asyncio.wait_for(client.recv(), PAUSE + 10 if not open_turns else START_SECONDS))
+            event = json.loads(await asyncio.wait_for(client.recv(), PAUSE + 10 if not open_turns else PATIENCE))
         except asyncio.TimeoutError:
             return
         now = time.monotonic() - began

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
@@ -26,12 +28,15 @@ from .jobs import routes as jobs
 from .jobs.runner import JobRunner
 from .jobs.store import JobStore
 from .keys import Keys
+from .openapi import describe
 from .realtime import route as realtime
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
 
+KEYS_SECONDS = 5.0
+"""How often to look whether the file of keys has changed."""
 logger = logging.getLogger(__name__)
 
 
@@ -57,6 +62,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         try:
             async with anyio.create_task_group() as group:
                 runner.start(group)
+                group.start_soon(_reload_keys, gateway.keys)
                 yield
                 group.cancel_scope.cancel()
         finally:
@@ -65,6 +71,8 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
             gateway.usage.close()
 
     app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
+    document = functools.cache(lambda: describe(app))
+    app.openapi = lambda: document()  # type: ignore[method-assign]  # FastAPI's own way to replace its document
     app.state.gateway, app.state.jobs = gateway, runner
     app.state.realtime = realtime.Sessions(configuration.realtime_sessions)
     for router in (status.router, transcriptions.router, jobs.router, realtime.router):
@@ -83,6 +91,16 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         )
     app.add_middleware(Wrapper, telemetry=gateway.telemetry)
     return app
+
+
+async def _reload_keys(keys: Keys | None) -> None:
+    """Read the file of keys again whenever it changes."""
+    fault = ""
+    while keys:
+        await anyio.sleep(KEYS_SECONDS)
+        told, fault = fault, await run_sync(keys.reload)
+        if fault and fault != told:
+            logger.error("the API keys stay as they were: %s", fault)
 
 
 async def _on_whisper_error(request: Request, error: Any) -> Response:

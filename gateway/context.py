@@ -27,8 +27,6 @@ from .usage import Usage
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLIENT_HEADER = "x-whisper-client"
-"""The name of the client, for the queue's fairness. Only the gateway may set it, so a client's own is dropped."""
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 

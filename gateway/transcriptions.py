@@ -12,9 +12,9 @@ from starlette.responses import Response, StreamingResponse
 from whispercore.api.request import parse
 from whispercore.torchserve.handshake import API_VERSION
 
-from .backend import Call, Reply
+from .backend import CLIENT_HEADER, Call, Reply
 from .body import Body, read_body
-from .context import CLIENT_HEADER, Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
+from .context import Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
 from .recordings import with_recording
 
 router = APIRouter()

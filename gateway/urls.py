@@ -34,6 +34,9 @@ MAX_URL = 4096
 """Characters."""
 
 
+_HTTPCORE_ERRORS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
+
+
 class _RefusedAddress(httpcore.ConnectError):
     """A name resolves to an address that must not be connected to."""
 
@@ -149,7 +152,7 @@ async def fetch(url: str, configuration: Configuration, spool: Spool, max_bytes:
         raise _failed(url, f"it takes longer than {TOTAL_SECONDS:g} s") from None
     except _RefusedAddress as error:
         raise Forbidden(f"url: {error}", param="url", code="url_refused") from None
-    except (httpx.HTTPError, httpx.InvalidURL, httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, *_HTTPCORE_ERRORS) as error:
         raise _failed(url, str(error) or type(error).__name__) from None
 
 

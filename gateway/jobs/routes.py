@@ -300,7 +300,7 @@ async def _rendered(runner: JobRunner, job: Job, request: Request) -> Rendered:
 def _reply_of(request: Request, job: Job) -> Parsed:
     """The form of the reply. Raises InvalidRequest for an option of the transcription, which comes too late."""
     values = {name: request.query_params.getlist(name) for name in request.query_params}
-    row = {name: items[0] if len(items) == 1 else items for name, items in values.items()}
+    row = {name: items[0] if len(items) == 1 and not name.endswith("[]") else items for name, items in values.items()}
     given = {name: field.value for name, field in read_fields(row, None, {}).items()}
     if late := next((name for name in given if name not in REPLY_TYPES or name in ("stream", "include")), None):
         raise InvalidRequest(f"{late} must be given when the job is created; here only the form of the reply", param=late)

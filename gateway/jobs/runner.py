@@ -62,6 +62,11 @@ class JobRunner:
         self._wakes: set[anyio.Event] = set()
 
     @property
+    def running(self) -> int:
+        """How many jobs are under way."""
+        return len(self._running)
+
+    @property
     def configuration(self) -> Configuration:
         """The gateway's."""
         return self._gateway.configuration

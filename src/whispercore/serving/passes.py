@@ -19,8 +19,8 @@ MAX_CHANNELS = 8
 class Passes:
     """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
 
-    `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before
-    `open_first`.
+    `recordings`: every pass that has been opened. `duration`: seconds by the header; `expected_duration`: else by the bit
+    rate; None when there is neither, and before `open_first`.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Passes:
         """`prober`: opens the upload in another process first; for uploads of strangers. `is_cancelled`: stop reading."""
         self.recordings: list[Recording] = []
         self.duration: float | None = None
+        self.expected_duration: float | None = None
         self._source: Source | None = source
         self._options = options
         self._max_seconds = max_seconds
@@ -57,6 +58,7 @@ class Passes:
             self._prober.check(self._source)
         self._first = self._open(None)
         self.duration, channels = self._first.declared_duration, self._first.channels
+        self.expected_duration = self._first.expected_duration
         if options.channels != "separate" or channels == 1:
             return (None,)
         if channels > MAX_CHANNELS:

@@ -65,8 +65,9 @@ def serve(folder: Path, *, backend: Backend | None = None, engine: Recorder | No
     wait_for(lambda: server.started, "the start of the gateway")
     with httpx.Client(base_url=f"http://127.0.0.1:{configuration.port}", timeout=PATIENCE) as client:
         yield Served(client, configuration.port, engine, app)
-    engine.gate.set()
     server.should_exit = True
+    wait_for(lambda: not app.state.jobs.running, "the jobs have been left to the next start")
+    engine.gate.set()
     thread.join(PATIENCE)
     assert not thread.is_alive(), "the gateway does not stop"
 
