@@ -15,7 +15,7 @@ from whispercore.errors import EngineError, InvalidRequest, Overloaded, WhisperE
 from ..context import Admission, Gateway, admitted, count_audio, gateway_of, request_id_of
 from ..refusals import Forbidden, RateLimited, Unauthorized
 from .events import Event, error_event
-from .options import SessionOptions, Transcription
+from .options import MAX_NAME, SessionOptions, Transcription
 from .pacing import Pacing
 from .recognizer import Recognizer, Transcript
 from .session import Session
@@ -47,8 +47,8 @@ class Sessions:
 @router.websocket("/v1/realtime")
 async def realtime(websocket: WebSocket) -> None:
     """OpenAI's Realtime transcription. A refusal is an error event, then a close code: browsers show no HTTP status."""
-    await websocket.accept(_subprotocol(websocket))
     try:
+        await websocket.accept(_subprotocol(websocket))
         async with admitted(websocket, _authorization(websocket)) as admission:
             await _serve(websocket, admission)
     except WhisperError as error:
@@ -92,7 +92,7 @@ def _session(websocket: WebSocket, gateway: Gateway, admission: Admission, pacin
     model = websocket.query_params.get("model")
     recognizer = Recognizer(backend=gateway.backend, spool=gateway.spool, client=admission.name, request_id=request_id_of(websocket))
     return Session(
-        options=SessionOptions(transcription=Transcription(model=model[:256]) if model else Transcription()),
+        options=SessionOptions(transcription=Transcription(model=model[:MAX_NAME]) if model else Transcription()),
         beta=_is_beta(websocket),
         recognizer=recognizer,
         pacing=pacing,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -168,8 +169,7 @@ class Session:
             case Update(session, beta):
                 await self._update(session, beta)
 
-    async def _update(self, session: object, beta: bool) -> None:
-        assert isinstance(session, dict)
+    async def _update(self, session: Mapping[str, Any], beta: bool) -> None:
         options = self.options.updated_beta(session) if beta else self.options.updated(session)
         before, self.options = self.options, options
         if options.format != before.format:

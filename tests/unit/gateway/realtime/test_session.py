@@ -333,6 +333,7 @@ def needs_no_answer(message: str | bytes) -> bool:
     return isinstance(message, str) and "input_audio_buffer.append" in message
 
 
+@pytest.mark.slow
 @settings(max_examples=settings().max_examples // 2)
 @given(st.lists(st.text() | st.binary(max_size=40) | messages.map(json.dumps) | json_values.map(json.dumps), max_size=6))
 def test_garbage_gets_an_answer_and_harms_nothing(garbage: list[str | bytes]) -> None:
