@@ -51,6 +51,8 @@ class TorchServe:
         self._guard = self._guarded()
         self.watchdog_token = secrets.token_hex(16)
         environment = _environment(self.folder) | {handshake.WATCHDOG_TOKEN: self.watchdog_token}
+        if configuration.gateway:
+            environment.setdefault("WHISPER_CLIENT_HEADER", handshake.CLIENT_HEADER)
         if self._guard:
             environment["TS_MANAGEMENT_ADDRESS"] = f"unix:{self.folder / SOCKET_FILE}"
         # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.

@@ -24,6 +24,8 @@ WATCHDOG_TOKEN = "WHISPER_WATCHDOG_TOKEN"
 """Environment variable: what the launcher's watchdog sends with its test, so that no client can go ahead of the queue."""
 SPOOL_DIR = "WHISPER_SPOOL_DIR"
 """Environment variable: the folder in which the gateway puts the uploads for the worker."""
+CLIENT_HEADER = "x-whisper-client"
+"""The header in which the gateway names the client, for the queue's fairness. It drops a client's own."""
 CANNOT_START = "whisper cannot start: "
 """The beginning of the line in which the worker logs why it cannot start."""
 _SERVES = re.compile(r"whispercore \S+ serves (.*)")
