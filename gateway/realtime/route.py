@@ -117,13 +117,22 @@ async def _converse(websocket: WebSocket, session: Session) -> None:
 
         group.start_soon(transcribe)
         try:
-            await session.begin()
-            while True:
-                await session.receive(await _next_message(websocket))
+            await _read(websocket, session)
         except Exception as error:
             ends.append(error)
         group.cancel_scope.cancel()
     raise _expected(ends[0], websocket)
+
+
+async def _read(websocket: WebSocket, session: Session) -> None:
+    """Hand over the client's messages until an error ends the session."""
+    await session.begin()
+    try:
+        while True:
+            await session.receive(await _next_message(websocket))
+    except SessionIdle:
+        await session.finish()
+        raise
 
 
 def _expected(error: Exception, websocket: WebSocket) -> Exception:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,6 +150,15 @@ class Session:
             else:
                 self._news = anyio.Event()
                 await self._news.wait()
+
+    async def finish(self) -> None:
+        """Commit the sound that is open, and wait until all sound is transcribed."""
+        if self._open:
+            with suppress(InvalidRequest):  # too little sound
+                await self._commit_all()
+        while self._committed:
+            self._space = anyio.Event()
+            await self._space.wait()
 
     @property
     def _waiting_seconds(self) -> float:

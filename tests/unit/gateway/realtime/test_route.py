@@ -142,8 +142,11 @@ def test_a_message_that_is_too_large_closes_the_session(server: Served) -> None:
 
 
 def test_an_idle_session_ends(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(route, "IDLE_SECONDS", 0.2)
+    """Sound that was not committed is transcribed before."""
+    monkeypatch.setattr(route, "IDLE_SECONDS", 0.5)
     with opened(server) as client:
+        say(client, MANUAL, append(sound(1.0)))
+        assert events(client, COMPLETED)[-1]["transcript"] == "w0 w1"
         assert refusal(client) == ("session_idle", 1000)
 
 
