@@ -40,8 +40,8 @@ class Sessions:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self.open = 0
-        self.pacing = Pacing()
+        self.open: set[Session] = set()
+        self.pacing = Pacing(lambda: sum(session.speaking for session in self.open), time.monotonic)
 
 
 @router.websocket("/v1/realtime")
@@ -62,16 +62,17 @@ async def _serve(websocket: WebSocket, admission: Admission) -> None:
     gateway, sessions = gateway_of(websocket), _sessions_of(websocket)
     _check_origin(websocket, gateway)
     _check_intent(websocket)
-    if sessions.open >= sessions.limit:
+    if len(sessions.open) >= sessions.limit:
         message = f"{sessions.limit} realtime sessions are open already (WHISPER_REALTIME_SESSIONS): try again later"
         raise Overloaded(message, code="too_many_sessions", retry_after=30)
-    sessions.open += 1
-    gateway.telemetry.realtime_sessions.set(sessions.open)
+    session = _session(websocket, gateway, admission, sessions.pacing)
+    sessions.open.add(session)
+    gateway.telemetry.realtime_sessions.set(len(sessions.open))
     try:
-        await _converse(websocket, _session(websocket, gateway, admission, sessions.pacing))
+        await _converse(websocket, session)
     finally:
-        sessions.open -= 1
-        gateway.telemetry.realtime_sessions.set(sessions.open)
+        sessions.open.remove(session)
+        gateway.telemetry.realtime_sessions.set(len(sessions.open))
 
 
 def _session(websocket: WebSocket, gateway: Gateway, admission: Admission, pacing: Pacing) -> Session:
@@ -98,7 +99,6 @@ def _session(websocket: WebSocket, gateway: Gateway, admission: Admission, pacin
         pacing=pacing,
         send=send,
         on_transcript=on_transcript,
-        clock=time.monotonic,
     )
 
 

@@ -91,15 +91,14 @@ class Session:
         pacing: Pacing,
         send: Callable[[Event], Awaitable[None]],
         on_transcript: Callable[[Transcript], WhisperError | None],
-        clock: Callable[[], float],
         detector: Callable[[], Callable[[Pcm], list[float]]] = StreamingVoiceDetector,
     ) -> None:
-        """`send` sends an event; `on_transcript` counts a turn, and returns an error that ends the session; `clock` gives seconds."""
+        """`send` sends an event; `on_transcript` counts a turn, and returns an error that ends the session."""
         self.id = new_id("sess")
         self.options = options
         self._beta = beta
         self._recognizer, self._pacing, self._send = recognizer, pacing, send
-        self._on_transcript, self._clock, self._new_detector = on_transcript, clock, detector
+        self._on_transcript, self._new_detector = on_transcript, detector
         self._decoder = Decoder(options.format)
         self._audio = AudioBuffer()
         self._detector: Callable[[Pcm], list[float]] | None = None
@@ -159,6 +158,11 @@ class Session:
         while self._committed:
             self._space = anyio.Event()
             await self._space.wait()
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a turn is open."""
+        return self._open is not None
 
     @property
     def _waiting_seconds(self) -> float:
@@ -275,18 +279,17 @@ class Session:
         start = opened.start + round(opened.captions.offset * SAMPLE_RATE)
         end = min(self._audio.end, start + LONGEST_WINDOW)
         pcm = self._audio.between(start, end)
-        began = self._clock()
         transcription = self.options.transcription
         opened.until = end
         with anyio.CancelScope() as self._partial_scope:
             try:
-                segments = await self._recognizer.partial(pcm, transcription, transcription.language or self._language)
+                with self._pacing.transcription():
+                    segments = await self._recognizer.partial(pcm, transcription, transcription.language or self._language)
             except TranscriptionError as error:
                 logger.info("a partial transcription was refused with %d: %s", error.status, error)
                 return self._pacing.refused()
         if opened is not self._open:
             return
-        self._pacing.measured(self._clock() - began)
         if delta := opened.captions.update(segments, (end - start) / SAMPLE_RATE):
             await self._send(TranscriptionDelta(opened.id, delta))
 

@@ -144,10 +144,9 @@ class Conversation:
             options=options or SessionOptions(),
             beta=beta,
             recognizer=recognizer,
-            pacing=Pacing(),
+            pacing=Pacing(lambda: 1, lambda: 0.0),
             send=self._receive,
             on_transcript=on_transcript,
-            clock=lambda: 0.0,
             detector=LoudnessDetector,
         )
 

@@ -87,9 +87,9 @@ def test_a_client_that_vanishes_frees_everything(server: Served, backend: Counti
     with opened(server) as client:
         say(client, MANUAL, append(sound(1.0)), COMMIT)
         wait_for(lambda: backend.at_once == 1)
-        assert server.app.state.realtime.open == 1
+        assert len(server.app.state.realtime.open) == 1
         client.socket.shutdown(socket.SHUT_RDWR)
-    wait_for(lambda: server.app.state.realtime.open == 0 and backend.at_once == 0)
+    wait_for(lambda: server.app.state.realtime.open == set() and backend.at_once == 0)
     assert list(server.app.state.gateway.spool.folder.iterdir()) == []
 
 
@@ -127,7 +127,7 @@ def test_there_are_no_more_sessions_than_allowed(server: Served) -> None:
         with opened(server) as refused:
             assert refusal(refused) == ("too_many_sessions", 1013)
         assert "whisper_realtime_sessions 3.0" in server.app.state.gateway.telemetry.text()
-    wait_for(lambda: server.app.state.realtime.open == 0)
+    wait_for(lambda: server.app.state.realtime.open == set())
     with opened(server) as client:
         commits(client)
 
