@@ -16,6 +16,8 @@ KEEP_SECONDS = 8.0
 """A window shorter than this is transcribed as a whole. Of a longer one, sentences that are certain are left out."""
 LONGEST_SECONDS = 25.0
 """A window longer than this loses all sentences but the last, certain or not: it must not exceed Whisper's 30 s."""
+SILENCE_KEPT = 1.0
+"""Seconds of a long window without words that may hold the beginning of one."""
 _WITHOUT_BLANKS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Thai, Lao, Burmese, Khmer, Japanese and Chinese are written without blanks: there a character counts as a word."""
 _WORD = re.compile(rf"\s*(?:[{_WITHOUT_BLANKS}]|[^\s{_WITHOUT_BLANKS}]+)")
@@ -117,19 +119,19 @@ class Captions:
         `certain`: the number of certain words in the transcription. Returns the mark that ends that sentence, when it
         was held back.
         """
-        if seconds < KEEP_SECONDS:
-            return ""
+        too_long = seconds > LONGEST_SECONDS
         counts = [len(words("".join(segment.text for segment in segments[: i + 1]))) for i in range(len(segments))]
         over = [i for i in range(len(segments) - 1) if counts[i] <= certain]
-        if seconds > LONGEST_SECONDS and not over:
-            over = [0]
-        if not over:
+        if seconds < KEEP_SECONDS or not (over or too_long):
             return ""
-        last = over[-1]
-        following = segments[last + 1].start if last + 1 < len(segments) else segments[last].end
-        self.offset += (segments[last].end + max(following, segments[last].end)) / 2 if segments else seconds
-        kept = max(0, certain - counts[last])
-        self._window = self._window[len(self._window) - kept :] if kept else []
+        if over:
+            sentence, following = segments[over[-1] : over[-1] + 2]
+            border, left = (sentence.end + max(following.start, sentence.end)) / 2, counts[over[-1]]
+        else:
+            border, left = segments[0].end if segments else seconds - SILENCE_KEPT, certain
+        self.offset += min(seconds, max(border, seconds - LONGEST_SECONDS))
+        kept = certain - left
+        self._window = self._window[-kept:] if kept else []
         if kept:
             return ""
         held, self._held = self._held, ""

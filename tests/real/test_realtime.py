@@ -36,8 +36,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         checkpoints.locate(MODEL.located)
     except ConfigurationError as error:
         pytest.skip(f"the model base is needed: {error}")
-    settings = MODEL.settings("ct2", "int8")
-    with serve(tmp_path_factory.mktemp("gateway"), backend=InProcess(lambda: Transcriber(settings))) as running:
+    transcriber = Transcriber(MODEL.settings("ct2", "int8"))
+    with serve(tmp_path_factory.mktemp("gateway"), backend=InProcess(lambda: transcriber)) as running:
         yield running
 
 

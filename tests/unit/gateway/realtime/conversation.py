@@ -71,6 +71,7 @@ class CountingBackend:
     errors: list[int] = field(default_factory=list)
     final: str | None = None
     has_temperatures: bool = True
+    hears: bool = True
     gate: anyio.Event | None = None
     """Whole turns wait for it."""
     at_once: int = 0
@@ -97,6 +98,8 @@ class CountingBackend:
         text = " ".join(f"w{i}" for i in range(int(seconds * 2)))
         if not call.path and "temperature" in call.fields and not self.has_temperatures:
             return _json({"error": {"message": "no", "code": "invalid_value", "param": "temperature"}}, 400)
+        if not self.hears:
+            return _json({"segments": [], "text": ""}, seconds=seconds)
         if not call.path:
             return _json({"segments": [{"start": 0.0, "end": seconds, "text": f" {text}"}]})
         if self.gate:

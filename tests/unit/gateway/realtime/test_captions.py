@@ -94,6 +94,14 @@ def test_a_window_stays_below_30_seconds_without_agreement() -> None:
     assert captions.offset > 100.0
 
 
+def test_a_long_silence_leaves_the_window() -> None:
+    captions = Captions()
+    assert captions.update([], 20.0) == ""
+    assert captions.offset == 0.0
+    captions.update([], 26.0)
+    assert captions.offset == 25.0
+
+
 def test_words_joined_are_the_text() -> None:
     text = ' "Hello," she said - it\'s 3.5 km… 今天, ok?'
     assert "".join(word.text + word.mark for word in words(text)) == text
@@ -103,15 +111,15 @@ parts = st.sampled_from(["a", "b", "c", "d.", "E,", "f", "今", "…", "-", "don
 texts = st.lists(parts, max_size=12).map(lambda chosen: " " + " ".join(chosen))
 
 
-@given(st.lists(st.tuples(texts, texts, st.floats(0.1, 40.0)), max_size=25), texts)
-def test_deltas_only_grow(hypotheses: list[tuple[str, str, float]], transcript: str) -> None:
+@given(st.lists(st.tuples(st.lists(texts, max_size=3), st.floats(0.1, 40.0)), max_size=25), texts)
+def test_deltas_only_grow(hypotheses: list[tuple[list[str], float]], transcript: str) -> None:
     """Whatever the transcriptions say: the sent text is the sum of the deltas, and the offset never goes back."""
     captions, sent, offset = Captions(), "", 0.0
-    for first, second, seconds in hypotheses:
-        middle = seconds / 2
-        sent += captions.update([Segment(0.0, middle, first), Segment(middle, seconds, second)], seconds)
+    for sentences, seconds in hypotheses:
+        each = seconds / max(1, len(sentences))
+        sent += captions.update([Segment(i * each, (i + 1) * each, text) for i, text in enumerate(sentences)], seconds)
         assert captions.sent == sent
-        assert offset <= captions.offset <= offset + seconds
+        assert max(0.0, seconds - LONGEST_SECONDS) - 1e-6 <= captions.offset - offset <= seconds + 1e-6
         offset = captions.offset
     rest = captions.finish(transcript)
     assert sent + rest in (sent, transcript)

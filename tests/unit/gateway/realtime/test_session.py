@@ -125,6 +125,12 @@ def test_sound_that_is_never_committed_is_committed_with_an_error() -> None:
     assert max(found.backend.seconds[:-1]) < 30.0, "an open turn is transcribed in windows"
 
 
+def test_minutes_of_silence_without_turn_detection() -> None:
+    found = converse([MANUAL, *appends(sound(90.0, 0), 1.0), COMMIT], items=1, backend=CountingBackend(hears=False))
+    assert found.of(COMPLETED)[0]["transcript"] == ""
+    assert not found.of("error")
+
+
 def test_g711_and_a_change_of_the_format() -> None:
     telephone = {"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}
     found = converse([MANUAL, append(sound(1.0)), telephone, append(b"\x10" * 8_000), COMMIT], items=1)
