@@ -110,7 +110,7 @@ def _setting_row(item: Any) -> tuple[str, ...]:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == ():
+    if value in (None, (), ""):
         return "none"
     text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"`{text.lower() if isinstance(value, bool) else text}`"
