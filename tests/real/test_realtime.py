@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.unit.gateway.conftest import Served, serve
 from whispercore import checkpoints
 from whispercore.errors import ConfigurationError
 from whispercore.serving.transcriber import Transcriber
+from whispercore.torchserve.handshake import CLIENT_HEADER
 
 pytestmark = pytest.mark.slow
 MODEL = Setup(model="base", device="cpu", threads=2)
@@ -36,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         checkpoints.locate(MODEL.located)
     except ConfigurationError as error:
         pytest.skip(f"the model base is needed: {error}")
-    transcriber = Transcriber(MODEL.settings("ct2", "int8"))
+    transcriber = Transcriber(replace(MODEL.settings("ct2", "int8"), client_header=CLIENT_HEADER))
     with serve(tmp_path_factory.mktemp("gateway"), backend=InProcess(lambda: transcriber)) as running:
         yield running
 
