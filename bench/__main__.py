@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, gateway, hostile, loss, memory, overhead, results, serve, serverless, soak, startup
+from . import accuracy, engines, gateway, hostile, loss, memory, overhead, realtime, results, serve, serverless, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
@@ -39,6 +39,7 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "loss": loss.main,
     "gateway": gateway.main,
     "lambda": serverless.main,
+    "realtime": realtime.main,
 }
 WHAT = "default: startup, overhead, memory; the others have their own options: see serve --help"
 
