@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.values import read_options
+from ..audio.parts import Part
 from ..audio.probing import Prober
 from ..audio.source import Source
 from ..audio.threads import AudioThreads
@@ -84,7 +85,7 @@ class Transcriber:
 
     def submit(
         self,
-        source: Source,
+        source: Source | Part,
         options: Options,
         *,
         probe: bool = False,

@@ -1,0 +1,108 @@
+"""A recording in parts gives the transcript of the whole, to the last bit."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.unit.doubles import wav
+from whispercore.audio.parts import Part, split
+from whispercore.audio.recording import open_recording
+from whispercore.engines.fake import FakeEngine
+from whispercore.errors import InvalidRequest
+from whispercore.options import Options
+from whispercore.serving.assembly import in_another_language, joined
+from whispercore.serving.transcriber import Transcriber
+from whispercore.types import Decoded, Segment, Transcript, Window
+
+EVERYTHING = Options(vad_filter=False)
+
+
+def parts_of(sound: bytes, options: Options, seconds: float) -> list[Part]:
+    """The parts as another machine gets them."""
+    with open_recording(sound) as recording:
+        return [pickle.loads(pickle.dumps(part)) for part in split(recording, options, seconds)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        EVERYTHING,
+        Options(vad_filter=False, word_timestamps=True),
+        Options(vad_filter=False, clip_timestamps=(10.0, 150.0, 160.0, 500.0)),
+        Options(vad_filter=False, multilingual=True),
+    ],
+)
+@pytest.mark.parametrize("seconds", [60.0, 100.0, 1e6])
+def test_parts_give_the_transcript_of_the_whole(options: Options, seconds: float) -> None:
+    sound = wav(601.7, seed=3)
+    parts = parts_of(sound, options, seconds)
+    assert len(parts) == 1 if seconds == 1e6 else len(parts) > 4
+    assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert all(part.windows[-1].end - part.windows[0].start <= seconds for part in parts)
+    with Transcriber(engine=FakeEngine()) as transcriber:
+        whole = transcriber.submit(sound, options).result(60)
+        jobs = [transcriber.submit(part, options) for part in parts]
+        assert joined([job.result(60) for job in jobs]) == whole
+
+
+def test_a_silent_recording_has_one_empty_part() -> None:
+    [part] = parts_of(silence(), Options(), 60)
+    assert (part.windows, part.is_last, part.duration) == ((), True, 90.0)
+    with Transcriber(engine=FakeEngine()) as transcriber:
+        assert transcriber.submit(part, Options()).result(20) == transcriber.submit(silence(), Options()).result(20)
+
+
+def silence() -> bytes:
+    import io
+
+    import soundfile
+
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(90 * 16_000, np.int16), 16_000, format="WAV")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("options", [Options(strategy="sequential"), Options(channels="separate")])
+def test_options_that_need_the_whole_recording(options: Options) -> None:
+    [part] = parts_of(wav(3), EVERYTHING, 60)
+    with Transcriber(engine=FakeEngine()) as transcriber, pytest.raises(InvalidRequest, match="only the strategy chunked"):
+        transcriber.submit(part, options).result(20)
+
+
+class Bilingual(FakeEngine):
+    """Detects the language by the time of the window."""
+
+    def __init__(self, language_at: Callable[[float], str]) -> None:
+        super().__init__()
+        self._language_at = language_at
+
+    def _decode(self, window: Window) -> Decoded:
+        decoded = super()._decode(window)
+        return decoded if window.decoding.language else replace(decoded, language=self._language_at(window.start))
+
+
+def test_a_part_in_another_language_is_done_again_as_in_the_whole() -> None:
+    sound = wav(300, seed=5)
+    with Transcriber(engine=Bilingual(lambda start: "de" if start < 130 else "nl")) as transcriber:
+        whole = transcriber.submit(sound, EVERYTHING).result(60)
+        parts = parts_of(sound, EVERYTHING, 60)
+        transcripts = [transcriber.submit(part, EVERYTHING).result(60) for part in parts]
+        again = in_another_language(transcripts)
+        assert again and again == [number for number, part in enumerate(parts) if part.windows[0].start >= 130]
+        for number in again:
+            transcripts[number] = transcriber.submit(parts[number], replace(EVERYTHING, language="de")).result(60)
+        assert joined(transcripts) == whole
+
+
+def test_a_part_without_words_is_done_again_when_words_came_before() -> None:
+    def part(language: str, *texts: str) -> Transcript:
+        return Transcript("", language, 1.0, "transcribe", tuple(Segment(0.0, 1.0, text) for text in texts))
+
+    parts = [part("en"), part("de", "a"), part("de", "b"), part("en"), part("de", "c")]
+    assert in_another_language(parts) == [3]
+    assert in_another_language([part("en"), part("en")]) == []
