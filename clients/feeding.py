@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from whispercore.audio.parts import Part
 from whispercore.audio.source import Source
 from whispercore.options import Options
 from whispercore.serving.job import Job
@@ -26,7 +27,7 @@ POLL_SECONDS = 0.2
 """The longest time between two looks at the progress."""
 
 T = TypeVar("T")
-Fetch = Callable[[T], AbstractContextManager[Source]]
+Fetch = Callable[[T], AbstractContextManager[Source | Part]]
 """Gives the sound of an item, and lets go of it at the end."""
 
 

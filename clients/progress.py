@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from upload import megabytes
 
 NAME_LETTERS = 32
+LINE_SECONDS = 30.0
+"""Time between two lines of a batch's progress where there is no terminal."""
 
 
 def clock(seconds: float) -> str:
@@ -69,14 +72,14 @@ class ProgressBar:
 class ProgressBars:
     """A bar for each recording under way, and one for all. Draws nothing unless `shown`.
 
-    `sizes`: the bytes of each recording. The time left in all follows from the bytes that are done.
+    `sizes`: the bytes of each recording, by its number. The time left in all follows from the bytes that are done.
     """
 
-    def __init__(self, sizes: Mapping[Hashable, int], *, shown: bool) -> None:
+    def __init__(self, sizes: Mapping[int, int], *, shown: bool) -> None:
         self._sizes, self._total = sizes, sum(sizes.values())
         self._progress = _bars(shown)
-        self._tasks: dict[Hashable, TaskID] = {}
-        self._shares: dict[Hashable, float] = {}
+        self._tasks: dict[int, TaskID] = {}
+        self._shares: dict[int, float] = {}
         self._done = 0
         self._began = time.monotonic()
         self._all = self._progress.add_task("", total=self._total or None, status="", visible=len(sizes) > 1)
@@ -88,7 +91,7 @@ class ProgressBars:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def transcribed(self, recording: Hashable, name: str, seconds: float, duration: float | None, elapsed: float) -> None:
+    def transcribed(self, recording: int, name: str, seconds: float, duration: float | None, elapsed: float) -> None:
         """Show how many seconds of a recording are transcribed, `elapsed` seconds after its begin."""
         if recording not in self._tasks:
             self._tasks[recording] = self._progress.add_task(_short(name), total=None, status="")
@@ -96,7 +99,7 @@ class ProgressBars:
         self._shares[recording] = seconds / duration if duration else 0.0
         self._show_all()
 
-    def done(self, recording: Hashable) -> None:
+    def done(self, recording: int) -> None:
         """Remove the bar of a recording that has ended."""
         if recording in self._tasks:
             self._progress.remove_task(self._tasks.pop(recording))
@@ -113,6 +116,49 @@ class ProgressBars:
         elapsed = time.monotonic() - self._began
         left = f"{clock(elapsed * (self._total - ready) / ready)} left" if ready else ""
         self._progress.update(self._all, completed=ready, description=f"{self._done} of {len(self._sizes)} recordings", status=left)
+
+
+class BatchProgress:
+    """The progress of a batch: a bar in a terminal, elsewhere a line now and then. Thread-safe.
+
+    `count`, `size`: recordings and their bytes, by which the time left is estimated.
+    """
+
+    def __init__(self, count: int, size: int, *, shown: bool) -> None:
+        self._count, self._size, self._shown = count, size, shown
+        self._progress = _bars(shown and sys.stderr.isatty())
+        self._task = self._progress.add_task("", total=size or None, status="")
+        self._lock = threading.Lock()
+        self._began = self._told = time.monotonic()
+        self._done, self._failed, self._bytes, self._audio = 0, 0, 0, 0.0
+
+    def __enter__(self) -> BatchProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def done(self, size: int, audio: float, *, failed: bool) -> None:
+        """Count a recording of `size` bytes and `audio` seconds."""
+        with self._lock:
+            self._done += 1
+            self._failed += failed
+            self._bytes += max(0, size)
+            self._audio += audio
+            elapsed = time.monotonic() - self._began
+            is_known = self._bytes > self._size / 100
+            left = f", {clock(elapsed * (self._size - self._bytes) / self._bytes)} left" if is_known else ""
+            status = f"{self._audio / 3600:.1f} h, {self._audio / elapsed:.1f} x real time, {self._failed} failed{left}"
+            text = f"{self._done} of {self._count} recordings"
+            self._progress.update(self._task, completed=self._bytes, description=text, status=status)
+            if self._shown and self._progress.disable and time.monotonic() > self._told + LINE_SECONDS:
+                self._told = time.monotonic()
+                print(f"{text}: {status}", file=sys.stderr, flush=True)
+
+    def hidden(self) -> AbstractContextManager[None]:
+        """Hide the bar while something is printed."""
+        return _hidden(self._progress)
 
 
 def _short(name: str) -> str:

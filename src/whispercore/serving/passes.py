@@ -25,8 +25,8 @@ def is_divisible(options: Options) -> bool:
 class Passes:
     """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
 
-    A part of a recording has been read already: `part`, otherwise None. `recordings`: every pass that has been opened. `duration`: seconds by the header; None when it has none, and before
-    `open_first`.
+    `part`: a part of a recording, which has been read already, in place of passes; else None. `recordings`: every pass
+    that has been opened, or the part. `duration`: seconds by the header; None when it has none, and before `open_first`.
     """
 
     def __init__(
