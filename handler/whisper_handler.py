@@ -28,7 +28,7 @@ from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.torchserve import protocol
-from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, serves_line
+from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, SPOOL_DIR, serves_line
 from whispercore.torchserve.log_lines import LineFormatter
 from whispercore.torchserve.mailbox import Mailbox, PolledRow
 
@@ -74,7 +74,8 @@ class WhisperHandler:
             raise
         logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
         self.transcriber.prober.start()
-        self.mailbox = Mailbox(self.transcriber)
+        spool = os.environ.get(SPOOL_DIR)
+        self.mailbox = Mailbox(self.transcriber, Path(spool) if spool else None)
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Runs TorchServe in the foreground: checks, starts it, reports when it is ready, drains and stops it.
+"""Runs TorchServe and the gateway in the foreground: checks, starts them, reports when they are ready, drains and stops them.
 
 serve.sh execs this module, so signals reach it directly.
 
@@ -11,12 +11,14 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from . import checkpoint, preflight, weights
+from . import checkpoint, inprocess, preflight, weights
 from .configuration import Configuration, StartError, worker_paths
+from .console import say
 from .draining import drain, pending_requests
+from .frontdoor import FrontDoor, before_torchserve
 from .readiness import healthy, wait_until_ready, wake_worker, worker_is_ready
 from .signals import StopSignals
 from .torchserve import TorchServe
@@ -29,8 +31,13 @@ UNHEALTHY_SECONDS = 180.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the server and return the exit status. With --setup: prepare everything, but do not serve."""
+    """Run the server and return the exit status.
+
+    With --setup: prepare everything, but do not serve. With --inprocess: the gateway transcribes by itself, without TorchServe.
+    """
     stop, setup_only = StopSignals(), "--setup" in arguments
+    if "--inprocess" in arguments:
+        return inprocess.main(stop, setup_only=setup_only)
     try:
         for name in preflight.check_variables():
             say(f"the environment variable {name} has no meaning here and is ignored: ./serve.sh --help names those that have")
@@ -50,36 +57,47 @@ def main(arguments: Sequence[str]) -> int:
             configuration = replace(configuration, logs=logs)
             os.environ["LOG_LOCATION"] = str(logs)
         log = WorkerLog(configuration.log_file)
-        with lock or contextlib.nullcontext(), TorchServe(configuration) as server:
-            return serve(server, log, stop)
+        with lock or contextlib.nullcontext(), TorchServe(configuration) as server, front_door(server) as door:
+            return serve(server, door, log, stop)
     except StartError as error:
         say(str(error))
         return 1
 
 
-def say(line: str) -> None:
-    """Print one line for the user. It goes to standard error, because standard output carries TorchServe's log."""
-    print(f"serve.sh: {line}", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def front_door(server: TorchServe) -> Iterator[FrontDoor | None]:
+    """The gateway in front of TorchServe; None when the configuration has none."""
+    configuration = server.configuration
+    if not configuration.gateway:
+        yield None
+        return
+    door = FrontDoor(configuration.gateway, before_torchserve(configuration, server.spool))
+    try:
+        yield door
+    finally:
+        door.kill()
 
 
-def serve(server: TorchServe, log: WorkerLog, stop: StopSignals) -> int:
+def serve(server: TorchServe, door: FrontDoor | None, log: WorkerLog, stop: StopSignals) -> int:
     """Serve until a signal arrives, then drain. Returns the exit status. Raises StartError when the server dies by itself."""
     began = time.monotonic()
     text = wait_until_ready(server, log, stop)
     if text is None:
         # The signal arrived before the probe's answer. Clients may have sent requests by then; the probe itself is one request.
-        return finish(server, stop) if pending_requests(server).in_worker > 1 else 0
-    inference = server.configuration.inference
-    url = f"http://{inference.reachable_host}:{inference.port}/predictions/whisper"
+        return finish(server, door, stop) if pending_requests(server).in_worker > 1 else 0
+    if door:
+        door.wait_until_it_answers(stop)
+    address = door.address if door else server.configuration.inference
+    url = f"http://{address.reachable_host}:{address.port}/predictions/whisper"
     log.failure()  # reads the new lines: the probe's answer can arrive before the line that sets `engine_description`
     seconds, heard = time.monotonic() - began, text.strip()
     announcement = f"ready after {seconds:.1f} s: {log.engine_description}; heard “{heard}”. Try: curl -T samples/timer.flac {url}"
     say(f"{announcement}{weights.warning()}")
-    watch(server, stop)
-    return finish(server, stop)
+    watch(server, door, stop)
+    return finish(server, door, stop)
 
 
-def watch(server: TorchServe, stop: StopSignals) -> None:
+def watch(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> None:
     """Return at the first signal. Raises StartError when Java has ended or the worker does not come back."""
     log = server.configuration.log_file
     healthy_at = checked_at = asked_at = time.monotonic()
@@ -87,6 +105,9 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
     while not stop.requested:
         if not server.alive:
             raise StartError(f"TorchServe ended by itself with status {server.process.returncode}: see {log}")
+        if door and not door.alive:
+            say("the gateway has died: it is started again")
+            door.restart()
         now = time.monotonic()
         if now - checked_at >= HEALTH_SECONDS:
             checked_at = now
@@ -104,13 +125,13 @@ def watch(server: TorchServe, stop: StopSignals) -> None:
         stop.wait(ALIVE_SECONDS)
 
 
-def finish(server: TorchServe, stop: StopSignals) -> int:
-    """Wait until the pending requests are answered. Returns the exit status."""
+def finish(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> int:
+    """Wait until the pending requests are answered, first those of the gateway. Returns the exit status."""
     pending = pending_requests(server)
     if pending.total:
         grace = server.configuration.grace_seconds
         say(f"stopping when all is answered: {pending}; at most {grace:g} s, a second signal stops at once")
-    dropped = drain(server, stop)
+    dropped = drain(server, door, stop)
     if dropped is None:
         say("stopped")
         return 0

@@ -23,10 +23,15 @@ _CHECKPOINT_FILES = ("*.safetensors", "model.bin", "decoder.onnx", "config.json"
 """The files by which a checkpoint that is a folder is recognized."""
 
 
-def prepare(model_store: Path, stop: StopSignals) -> bool:
-    """Whether the checkpoint is ready. False after a failure, whose reason is on standard error by then, or after a stop signal."""
+def prepare(model_store: Path | None, stop: StopSignals) -> bool:
+    """Whether the checkpoint is ready. False after a failure, whose reason is on standard error by then, or after a stop signal.
+
+    `model_store`: the folder of whisper.mar; None when there is no archive. Then the checkpoint is checked at each start.
+    """
     stamp = Path(os.environ["WHISPER_STATE_DIR"]) / "checkpoint"
     # Without the stamp, the check would import PyTorch, which doubles the time of a second start.
+    if model_store is None:
+        return _run(stop)
     if stamp.is_file() and stamp.read_text() == _fingerprint(model_store):
         return True
     if not _run(stop):

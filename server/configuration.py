@@ -16,6 +16,8 @@ from . import ROOT
 
 MODEL_CONFIG = ROOT / "config" / "model-config.yaml"
 GRACE_SECONDS = 60.0
+GATEWAY_OFF = ("off", "none")
+"""Values of WHISPER_GATEWAY_ADDRESS with which no gateway is started."""
 
 
 class StartError(Exception):
@@ -44,6 +46,8 @@ class Configuration:
     inference: Address
     management: Address
     metrics: Address
+    gateway: Address | None
+    """None: no gateway is started."""
     java: Path
     vm_args: tuple[str, ...]
     model_store: Path
@@ -68,6 +72,7 @@ class Configuration:
             inference=_address("inference_address", 8080, properties, environ),
             management=_address("management_address", 8081, properties, environ),
             metrics=_address("metrics_address", 8082, properties, environ),
+            gateway=gateway_address(environ),
             java=Path(environ["JAVA_HOME"]) / "bin" / "java",
             vm_args=tuple(properties.get("vmargs", "").split()),
             model_store=Path(environ["TS_MODEL_STORE"]),
@@ -76,6 +81,13 @@ class Configuration:
             grace_seconds=_seconds("WHISPER_GRACE_SECONDS", GRACE_SECONDS, environ),
             reads_environment=properties.get("enable_envvars_config", "").lower() == "true",
         )
+
+
+def gateway_address(environ: Mapping[str, str] = os.environ) -> Address | None:
+    """Where the gateway listens; None when WHISPER_GATEWAY_ADDRESS is `off`. Raises StartError."""
+    variable = "WHISPER_GATEWAY_ADDRESS"
+    text = environ.get(variable) or "http://127.0.0.1:8000"
+    return None if text.lower() in GATEWAY_OFF else _parse_address(text, variable, 8000)
 
 
 def worker_paths(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -113,12 +125,16 @@ def _properties(file: Path) -> dict[str, str]:
 def _address(name: str, default_port: int, properties: Mapping[str, str], environ: Mapping[str, str]) -> Address:
     variable = f"TS_{name.upper()}"
     text = environ.get(variable) or properties.get(name, f"http://127.0.0.1:{default_port}")
+    return _parse_address(text, variable, default_port)
+
+
+def _parse_address(text: str, variable: str, default_port: int) -> Address:
     try:
         url = urlsplit(text)
         host, port = url.hostname, url.port or default_port
     except ValueError:
         host, port = None, 0
-    if url.scheme != "http" or not host:
+    if not host or url.scheme != "http":
         raise StartError(f"{variable} must look like http://127.0.0.1:{default_port}; got '{text}'")
     return Address(host, port, variable)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .configuration import Address
 from .connections import busy_connections
+from .frontdoor import FrontDoor
 from .readiness import wake_worker
 from .signals import StopSignals
 from .torchserve import TorchServe
@@ -37,8 +38,8 @@ class PendingRequests:
         return f"{self.in_worker} open, {self.in_queue} queued, {self.in_transfer} being sent"
 
 
-def drain(server: TorchServe, stop: StopSignals) -> PendingRequests | None:
-    """Wait until every request is answered, and return None.
+def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> PendingRequests | None:
+    """Wait until every request is answered and the gateway, which accepts none any more, has ended. Then return None.
 
     When the grace period is over, TorchServe has ended or a second signal has arrived, the requests that are still pending are returned.
     New requests are answered in the first half of the grace period. In the second half the worker refuses them, and only those that the
@@ -46,12 +47,14 @@ def drain(server: TorchServe, stop: StopSignals) -> PendingRequests | None:
     """
     grace = server.configuration.grace_seconds
     began = busy_at = woken_at = time.monotonic()
+    if door:
+        door.terminate()
     while True:
         now, pending = time.monotonic(), pending_requests(server)
         refusing = now - began > grace / 2
         if refusing:
             server.refuse_new_requests()
-        busy = pending.in_worker > 0 if refusing else pending.total > 0
+        busy = (pending.in_worker > 0 if refusing else pending.total > 0) or (door is not None and door.alive)
         busy_at = now if busy else busy_at
         if now - busy_at >= QUIET_SECONDS:
             return None

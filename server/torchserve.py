@@ -29,7 +29,7 @@ KILL_SECONDS = 10.0
 PREFIX = "whisper-torchserve-"
 LOCK_FILE = "lock"
 # The worker writes the number of open requests to the first file; it refuses new requests when the second one exists.
-OPEN_REQUESTS, CLOSING = "open-requests", "closing"
+OPEN_REQUESTS, CLOSING, SPOOL = "open-requests", "closing", "spool"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -94,6 +94,11 @@ class TorchServe:
         except OSError:
             return 0.0
 
+    @property
+    def spool(self) -> Path:
+        """The folder of the gateway's uploads, which the worker reads."""
+        return self.folder / SPOOL
+
     def refuse_new_requests(self) -> None:
         """Make the worker answer new requests with 503 from now on. TorchServe itself cannot stop accepting them."""
         (self.folder / CLOSING).touch()
@@ -155,6 +160,7 @@ def _environment(folder: Path) -> dict[str, str]:
     """This process's environment without PYTHONPATH, so that the worker imports the core from whisper.mar only, and without downloads."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment[handshake.OPEN_REQUESTS_FILE] = str(folder / OPEN_REQUESTS)
+    environment[handshake.SPOOL_DIR] = str(folder / SPOOL)
     environment[handshake.CLOSING_FILE] = str(folder / CLOSING)
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -16,8 +16,10 @@ ENVIRONMENT_PREFIX = "WHISPER_"
 OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
+    *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
+    *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
 )
-"""Variables with this prefix that are not settings: those of serve.sh, server/, the clients and the tests."""
+"""Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, the clients and the tests."""
 _MISSPELT = 0.75
 """difflib's ratio above which an unknown variable counts as a misspelling of a known one."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serve.server import Server, running
+from tests.serve.server import Gateway, Server, running
 
 MAX_AUDIO_SECONDS = 3600
 FOLDER = Path(__file__).parent
@@ -27,15 +27,34 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of most tests."""
+def torchserve(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server of most tests, with its gateway."""
     with running(tmp_path_factory.mktemp("server"), state, WHISPER_MAX_AUDIO_SECONDS=str(MAX_AUDIO_SECONDS)) as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def inprocess(state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that transcribes by itself."""
+    folder = tmp_path_factory.mktemp("inprocess")
+    with running(folder, state, ("--inprocess",), WHISPER_MAX_AUDIO_SECONDS=str(MAX_AUDIO_SECONDS)) as server:
+        yield server.gateway("inprocess")
+
+
+@pytest.fixture(scope="session")
+def server(request: pytest.FixtureRequest) -> Server | Gateway:
+    """TorchServe; in modules that are marked with FRONTS also the gateway before it, and the gateway alone."""
+    kind = getattr(request, "param", "torchserve")
+    if kind == "gateway":
+        torchserve: Server = request.getfixturevalue("torchserve")
+        return torchserve.gateway("gateway")
+    front: Server | Gateway = request.getfixturevalue(kind)
+    return front
+
+
 @pytest.fixture
-def start(server: Server, state: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts further servers, after `server` has set everything up. They are stopped at the end of the test."""
+def start(torchserve: Server, state: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts further servers, after `torchserve` has set everything up. They are stopped at the end of the test."""
     started: list[Server] = []
 
     def start(**options: object) -> Server:

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 import requests
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,6 +22,10 @@ START_SECONDS = 300.0
 MARK = "SERVER_TEST_MARK"
 # Variables of the caller's shell that would change the server under test.
 FOREIGN = re.compile(r"(TS_|WHISPER_)(?!VENV$|PYTHON$|TORCH$|MODELS_DIR$)|(LOG_LOCATION|METRICS_LOCATION|PYTHONPATH|TEMP)$")
+
+
+FRONTS = pytest.mark.parametrize("server", ["torchserve", "gateway", "inprocess"], indirect=True)
+"""Runs a test against TorchServe itself, the gateway before it, and the gateway alone."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -39,10 +44,21 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 class Server:
     """A running serve.sh. `folder`: its logs; `state`: what it sets up, which several servers may share."""
 
-    def __init__(self, folder: Path, state: Path, *, root: Path = ROOT, prefix: tuple[str, ...] = (), **environment: str) -> None:
+    kind = "torchserve"
+
+    def __init__(
+        self,
+        folder: Path,
+        state: Path,
+        *,
+        root: Path = ROOT,
+        prefix: tuple[str, ...] = (),
+        arguments: tuple[str, ...] = (),
+        **environment: str,
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self.port, self.management_port, self.metrics_port = free_ports(3)
+        self.port, self.management_port, self.metrics_port, self.gateway_port = free_ports(4)
         self.mark = uuid.uuid4().hex
         settings = {
             "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
@@ -54,12 +70,13 @@ class Server:
             "TS_INFERENCE_ADDRESS": f"http://127.0.0.1:{self.port}",
             "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{self.management_port}",
             "TS_METRICS_ADDRESS": f"http://127.0.0.1:{self.metrics_port}",
+            "WHISPER_GATEWAY_ADDRESS": f"http://127.0.0.1:{self.gateway_port}",
             MARK: self.mark,
         } | environment
         inherited = {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
         self.began = time.monotonic()
         with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-            command = [*prefix, str(root / "serve.sh")]
+            command = [*prefix, str(root / "serve.sh"), *arguments]
             env = {name: value for name, value in {**inherited, **settings}.items() if value}
             self.process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
@@ -71,6 +88,20 @@ class Server:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/predictions/whisper"
+
+    @property
+    def openai_url(self) -> str:
+        """The base URL for OpenAI's clients."""
+        return f"{self.url}/1.0/v1"
+
+    @property
+    def log(self) -> Path:
+        """The log that names every request."""
+        return self.folder / "logs" / "whisper.log"
+
+    def gateway(self, kind: str) -> Gateway:
+        """The same server through its gateway."""
+        return Gateway(self, kind)
 
     def wait_until_ready(self) -> Server:
         wait_for(lambda: "ready after" in self.output or self.process.poll() is not None, START_SECONDS, "serve.sh ready")
@@ -84,8 +115,7 @@ class Server:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        text = requests.get(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=30).text
-        return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
+        return _metric(self.metrics_port, name)
 
     def processes(self, name: str = "") -> list[int]:
         """The running processes that this serve.sh started, or those with `name` in their command line."""
@@ -115,10 +145,31 @@ class Server:
         self.process.wait(30)
 
 
+class Gateway:
+    """A running serve.sh as seen through its gateway. `kind`: "gateway" before TorchServe, or "inprocess"."""
+
+    def __init__(self, server: Server, kind: str) -> None:
+        self.server, self.kind = server, kind
+        self.folder, self.port = server.folder, server.gateway_port
+        self.url, self.openai_url = f"http://127.0.0.1:{self.port}/predictions/whisper", f"http://127.0.0.1:{self.port}/v1"
+        self.log = self.folder / "logs" / ("whisper.log" if kind == "gateway" else "gateway.log")
+
+    def metric(self, name: str) -> float:
+        return _metric(self.port, name)
+
+    def processes(self, name: str = "") -> list[int]:
+        return self.server.processes(name)
+
+
+def _metric(port: int, name: str) -> float:
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=30).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if re.match(rf"{name}[ {{]", line))
+
+
 @contextlib.contextmanager
-def running(folder: Path, state: Path, **environment: str) -> Iterator[Server]:
+def running(folder: Path, state: Path, arguments: tuple[str, ...] = (), **environment: str) -> Iterator[Server]:
     """A server that is ready, stopped as Ctrl-C does at the end. Nothing of it is left behind."""
-    server = Server(folder, state, **environment)
+    server = Server(folder, state, arguments=arguments, **environment)
     try:
         yield server.wait_until_ready()
         status = server.stop()

@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.serve.recordings import SAMPLES
-from tests.serve.server import Server
+from tests.serve.server import FRONTS, Server
 from whispercore.api.fields import ALIASES
 from whispercore.options import Options, Reply
 
 CLIP = (SAMPLES / "code.ogg").read_bytes()
+pytestmark = FRONTS
 PATHS = ("", "/1.0/v1/audio/transcriptions", "/1.0/v1/audio/translations")
 HINTS = get_type_hints(Options) | get_type_hints(Reply)
 FIELDS = {item.name: item.metadata for kind in (Options, Reply) for item in dataclasses.fields(kind)}

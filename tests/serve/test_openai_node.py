@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
-from tests.serve.server import ROOT, Server
+from tests.serve.server import FRONTS, ROOT, Server
 
 EXPECTED = words(TRANSCRIPTS["timer.flac"])
 SOURCES = ROOT / "tests" / "node"
+pytestmark = FRONTS
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def project() -> Path:
 @pytest.fixture(scope="module")
 def replies(server: Server, project: Path) -> dict[str, Any]:
     """All replies to the client, by name."""
-    command = ["node", "client.mjs", f"{server.url}/1.0/v1", str(SAMPLES / "timer.flac")]
+    command = ["node", "client.mjs", server.openai_url, str(SAMPLES / "timer.flac")]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     content: dict[str, Any] = json.loads(done.stdout)

@@ -12,10 +12,11 @@ import pytest
 import requests
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, assert_understood, words, write_wav
-from tests.serve.server import Server
+from tests.serve.server import FRONTS, Server
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
 EXPECTED = words(TRANSCRIPTS["timer.flac"])
+pytestmark = FRONTS
 
 
 def post(url: str, **arguments: Any) -> requests.Response:
@@ -127,7 +128,7 @@ def test_put_as_curl_does(server: Server) -> None:
 
 
 def test_the_openai_paths(server: Server) -> None:
-    base = f"{server.url}/1.0/v1"
+    base = server.openai_url
     reply = post(
         f"{base}/audio/transcriptions",
         files={"file": ("timer.flac", TIMER)},

@@ -15,11 +15,12 @@ import pytest
 import requests
 
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, repeat, words
-from tests.serve.server import ROOT, Server, wait_for
+from tests.serve.server import FRONTS, ROOT, Server, wait_for
 
 TIMER = SAMPLES / "timer.flac"
 HOME = words(TRANSCRIPTS["home.flac"])
 REPEATS = 6
+pytestmark = FRONTS
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from ..api.reply import render
 from ..api.routes import content_type, stream_content_type
 from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
 from ..api.transcript_json import warnings_of
-from ..errors import EngineError, WhisperError
+from ..errors import Cancelled, EngineError, WhisperError
 from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
 from .job import Job
@@ -33,7 +33,7 @@ class OpenRequest:
     `server_id`: the server's id of the request. `request_id`: the client's x-request-id, else the server's id.
     `arrived`: time.monotonic. `resent_bytes`: the size of the body, which the server hands over at each call until the
     reply has started (`reply_started`). `model`: the name of the model served. `remarks`: warnings about the model.
-    `sent`: the progress that a stream has sent.
+    `cancelled`: the client has gone. `sent`: the progress that a stream has sent.
     """
 
     server_id: str
@@ -45,6 +45,7 @@ class OpenRequest:
     remarks: tuple[str, ...]
     tokenizer: Tokenizer
     reply_started: bool = False
+    cancelled: bool = False
     sent: Progress = field(default_factory=Progress)
 
     def __str__(self) -> str:
@@ -60,9 +61,15 @@ class OpenRequest:
         """Whether the reply is a stream."""
         return self.attachment.request.reply.stream
 
+    def cancel(self) -> None:
+        """Answer with the error Cancelled from now on: the client has gone."""
+        self.cancelled = True
+
     def respond(self, *, allow_empty: bool) -> Response | None:
         """What is due now: the last response when the job has ended, else a chunk when there is one."""
         try:
+            if self.cancelled:
+                raise Cancelled("the client has gone")
             return self._final() if self.job.ended else self._chunk(allow_empty=allow_empty)
         except WhisperError as error:
             response = self._failure(error)
@@ -96,7 +103,7 @@ class OpenRequest:
             audio_seconds=transcript.duration,
             seconds=seconds,
             dropped=tuple(dropped.reason for dropped in transcript.dropped),
-            headers=self._headers(warnings_of(transcript)),
+            headers={**self._headers(warnings_of(transcript)), "x-whisper-audio-seconds": f"{transcript.duration:.3f}"},
         )
 
     def _failure(self, error: WhisperError) -> Response:

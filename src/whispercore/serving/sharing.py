@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..api.fields import Audio
 from ..api.request import Request, parse
 from ..api.upload import check_audio_bytes
 from ..errors import Overloaded
 from .job import Job
 from .transcriber import Transcriber
+
+_PIECE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,13 +89,18 @@ class SharedJobs:
     def _equal(self, request: Request) -> Attachment | None:
         """The first open request for the same audio with the same options.
 
-        The audio is compared last, because that takes 10 ms for 100 MB.
+        The audio is compared last, because that takes 20 ms for 100 MB.
         """
         for attachment in self._attachments:
             is_similar = len(attachment.request.audio) == len(request.audio) and attachment.request.options == request.options
-            if is_similar and attachment.job.error is None and attachment.request.audio == request.audio:
+            if is_similar and attachment.job.error is None and _same(attachment.request.audio, request.audio):
                 return attachment
         return None
+
+
+def _same(one: Audio, other: Audio) -> bool:
+    """Whether two uploads of equal length have the same bytes. Memoryviews are slow to compare: 1 s for 100 MB."""
+    return all(bytes(one[at : at + _PIECE]) == bytes(other[at : at + _PIECE]) for at in range(0, len(one), _PIECE))
 
 
 def wants_own_job(headers: Mapping[str, Any]) -> bool:

@@ -14,6 +14,8 @@ OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
 """Environment variable: the file in which the worker writes the number of its open requests."""
 CLOSING_FILE = "WHISPER_CLOSING_FILE"
 """Environment variable: the file that the launcher creates so that the worker refuses new requests."""
+SPOOL_DIR = "WHISPER_SPOOL_DIR"
+"""Environment variable: the folder in which the gateway puts the uploads for the worker."""
 CANNOT_START = "whisper cannot start: "
 """The beginning of the line in which the worker logs why it cannot start."""
 _SERVES = re.compile(r"whispercore \S+ serves (.*)")

@@ -11,13 +11,16 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..devices import logical_cores
+from ..errors import WhisperError
 from ..serving.intake import Intake
 from ..serving.open_request import OpenRequest
-from ..serving.response import Response
+from ..serving.response import Response, error_response
 from ..serving.transcriber import Transcriber
+from .spool import SpooledRequest, unpack
 
 EARLY_FIRST_CHUNK_BYTES = 1024 * 1024
 """TorchServe hands a request's body over at each call until the request's first chunk. Bodies of at least this size
@@ -53,8 +56,11 @@ class PolledRow:
 class Mailbox:
     """The open requests. Only TorchServe's thread calls it; threads of the core wake it up."""
 
-    def __init__(self, transcriber: Transcriber) -> None:
+    def __init__(self, transcriber: Transcriber, spool: Path | None = None) -> None:
+        """`spool`: the folder of the gateway's uploads."""
         self.intake = Intake(transcriber)
+        self._spool = spool
+        self._spooled: dict[str, SpooledRequest] = {}
         self._open: dict[str, OpenRequest] = {}
         self._news = threading.Event()
         self._kept_alive = 0.0
@@ -67,7 +73,11 @@ class Mailbox:
         """Responses by TorchServe's request id. An open request that is in none of the rows is cancelled: it has gone away."""
         by_id = {row.server_id: row for row in rows}
         for gone in self._open.keys() - by_id.keys():
+            self._spooled.pop(gone, None)
             self.intake.jobs.detach(self._open.pop(gone).attachment)
+        for server_id in [name for name, spooled in self._spooled.items() if spooled.is_gone]:
+            del self._spooled[server_id]
+            self._open[server_id].cancel()
         new = [row for row in by_id.values() if row.server_id not in self._open]
         responses = {row.server_id: response for row in new if (response := self._receive(row))}
         until = time.monotonic() + (0.0 if responses else self._seconds_to_wait())
@@ -78,9 +88,20 @@ class Mailbox:
 
     def _receive(self, row: PolledRow) -> Response | None:
         """Begin a request. Returns a response when it is refused, or needs no transcription."""
-        received = self.intake.receive(row.server_id, row.fields, row.headers, self._news.set)
+        spooled, fields, headers = None, row.fields, row.headers
+        if self._spool:
+            try:
+                spooled = unpack(fields, headers, self._spool)
+            except WhisperError as error:
+                return error_response(error, row.server_id)
+        if spooled:
+            fields, headers = spooled.fields, spooled.headers
+        received = self.intake.receive(row.server_id, fields, headers, self._news.set)
         if isinstance(received, Response):
             return received
+        if spooled:
+            received.resent_bytes = 0
+            self._spooled[row.server_id] = spooled
         self._open[row.server_id] = received
         return None
 
@@ -119,6 +140,7 @@ class Mailbox:
         response = request.respond(allow_empty=allow_empty)
         if response and response.last is not False:
             del self._open[request.server_id]
+            self._spooled.pop(request.server_id, None)
             self.intake.jobs.detach(request.attachment)
         return response
 

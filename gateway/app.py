@@ -1,0 +1,92 @@
+"""The application: all routes over one back end."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from whispercore import __version__
+from whispercore.api.values import for_message
+from whispercore.errors import ConfigurationError, EngineError, NotFound, WhisperError
+
+from . import status, transcriptions
+from .backend import Backend
+from .configuration import Configuration
+from .context import Gateway, Wrapper
+from .keys import Keys
+from .refusals import MethodNotAllowed, error_response
+from .spool import Spool
+from .telemetry import Telemetry
+from .usage import Usage
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
+    """The ASGI application. The back end starts and ends with it. Raises ConfigurationError."""
+    if not (configuration.is_local or configuration.keys_file or configuration.allow_anonymous):
+        message = f"without API keys the gateway listens on this machine only, not on {configuration.host}: set WHISPER_API_KEYS_FILE"
+        raise ConfigurationError(f"{message}, or WHISPER_ALLOW_ANONYMOUS=true when something else decides who can connect")
+    gateway = Gateway(
+        configuration=configuration,
+        backend=backend,
+        spool=Spool(configuration.spool),
+        keys=Keys(configuration.keys_file) if configuration.keys_file else None,
+        usage=Usage(configuration.data / "usage.sqlite"),
+        telemetry=Telemetry(),
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await backend.start()
+        try:
+            yield
+        finally:
+            await backend.close()
+            gateway.usage.close()
+
+    app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
+    app.state.gateway = gateway
+    for routes in (status, transcriptions):
+        app.include_router(routes.router)
+    app.add_exception_handler(WhisperError, _on_whisper_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=499))
+    app.add_exception_handler(Exception, _on_error)
+    if configuration.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(configuration.cors_origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "x-whisper-model", "x-whisper-warnings"],
+        )
+    app.add_middleware(Wrapper, telemetry=gateway.telemetry)
+    return app
+
+
+async def _on_whisper_error(request: Request, error: Any) -> Response:
+    logger.info("request %s refused with %d: %s", request.scope["state"]["request_id"], error.status, error.message)
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: Any) -> Response:
+    path = for_message(request.url.path)
+    if error.status_code == 405:
+        return error_response(MethodNotAllowed(f"{path} does not take {for_message(request.method)}: use {error.headers['Allow']}"))
+    if error.status_code == 404:
+        return error_response(NotFound(f"no such path: {path}; transcriptions are at /v1/audio/transcriptions"))
+    return error_response(EngineError(str(error.detail)))
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    logger.exception("request %s failed", request.scope["state"]["request_id"], exc_info=error)
+    return error_response(EngineError("the gateway could not handle the request"))

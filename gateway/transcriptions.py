@@ -1,0 +1,118 @@
+"""OpenAI's routes and the native one: a recording in, its transcript out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from whispercore.api.request import parse
+from whispercore.torchserve.handshake import API_VERSION
+
+from .backend import Call, Reply
+from .body import Body, read_body
+from .context import CLIENT_HEADER, Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
+
+router = APIRouter()
+NATIVE = "/predictions/whisper"
+
+
+@router.post("/v1/audio/transcriptions")
+async def transcriptions(request: Request) -> Response:
+    """OpenAI's transcription."""
+    return await transcribe(request, "v1/audio/transcriptions")
+
+
+@router.post("/v1/audio/translations")
+async def translations(request: Request) -> Response:
+    """OpenAI's translation into English."""
+    return await transcribe(request, "v1/audio/translations")
+
+
+@router.post(NATIVE)
+@router.post("/invocations")
+@router.put(NATIVE)
+@router.put(f"{NATIVE}/{{filename}}")  # curl -T appends the name of the file to a URL that ends with a slash
+async def native(request: Request) -> Response:
+    """The native transcription, with TorchServe's path and with SageMaker's."""
+    return await transcribe(request, "")
+
+
+@router.post(f"{NATIVE}/{API_VERSION}/{{path:path}}")
+async def torchserve_paths(request: Request, path: str) -> Response:
+    """OpenAI's routes under the paths that they have on TorchServe."""
+    return await transcribe(request, path)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """OpenAI's list of models."""
+    return await _list_models(request, "v1/models")
+
+
+@router.get("/v1/models/{model:path}")
+async def model(request: Request, model: str) -> Response:
+    """One model of the list."""
+    return await _list_models(request, f"v1/models/{model}")
+
+
+async def transcribe(request: Request, path: str) -> Response:
+    """Read the body, have it transcribed, answer. Raises WhisperError, which the application turns into a reply."""
+    gateway, stack = gateway_of(request), AsyncExitStack()
+    try:
+        admission = await stack.enter_async_context(admitted(request))
+        body = await read_body(request, gateway.spool, gateway.configuration.max_body_bytes)
+        stack.callback(body.remove)
+        call = call_of(request, path, body, admission)
+        _check(call)
+        reply = await until_gone(request, gateway.backend.send(call))
+        headers = {**reply.headers, **admission.headers}
+        if isinstance(reply.body, bytes):
+            count_audio(gateway, admission, reply.audio_seconds, call.request_id)
+            return Response(reply.body, reply.status, headers, reply.content_type)
+        stream = _stream(gateway, admission, reply, call.request_id, stack.pop_all())
+        return StreamingResponse(stream, reply.status, headers, reply.content_type)
+    finally:
+        await stack.aclose()
+
+
+def call_of(request: Request, path: str, body: Body, admission: Admission) -> Call:
+    """What the back end gets."""
+    headers = {name: value for name, value in request.headers.items() if name not in (CLIENT_HEADER, "authorization", "cookie")}
+    return Call(
+        path=path,
+        fields=body.fields,
+        uploads=body.uploads,
+        headers=headers,
+        request_id=request_id_of(request),
+        client=admission.name,
+    )
+
+
+def _check(call: Call) -> None:
+    """Raise the error of a request that the core would refuse, before it occupies the back end."""
+    uploads = {name: [file.view() for file in files] for name, files in call.uploads.items()}
+    row = {**call.fields, **{name: items[0] if len(items) == 1 else items for name, items in uploads.items()}}
+    parse(row, {**call.headers, "url_path": call.path})
+
+
+async def _stream(gateway: Gateway, admission: Admission, reply: Reply, request_id: str, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+    """The chunks. At the end, or when the client goes, the upload is removed and the audio counted."""
+    assert not isinstance(reply.body, bytes)
+    async with stack:
+        try:
+            async for chunk in reply.body:
+                yield chunk
+        finally:
+            count_audio(gateway, admission, reply.audio_seconds, request_id)
+
+
+async def _list_models(request: Request, path: str) -> Response:
+    async with admitted(request) as admission:
+        call = Call(path=path, fields={}, uploads={}, headers={}, request_id=request_id_of(request), client=admission.name)
+        reply = await gateway_of(request).backend.send(call)
+    assert isinstance(reply.body, bytes)
+    return Response(reply.body, reply.status, dict(reply.headers), reply.content_type)
