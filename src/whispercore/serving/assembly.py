@@ -78,8 +78,9 @@ def joined(parts: Sequence[Transcript]) -> Transcript:
 def in_another_language(parts: Sequence[Transcript]) -> list[int]:
     """The parts, by number, to transcribe again in the language of `joined`, when no language was asked for.
 
-    A part detects the language by its own first words. A part without words may have been decoded in any.
+    A part detects the language by its own first words. A part without words may have lost some, in any language.
     """
     language = joined(parts).language
     first = next((number for number, part in enumerate(parts) if part.segments), len(parts))
-    return [number for number, part in enumerate(parts) if number > first and (part.language != language or not part.segments)]
+    later = [(number, part) for number, part in enumerate(parts) if number > first]
+    return [number for number, part in later if (part.language != language if part.segments else part.dropped)]

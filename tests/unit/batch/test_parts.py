@@ -17,7 +17,7 @@ from whispercore.errors import InvalidRequest
 from whispercore.options import Options
 from whispercore.serving.assembly import in_another_language, joined
 from whispercore.serving.transcriber import Transcriber
-from whispercore.types import Decoded, Segment, Transcript, Window
+from whispercore.types import Decoded, Dropped, Segment, Transcript, Window
 
 EVERYTHING = Options(vad_filter=False)
 
@@ -99,10 +99,11 @@ def test_a_part_in_another_language_is_done_again_as_in_the_whole() -> None:
         assert joined(transcripts) == whole
 
 
-def test_a_part_without_words_is_done_again_when_words_came_before() -> None:
-    def part(language: str, *texts: str) -> Transcript:
-        return Transcript("", language, 1.0, "transcribe", tuple(Segment(0.0, 1.0, text) for text in texts))
+def test_a_part_without_words_is_done_again_when_it_may_have_lost_some() -> None:
+    def part(language: str, *texts: str, lost: bool = False) -> Transcript:
+        dropped = (Dropped(0.0, 1.0, "x", "no_speech"),) if lost else ()
+        return Transcript("", language, 1.0, "transcribe", tuple(Segment(0.0, 1.0, text) for text in texts), dropped=dropped)
 
-    parts = [part("en"), part("de", "a"), part("de", "b"), part("en"), part("de", "c")]
-    assert in_another_language(parts) == [3]
-    assert in_another_language([part("en"), part("en")]) == []
+    parts = [part("en", lost=True), part("de", "a"), part("de", "b", lost=True), part("en"), part("en", lost=True), part("de", "c")]
+    assert in_another_language(parts) == [4]
+    assert in_another_language([part("en"), part("en", lost=True)]) == []
