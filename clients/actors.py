@@ -23,8 +23,9 @@ import ray.data
 from failures import RequestFailed
 from feeding import transcribed
 from outcomes import Failure, Model, Outcome
-from pieces import Joining, Piece, Result, Task, grouped, pieces_of
+from pieces import Joining, Piece, Result, Task, grouped, read
 from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.exceptions import RayError
 from storage import Recording, fetched
 from weights import prepared_settings
 
@@ -137,17 +138,14 @@ class Pipeline:
         rows = ray.data.from_items([{"tasks": pickle.dumps(group)} for group in groups], override_num_blocks=len(groups))
         reading = functools.partial(read, options=self.options, part_seconds=self.part_seconds)
         # Reading tasks reserve no core: with actors on all cores they would wait for ever.
-        pieces = rows.flat_map(reading, compute=TaskPoolStrategy(size=min(2 * self.actors, len(groups))), num_cpus=0)
+        pieces = rows.flat_map(reading, compute=TaskPoolStrategy(size=min(max(2, self.actors), len(groups))), num_cpus=0)
         working: dict[str, Any] = {"batch_size": None, "compute": pool, "max_task_retries": RETRIES, **self.resources}
-        for row in pieces.map_batches(Worker, fn_constructor_args=(self.load, self.options), **working).iter_rows():
-            yield pickle.loads(row["result"])
-
-
-def read(row: Mapping[str, bytes], *, options: Options, part_seconds: float) -> Iterator[dict[str, bytes]]:
-    """The pieces of a group's recordings: a reading task."""
-    for task in pickle.loads(row["tasks"]):
-        for piece in pieces_of(task, options, part_seconds):
-            yield {"piece": pickle.dumps(piece)}
+        try:
+            for row in pieces.map_batches(Worker, fn_constructor_args=(self.load, self.options), **working).iter_rows():
+                yield pickle.loads(row["result"])
+        except RayError as error:  # no actor can be made
+            lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            raise RequestFailed("no_actor", f"Ray ends the run: {lines[-1].strip()}") from error
 
 
 class Worker:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +75,13 @@ def grouped(tasks: Sequence[Task], actors: int) -> list[list[Task]]:
         groups[-1].append(task)
         size += max(0, task.recording.size)
     return groups
+
+
+def read(row: Mapping[str, bytes], *, options: Options, part_seconds: float) -> Iterator[dict[str, bytes]]:
+    """The pieces of a group's recordings: a reading task of Ray, with rows in and out."""
+    for task in pickle.loads(row["tasks"]):
+        for piece in pieces_of(task, options, part_seconds):
+            yield {"piece": pickle.dumps(piece)}
 
 
 def pieces_of(task: Task, options: Options, part_seconds: float) -> Iterator[Piece]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -20,13 +21,15 @@ import pytest
 from tests.unit.doubles import wav
 
 ROOT = Path(__file__).resolve().parents[3]
+CLIENTS = ROOT / "clients"
+POISON_SECONDS = 7_777 / 16_000
+"""See paced_batch.py."""
 SCRIPT = Path(__file__).with_name("paced_batch.py")
 PATIENCE = 300.0
 PLAIN = ("--option", "vad_filter=false")
 ENGINE = ("--engine", "ray", "--actors", "3", "--cpus-per-actor", "1", *PLAIN)
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: pip install -r requirements-ray.txt"),
 ]
 
@@ -83,8 +86,8 @@ def workers(ancestor: int) -> list[int]:
     return [process for process in descendants(ancestor) if "ray::MapWorker" in title(process)]
 
 
-def batch(delay: float, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    with started(sys.executable, str(SCRIPT), str(delay), *map(str, arguments)) as process:
+def batch(delay: float, *arguments: str | Path, lose_node_at: int = 0) -> subprocess.CompletedProcess[str]:
+    with started(sys.executable, str(SCRIPT), str(delay), str(lose_node_at), *map(str, arguments)) as process:
         output, _ = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, output)
 
@@ -113,8 +116,9 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_actor_killed_in_mid_run_loses_nothing_and_doubles_nothing(recordings: Path, tmp_path: Path) -> None:
-    with started(sys.executable, str(SCRIPT), "0.1", str(recordings), str(tmp_path), "--format", "text", *ENGINE) as process:
+    with started(sys.executable, str(SCRIPT), "0.1", "0", str(recordings), str(tmp_path), "--format", "text", *ENGINE) as process:
         wait_for(tmp_path, 50, process)
         victims = workers(process.pid)
         assert len(victims) == 3
@@ -131,67 +135,51 @@ def test_an_actor_killed_in_mid_run_loses_nothing_and_doubles_nothing(recordings
     assert (summary["done"], summary["failed"], summary["skipped"]) == (500, 0, 0)
 
 
-def test_a_run_that_was_killed_goes_on(recordings: Path, tmp_path: Path) -> None:
-    arguments = (str(recordings / "day 1"), str(tmp_path), "--format", "text", *ENGINE)
-    with started(sys.executable, str(SCRIPT), "0.3", *arguments) as process:
-        wait_for(tmp_path, 10, process)
-    done_before = len(lines(tmp_path))
-    assert 10 <= done_before < 100
-    (tmp_path / "manifest.jsonl").open("a").write('{"recording": "day 1/torn')  # as by a kill in the middle of a line
-    done = batch(0.0, *arguments)
-    assert done.returncode == 0, done.stdout
-    assert f"100 recordings, {done_before} done before, {100 - done_before} to do" in done.stdout
-    assert len(lines(tmp_path)) == 100
-
-
-def test_a_recording_that_ends_its_process_fails_alone(recordings: Path, tmp_path: Path) -> None:
-    for name in ("a.wav", "b.wav", "c.wav"):
-        shutil.copy(recordings / "day 0" / "000.wav", tmp_path / name)
-    (tmp_path / "poison.wav").write_bytes(wav(7_777 / 16_000))
-    done = batch(0.0, tmp_path, tmp_path / "out", "--attempts", "2", *ENGINE)
+@pytest.mark.slow
+def test_long_recordings_poison_and_bad_input(tmp_path: Path) -> None:
+    """The long one is split and joined without a change; each of the others fails by itself."""
+    talks = tmp_path / "talks"
+    talks.mkdir()
+    for number, (name, seconds) in enumerate({"long.wav": 1000, "short.wav": 20, "a.wav": 1, "poison.wav": POISON_SECONDS}.items()):
+        (talks / name).write_bytes(wav(seconds, seed=number))
+    (talks / "half.wav").write_bytes(wav(30)[:100_000])
+    (talks / "words.mp3").write_text("no sound")
+    (talks / "list.txt").write_text("\n".join(["gone.wav", *(path.name for path in talks.iterdir())]))
+    done = batch(0.0, talks / "list.txt", tmp_path / "out", "--part-minutes", "2", "--attempts", "2", *ENGINE)
     assert done.returncode == 1, done.stdout
-    by_name = {entry["recording"]: entry for entry in lines(tmp_path / "out")}
-    assert {name: entry["status"] for name, entry in by_name.items()} == {
-        "a.wav": "done",
-        "b.wav": "done",
-        "c.wav": "done",
-        "poison.wav": "failed",
+    entries = {entry["recording"]: entry for entry in lines(tmp_path / "out")}
+    assert {name: entry.get("error") for name, entry in entries.items()} == {
+        **dict.fromkeys(("long.wav", "short.wav", "a.wav")),
+        **{"half.wav": "truncated", "words.mp3": "unsupported_audio", "gone.wav": "missing", "poison.wav": "crashed"},
     }
-    assert by_name["poison.wav"]["error"] == "crashed" and "ended 2 times" in by_name["poison.wav"]["message"]
+    assert "ended 2 times" in entries["poison.wav"]["message"]
+    whole = [sys.executable, str(CLIENTS / "batch.py"), str(talks / "long.wav"), str(tmp_path / "whole"), "--engine", "fake", *PLAIN]
+    assert subprocess.run(whole, check=False).returncode == 0
+    assert (tmp_path / "out" / "long.wav.json").read_bytes() == (tmp_path / "whole" / "long.wav.json").read_bytes()
 
 
-def test_a_long_recording_is_split_and_joined_without_a_change(tmp_path: Path) -> None:
-    (tmp_path / "long.wav").write_bytes(wav(1000, seed=1))
-    (tmp_path / "short.wav").write_bytes(wav(20, seed=2))
-    split = batch(0.0, tmp_path, tmp_path / "split", "--part-minutes", "2", *ENGINE)
-    whole = batch(0.0, tmp_path, tmp_path / "whole", "--part-minutes", "60", *ENGINE)
-    assert split.returncode == whole.returncode == 0, split.stdout + whole.stdout
-    for name in ("long.wav.json", "short.wav.json"):
-        assert (tmp_path / "split" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-
-
-def test_bad_input_fails_by_kind(tmp_path: Path) -> None:
-    (tmp_path / "good.wav").write_bytes(wav(1))
-    (tmp_path / "half.wav").write_bytes(wav(30)[:100_000])
-    (tmp_path / "words.mp3").write_text("no sound")
-    (tmp_path / "list.txt").write_text("good.wav\nhalf.wav\nwords.mp3\ngone.wav\n")
-    done = batch(0.0, tmp_path / "list.txt", tmp_path / "out", *ENGINE)
-    assert done.returncode == 1, done.stdout
-    assert {entry["recording"]: entry.get("error") for entry in lines(tmp_path / "out")} == {
-        "good.wav": None,
-        "half.wav": "truncated",
-        "words.mp3": "unsupported_audio",
-        "gone.wav": "missing",
-    }
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["failures"] == {
-        "truncated": 1,
-        "unsupported_audio": 1,
-        "missing": 1,
-    }
-
-
-def test_more_than_the_cluster_has_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "a.wav").write_bytes(wav(1))
-    done = batch(0.0, tmp_path, tmp_path / "out", "--runner", "ray", "--gpus-per-actor", "1000")
-    assert done.returncode == 1
-    assert "error: an actor needs 1000 GPU, the cluster has 0: see --cpus-per-actor and --gpus-per-actor" in done.stdout
+@pytest.mark.parametrize(
+    ("asked", "there", "pool"),
+    [
+        ({}, {"CPU": 16.0}, (4, {"num_cpus": 4.0})),
+        ({"cpus": 1}, {"CPU": 2.0}, (2, {"num_cpus": 1.0})),
+        ({"actors": 8}, {"CPU": 16.0}, (8, {"num_cpus": 2})),
+        ({"actors": 3}, {"CPU": 2.0}, (3, {"num_cpus": 0.666})),
+        ({}, {"CPU": 64.0, "GPU": 8.0}, (8, {"num_gpus": 1.0})),
+        ({"gpus": 0.5, "actors": 3}, {"CPU": 64.0, "GPU": 8.0}, (3, {"num_gpus": 0.5})),
+        ({"gpus": 0}, {"CPU": 8.0, "GPU": 8.0}, (2, {"num_cpus": 4.0})),
+        ({}, {"CPU": 2.0}, "an actor needs 4 CPU, the cluster has 2"),
+        ({"gpus": 2}, {"CPU": 2.0, "GPU": 1.0}, "an actor needs 2 GPU, the cluster has 1"),
+    ],
+)
+def test_actors_take_what_the_cluster_has(
+    asked: dict[str, Any], there: dict[str, float], pool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(CLIENTS))
+    actors = importlib.import_module("actors")
+    monkeypatch.setattr(actors.ray, "cluster_resources", lambda: there)
+    if isinstance(pool, str):
+        with pytest.raises(importlib.import_module("failures").RequestFailed, match=pool):
+            actors.Cluster(**asked).pool()
+    else:
+        assert actors.Cluster(**asked).pool() == pool

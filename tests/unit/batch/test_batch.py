@@ -243,6 +243,7 @@ def test_results_that_cannot_be_written(talks: Path, tmp_path: Path) -> None:
 # Kills
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     """Whatever was being written: the next run has every result, once."""
     talks, out = tmp_path / "talks", tmp_path / "out"
