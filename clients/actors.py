@@ -36,6 +36,8 @@ from whispercore.options import Options
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import ENVIRONMENT_PREFIX
 
+CPUS = 4
+"""Cores of an actor without a GPU, where a node has so many."""
 CALLS = 2
 """Groups that an actor works on at once, so that its engine does not wait at the end of a group."""
 RETRIES = 2
@@ -55,7 +57,7 @@ class Cluster:
 
     address: str | None = None
     actors: int | None = None
-    cpus: int = 4
+    cpus: int | None = None
     gpus: float | None = None
     load: Load | None = None
 
@@ -74,17 +76,18 @@ class Cluster:
             raise RequestFailed("no_cluster", f"no Ray cluster at {self.address}: {error}") from None
 
     def pool(self) -> tuple[int, dict[str, float]]:
-        """How many actors, and the resources of each. Raises RequestFailed when there is no room for one."""
-        there = ray.cluster_resources()
-        gpus = self.gpus if self.gpus is not None else float(there.get("GPU", 0) > 0)
-        name, total = ("GPU", there.get("GPU", 0.0)) if gpus else ("CPU", there.get("CPU", 0.0))
-        each = gpus or float(self.cpus)
-        if not gpus and self.actors and self.actors * each > total:
-            each = _share(total / self.actors)
-        room = math.floor(total / each + 1e-6)
+        """How many actors, and the resources of each. Raises RequestFailed when no node has room for one."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = self.gpus if self.gpus is not None else float(any(node.get("GPU") for node in nodes))
+        name = "GPU" if gpus else "CPU"
+        there = [node.get(name, 0.0) for node in nodes]
+        each = gpus or float(self.cpus or min(CPUS, max(there)))
+        if not gpus and self.actors and self.actors * each > sum(there):
+            each = _share(sum(there) / self.actors)
+        room = sum(math.floor(cores / each + 1e-6) for cores in there)
         if not room:
             advice = "see --cpus-per-actor and --gpus-per-actor"
-            raise RequestFailed("no_room", f"an actor needs {each:g} {name}, the cluster has {total:g}: {advice}")
+            raise RequestFailed("no_room", f"an actor needs {each:g} {name}, the largest node has {max(there):g}: {advice}")
         return min(self.actors or room, room), {"num_gpus": gpus} if gpus else {"num_cpus": each}
 
 
@@ -101,8 +104,10 @@ def run_by_ray(
 ) -> Iterator[Outcome]:
     """The runner `ray`. Recordings whose process ended again and again get no outcome. Raises RequestFailed."""
     cluster.connect()
-    load = cluster.load or functools.partial(load_transcriber, dict(settings), cluster.cpus)
-    pipeline = Pipeline(load, options, part_seconds, *cluster.pool(), calls=1 if alone else CALLS)
+    actors, resources = cluster.pool()
+    threads = max(1, int(resources["num_cpus"])) if "num_cpus" in resources else 0
+    load = cluster.load or functools.partial(load_transcriber, dict(settings), threads)
+    pipeline = Pipeline(load, options, part_seconds, actors, resources, calls=1 if alone else CALLS)
     joining = Joining(options)
     tasks = [Task(recording) for recording in recordings]
     while tasks:
@@ -182,6 +187,9 @@ def _source(piece: Piece) -> AbstractContextManager[Source | Part]:
 
 
 def load_transcriber(settings: dict[str, str], threads: int) -> Transcriber:
-    """The transcriber of an actor, with the weights of its machine, fetched if they are missing."""
+    """The transcriber of an actor, with the weights of its machine, fetched if they are missing.
+
+    `threads`: unless the setting is given; 0: those that the core chooses.
+    """
     own = {} if "threads" in settings or os.environ.get(f"{ENVIRONMENT_PREFIX}THREADS") else {"threads": str(threads)}
     return Transcriber(prepared_settings(own | settings))

@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--actors", type=_count, metavar="N", help="ray: actors, each with a model (default: what the cluster has room for)"
     )
-    parser.add_argument("--cpus-per-actor", type=_count, default=4, metavar="N", help="ray, without GPUs: cores of an actor (default: 4)")
+    parser.add_argument("--cpus-per-actor", type=_count, metavar="N", help="ray, without GPUs: cores of an actor (default: up to 4)")
     parser.add_argument("--gpus-per-actor", type=_positive, metavar="N", help="ray: GPUs of an actor (default: 1 where there are GPUs)")
     parser.add_argument("--part-minutes", type=_positive, default=20.0, metavar="N", help="ray: split longer recordings (default: 20)")
     parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster (default: RAY_ADDRESS, one on this machine, else a new one)")

@@ -158,26 +158,51 @@ def test_long_recordings_poison_and_bad_input(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "long.wav.json").read_bytes() == (tmp_path / "whole" / "long.wav.json").read_bytes()
 
 
+@pytest.mark.slow
+def test_a_lost_node_loses_nothing(recordings: Path, tmp_path: Path) -> None:
+    arguments = (recordings / "day 0", tmp_path, "--format", "text", "--engine", "ray", "--actors", "2", "--cpus-per-actor", "1", *PLAIN)
+    done = batch(0.5, *arguments, lose_node_at=10)
+    assert done.returncode == 0, done.stdout
+    assert "a node is taken away" in done.stdout
+    entries = lines(tmp_path)
+    assert len(entries) == len({entry["recording"] for entry in entries}) == 100
+    assert {entry["status"] for entry in entries} == {"done"}
+
+
+@pytest.mark.slow
+def test_the_gateways_application_by_ray_serve() -> None:
+    with started(sys.executable, str(Path(__file__).with_name("serve_once.py")), WHISPER_ENGINE="fake") as process:
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    replies = json.loads(next(line for line in said.splitlines() if line.startswith('{"ready"')))
+    assert replies["ready"] == 200
+    assert replies["good"][0] == 200 and replies["good"][1]["text"]
+    assert replies["bad"][0] == 415 and replies["bad"][1]["error"]["code"] == "unsupported_audio"
+
+
 @pytest.mark.parametrize(
     ("asked", "there", "pool"),
     [
-        ({}, {"CPU": 16.0}, (4, {"num_cpus": 4.0})),
-        ({"cpus": 1}, {"CPU": 2.0}, (2, {"num_cpus": 1.0})),
-        ({"actors": 8}, {"CPU": 16.0}, (8, {"num_cpus": 2})),
-        ({"actors": 3}, {"CPU": 2.0}, (3, {"num_cpus": 0.666})),
-        ({}, {"CPU": 64.0, "GPU": 8.0}, (8, {"num_gpus": 1.0})),
-        ({"gpus": 0.5, "actors": 3}, {"CPU": 64.0, "GPU": 8.0}, (3, {"num_gpus": 0.5})),
-        ({"gpus": 0}, {"CPU": 8.0, "GPU": 8.0}, (2, {"num_cpus": 4.0})),
-        ({}, {"CPU": 2.0}, "an actor needs 4 CPU, the cluster has 2"),
-        ({"gpus": 2}, {"CPU": 2.0, "GPU": 1.0}, "an actor needs 2 GPU, the cluster has 1"),
+        ({}, [{"CPU": 16.0}], (4, {"num_cpus": 4.0})),
+        ({}, [{"CPU": 2.0}], (1, {"num_cpus": 2.0})),
+        ({}, [{"CPU": 6.0}, {"CPU": 6.0}, {}], (2, {"num_cpus": 4.0})),
+        ({"cpus": 1}, [{"CPU": 2.0}], (2, {"num_cpus": 1.0})),
+        ({"actors": 8}, [{"CPU": 16.0}], (8, {"num_cpus": 2})),
+        ({"actors": 3}, [{"CPU": 2.0}], (3, {"num_cpus": 0.666})),
+        ({}, [{"CPU": 64.0, "GPU": 8.0}, {"CPU": 64.0}], (8, {"num_gpus": 1.0})),
+        ({"gpus": 0.5, "actors": 3}, [{"CPU": 64.0, "GPU": 8.0}], (3, {"num_gpus": 0.5})),
+        ({"gpus": 0}, [{"CPU": 8.0, "GPU": 8.0}], (2, {"num_cpus": 4.0})),
+        ({"cpus": 4}, [{"CPU": 2.0}, {"CPU": 2.0}], "an actor needs 4 CPU, the largest node has 2"),
+        ({"gpus": 2}, [{"CPU": 2.0, "GPU": 1.0}], "an actor needs 2 GPU, the largest node has 1"),
     ],
 )
 def test_actors_take_what_the_cluster_has(
-    asked: dict[str, Any], there: dict[str, float], pool: Any, monkeypatch: pytest.MonkeyPatch
+    asked: dict[str, Any], there: list[dict[str, float]], pool: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(CLIENTS))
     actors = importlib.import_module("actors")
-    monkeypatch.setattr(actors.ray, "cluster_resources", lambda: there)
+    lost = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
+    monkeypatch.setattr(actors.ray, "nodes", lambda: [lost, *({"Alive": True, "Resources": resources} for resources in there)])
     if isinstance(pool, str):
         with pytest.raises(importlib.import_module("failures").RequestFailed, match=pool):
             actors.Cluster(**asked).pool()
