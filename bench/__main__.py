@@ -1,4 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | table]: measure, save,
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | gateway | table]: measure, save,
 write tables."""
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, loss, memory, overhead, results, serve, soak, startup
+from . import accuracy, engines, gateway, loss, memory, overhead, results, serve, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
 from .report import engines as engines_report
+from .report import gateway as gateway_report
 from .report import serve as serve_report
 from .report import startup as startup_report
 from .work import SCRATCH
@@ -35,8 +36,9 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "soak": soak.main,
     "engines": engines.main,
     "loss": loss.main,
+    "gateway": gateway.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines and loss have their own options: see serve --help"
+WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines, loss and gateway have their own options: see serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
-    for table in (startup_report, serve_report, engines_report, accuracy_report):
+    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report):
         table.update()
     if not accuracy_report.update_readme():
         block = accuracy_report.BLOCK

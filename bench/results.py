@@ -23,7 +23,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "ctranslate2", "torchserve", "openai-whisper", "faster-whisper", "av", "jiwer")
 OPTIONAL = ("transformers", "pywhispercpp")
 """Packages that may be missing."""
-MEASURED = ("src", "handler", "config", "server", "serve.sh", "bench", ":!bench/results")
+MEASURED = ("src", "handler", "config", "server", "gateway", "serve.sh", "bench", ":!bench/results")
 """The git paths that a result depends on. A result measured with uncommitted changes in them is marked dirty."""
 
 

@@ -146,6 +146,13 @@ def ours(settings: Mapping[str, str]) -> Server:
     return Server("whisper", ["bash", str(ROOT / "serve.sh")], {"WHISPER_VENV": sys.prefix, **settings})
 
 
+def inprocess(settings: Mapping[str, str]) -> Server:
+    """The gateway alone, with the core in its process."""
+    server = Server("whisper", ["bash", str(ROOT / "serve.sh"), "--inprocess"], {"WHISPER_VENV": sys.prefix, **settings})
+    server.port = server.gateway_port
+    return server
+
+
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
     """TorchServe with bench/plain/plain_handler.py.
 

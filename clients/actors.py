@@ -75,6 +75,10 @@ class Cluster:
         except ConnectionError as error:
             raise RequestFailed("no_cluster", f"no Ray cluster at {self.address}: {error}") from None
 
+    def close(self) -> None:
+        """Leave the cluster, and end one that was started here."""
+        ray.shutdown()
+
     def pool(self) -> tuple[int, dict[str, float]]:
         """How many actors, and the resources of each. Raises RequestFailed when no node has room for one."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -305,7 +305,8 @@ def _run(arguments: argparse.Namespace, options: Mapping[str, str], requests: Ma
             shown = not (arguments.quiet or arguments.no_progress)
             with BatchProgress(len(waiting), sum(max(0, one.size) for one in waiting), shown=shown) as progress:
                 if waiting:
-                    batch.run(_runner(arguments, settings, united), waiting, arguments.attempts, progress)
+                    with _runner(arguments, settings, united) as runner:
+                        batch.run(runner, waiting, arguments.attempts, progress)
         finally:
             manifest.close()
             summary = _summary(batch.entries, len(found), len(done), time.monotonic() - began)
@@ -315,15 +316,21 @@ def _run(arguments: argparse.Namespace, options: Mapping[str, str], requests: Ma
     return 1 if summary.failed else 0
 
 
-def _runner(arguments: argparse.Namespace, settings: Mapping[str, str], options: Options) -> Runner:
+@contextlib.contextmanager
+def _runner(arguments: argparse.Namespace, settings: Mapping[str, str], options: Options) -> Iterator[Runner]:
+    """The runner that the arguments ask for. Raises RequestFailed."""
     if arguments.runner == "local":
-        return lambda recordings, alone: run_here(settings, options, recordings)
+        yield lambda recordings, alone: run_here(settings, options, recordings)
+        return
     try:
         from actors import Cluster, run_by_ray  # here: the runner local needs no Ray
     except ModuleNotFoundError as error:
         raise RequestFailed("no_package", f"--runner ray needs {error.name}: pip install 'whispercore[ray]'") from None
     cluster = Cluster(arguments.ray_address, arguments.actors, arguments.cpus_per_actor, arguments.gpus_per_actor)
-    return partial(run_by_ray, cluster, settings, options, 60 * arguments.part_minutes)
+    try:
+        yield partial(run_by_ray, cluster, settings, options, 60 * arguments.part_minutes)
+    finally:
+        cluster.close()
 
 
 def _is_done(manifest: Manifest, recording: Recording, asked: str, names: set[str]) -> bool:

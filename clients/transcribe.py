@@ -88,6 +88,8 @@ def _main(argv: Sequence[str] | None, default_url: str | None) -> int:
     jobs = list(zip(files, outputs, strict=True))
     if arguments.skip_existing:
         jobs = [(path, output) for path, output in jobs if output and not output.exists()]
+        if not jobs:
+            return 0
     form = {"response_format": "json", "stream": "true"} if arguments.stream else {"response_format": arguments.format}
     if is_local:
         from local import transcribe_here  # here: a client of a server needs no engine

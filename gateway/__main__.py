@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 import uvicorn
+from fastapi import FastAPI
 
 from whispercore.errors import ConfigurationError
 
@@ -28,7 +29,14 @@ def main() -> int:
     except ConfigurationError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
         return 1
-    server = uvicorn.Server(
+    server = make_server(app, configuration)
+    server.run()
+    return 0 if server.started else 1
+
+
+def make_server(app: FastAPI, configuration: Configuration) -> uvicorn.Server:
+    """uvicorn with this project's limits on connections."""
+    return uvicorn.Server(
         uvicorn.Config(
             app,
             host=configuration.host,
@@ -44,8 +52,6 @@ def main() -> int:
             server_header=False,
         )
     )
-    server.run()
-    return 0 if server.started else 1
 
 
 def _backend(configuration: Configuration) -> Backend:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
@@ -21,7 +23,11 @@ from . import status, transcriptions
 from .backend import Backend
 from .configuration import Configuration
 from .context import Gateway, Wrapper
+from .jobs import routes as jobs
+from .jobs.runner import JobRunner
+from .jobs.store import JobStore
 from .keys import Keys
+from .openapi import describe
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
@@ -44,19 +50,27 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         telemetry=Telemetry(),
     )
 
+    runner = JobRunner(gateway, JobStore(configuration.data / "jobs"))
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await backend.start()
         try:
-            yield
+            async with anyio.create_task_group() as group:
+                runner.start(group)
+                yield
+                group.cancel_scope.cancel()
         finally:
             await backend.close()
+            runner.store.close()
             gateway.usage.close()
 
     app = FastAPI(title="Whisper", version=__version__, lifespan=lifespan)
-    app.state.gateway = gateway
-    for routes in (status, transcriptions):
-        app.include_router(routes.router)
+    document = functools.cache(lambda: describe(app))
+    app.openapi = lambda: document()  # type: ignore[method-assign]  # FastAPI's own way to replace its document
+    app.state.gateway, app.state.jobs = gateway, runner
+    for router in (status.router, transcriptions.router, jobs.router):
+        app.include_router(router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=499))

@@ -27,7 +27,10 @@ class Configuration:
     worker reads, too. `data`: the folder of what outlives a restart. `keys_file`: the API keys; None: no keys.
     `allow_anonymous`: whether the gateway may listen for other machines without keys. `cors_origins`: the origins whose
     pages may use the API. `max_body_bytes`: the largest body. `allow_urls`: whether requests may name a recording by
-    its URL. `grace_seconds`: how long open requests may take when the server stops.
+    its URL. `private_hosts`: hosts that may have a private address then. `page_hosts`: hosts whose pages yt-dlp may
+    read. `webhook_secret`: signs the calls of webhooks. `job_days`: how long results are kept. `max_job_bytes`: the most
+    that the recordings of all jobs may take on the disk. `max_running_jobs`: how many run at once. `grace_seconds`: how
+    long open requests may take when the server stops.
     """
 
     host: str = "127.0.0.1"
@@ -41,6 +44,12 @@ class Configuration:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 150 * 1024 * 1024
     allow_urls: bool = False
+    private_hosts: tuple[str, ...] = ()
+    page_hosts: tuple[str, ...] = ()
+    webhook_secret: str = ""
+    job_days: float = 7.0
+    max_job_bytes: int = 20 * 1024**3
+    max_running_jobs: int = 4
     grace_seconds: float = 60.0
 
     @property
@@ -63,11 +72,17 @@ class Configuration:
             data=Path(environ.get("WHISPER_DATA_DIR") or _state(environ) / "data"),
             keys_file=Path(keys_file) if keys_file else None,
             allow_anonymous=_switch("WHISPER_ALLOW_ANONYMOUS", environ, default=False),
-            cors_origins=tuple(filter(None, (origin.strip() for origin in environ.get("WHISPER_CORS_ORIGINS", "").split(",")))),
+            cors_origins=_names("WHISPER_CORS_ORIGINS", environ),
             # Base64 in JSON adds a third to the size of the audio; a form adds its headers.
             max_body_bytes=max_audio_bytes * 4 // 3 + 1024 * 1024,
             allow_urls=_switch("WHISPER_ALLOW_URLS", environ, default=host in LOOPBACK),
-            grace_seconds=float(environ.get("WHISPER_GRACE_SECONDS") or 60.0),
+            private_hosts=_names("WHISPER_URL_PRIVATE_HOSTS", environ),
+            page_hosts=_names("WHISPER_URL_PAGE_HOSTS", environ),
+            webhook_secret=environ.get("WHISPER_WEBHOOK_SECRET", ""),
+            job_days=_number("WHISPER_JOB_DAYS", environ, 7.0),
+            max_job_bytes=int(_number("WHISPER_MAX_JOB_BYTES", environ, 20 * 1024**3)),
+            max_running_jobs=int(_number("WHISPER_MAX_RUNNING_JOBS", environ, 4)),
+            grace_seconds=_number("WHISPER_GRACE_SECONDS", environ, 60.0),
         )
 
 
@@ -95,6 +110,22 @@ def address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
 
 def _state(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("WHISPER_STATE_DIR") or "build")
+
+
+def _names(variable: str, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """A list with commas."""
+    return tuple(filter(None, (name.strip() for name in environ.get(variable, "").split(","))))
+
+
+def _number(variable: str, environ: Mapping[str, str], default: float) -> float:
+    text = environ.get(variable) or str(default)
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ConfigurationError(f"{variable} must be a number of at least 0; got '{text}'", param=variable)
+    return number
 
 
 def _switch(variable: str, environ: Mapping[str, str], *, default: bool) -> bool:

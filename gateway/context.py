@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import anyio
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,8 +27,6 @@ from .usage import Usage
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CLIENT_HEADER = "x-whisper-client"
-"""The name of the client, for the queue's fairness. Only the gateway may set it, so a client's own is dropped."""
 _SECURITY = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 
 
@@ -89,22 +87,23 @@ def count_audio(gateway: Gateway, admission: Admission, seconds: float, request_
         logger.info("request %s: key %s, %.1f s of audio", request_id, admission.key.name, seconds)
 
 
-async def until_gone(request: Request, awaitable: Awaitable[T]) -> T:
+async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result. Cancels the work and raises ClientDisconnect when the client goes first. The body must have been read."""
-    results: list[T] = []
+    working, gone = asyncio.create_task(work), asyncio.create_task(_disconnection(request))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
-    async def work(scope: anyio.CancelScope) -> None:
-        results.append(await awaitable)
-        scope.cancel()
 
-    async with anyio.create_task_group() as group:
-        group.start_soon(work, group.cancel_scope)
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        group.cancel_scope.cancel()
-    if not results:
-        raise ClientDisconnect
-    return results[0]
+async def _disconnection(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class Wrapper:

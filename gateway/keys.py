@@ -4,7 +4,7 @@
 
     keys:
       - name: alice
-        sha256: 9f86d081…            # of the key; the key itself is nowhere
+        sha256: "9f86d081…"          # of the key; the key itself is nowhere
         requests_per_minute: 60      # each limit is optional
         audio_seconds_per_day: 36000
         open_requests: 4
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
         return 2
     key = new_key()
     print(f"the key, shown only now: {key}", file=sys.stderr)
-    print(f"  - name: {arguments[0]}\n    sha256: {digest_of(key)}")
+    print(f'  - name: {arguments[0]}\n    sha256: "{digest_of(key)}"')
     return 0
 
 

@@ -44,6 +44,14 @@ class MethodNotAllowed(WhisperError):
     default_code = "method_not_allowed"
 
 
+class Conflict(WhisperError):
+    """The request does not fit the state of what it names."""
+
+    status = 409
+    kind = "invalid_request_error"
+    default_code = "conflict"
+
+
 class RateLimited(Overloaded):
     """A key has used up one of its limits; again after `retry_after` seconds."""
 

@@ -16,7 +16,7 @@ from whispercore.errors import EngineError, Overloaded
 from whispercore.torchserve.handshake import API_VERSION
 from whispercore.torchserve.spool import message
 
-from .backend import Call, Reply
+from .backend import CLIENT_HEADER, Call, Reply
 from .refusals import error_reply
 
 PATH = f"/predictions/whisper/{API_VERSION}"
@@ -43,13 +43,13 @@ class TorchServe:
     async def send(self, call: Call) -> Reply:
         """Answer a request. Closing the reply early makes the caller remove the files, by which the worker cancels the request."""
         uploads = {name: [file.path.name for file in files] for name, files in call.uploads.items()}
-        headers = {**call.headers, "x-request-id": call.request_id}
+        headers = {**call.headers, "x-request-id": call.request_id, CLIENT_HEADER: call.client}
         body = json_bytes(message(call.fields, headers, uploads))
         request = self._client.build_request(
             "POST" if call.uploads or call.fields else "GET",
             f"{PATH}/{call.path}" if call.path else "/predictions/whisper",
             content=body,
-            headers={"content-type": "application/json", "x-whisper-client": call.client},
+            headers={"content-type": "application/json"},
         )
         try:
             response = await self._client.send(request, stream=True)

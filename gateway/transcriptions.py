@@ -12,9 +12,10 @@ from starlette.responses import Response, StreamingResponse
 from whispercore.api.request import parse
 from whispercore.torchserve.handshake import API_VERSION
 
-from .backend import Call, Reply
+from .backend import CLIENT_HEADER, Call, Reply
 from .body import Body, read_body
-from .context import CLIENT_HEADER, Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
+from .context import Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
+from .recordings import with_recording
 
 router = APIRouter()
 NATIVE = "/predictions/whisper"
@@ -65,6 +66,8 @@ async def transcribe(request: Request, path: str) -> Response:
     try:
         admission = await stack.enter_async_context(admitted(request))
         body = await read_body(request, gateway.spool, gateway.configuration.max_body_bytes)
+        stack.callback(body.remove)
+        body = await with_recording(body, request, gateway)
         stack.callback(body.remove)
         call = call_of(request, path, body, admission)
         _check(call)

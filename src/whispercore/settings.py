@@ -18,6 +18,7 @@ OTHER_VARIABLES = (
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
     *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
+    *("URL_PRIVATE_HOSTS", "URL_PAGE_HOSTS", "WEBHOOK_SECRET", "JOB_DAYS", "MAX_JOB_BYTES", "MAX_RUNNING_JOBS"),
 )
 """Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, the clients and the tests."""
 _MISSPELT = 0.75
