@@ -70,10 +70,12 @@ class Cluster:
         runtime = {"py_modules": [str(core)], "working_dir": str(clients), "excludes": ["__pycache__"], "env_vars": variables}
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")  # max_task_retries has no other way in
+        # Without an address Ray would look for the last cluster of this machine, also when it is gone.
+        address = self.address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            ray.init(address=self.address, runtime_env=runtime, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(address=address, runtime_env=runtime, logging_level=logging.WARNING, log_to_driver=False)
         except ConnectionError as error:
-            raise RequestFailed("no_cluster", f"no Ray cluster at {self.address}: {error}") from None
+            raise RequestFailed("no_cluster", f"no Ray cluster at {address}: {error}") from None
 
     def close(self) -> None:
         """Leave the cluster, and end one that was started here."""

@@ -232,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpus-per-actor", type=_count, metavar="N", help="ray, without GPUs: cores of an actor (default: up to 4)")
     parser.add_argument("--gpus-per-actor", type=_positive, metavar="N", help="ray: GPUs of an actor (default: 1 where there are GPUs)")
     parser.add_argument("--part-minutes", type=_positive, default=20.0, metavar="N", help="ray: split longer recordings (default: 20)")
-    parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster (default: RAY_ADDRESS, one on this machine, else a new one)")
+    parser.add_argument("--ray-address", metavar="ADDRESS", help="the cluster (default: RAY_ADDRESS, else a new one of this machine)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")
     parser.add_argument("--quiet", action="store_true", help="failures only")
     return parser

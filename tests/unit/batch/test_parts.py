@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.unit.doubles import wav
 from whispercore.audio.parts import Part, split
-from whispercore.audio.recording import open_recording
+from whispercore.audio.recording import open_recording, read_samples
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import InvalidRequest
 from whispercore.options import Options
 from whispercore.serving.assembly import in_another_language, joined
 from whispercore.serving.transcriber import Transcriber
-from whispercore.types import Decoded, Dropped, Segment, Transcript, Window
+from whispercore.types import SAMPLE_RATE, Decoded, Dropped, Segment, Transcript, Window
 
+ROOT = Path(__file__).resolve().parents[3]
 EVERYTHING = Options(vad_filter=False)
 
 
@@ -50,6 +54,29 @@ def test_parts_give_the_transcript_of_the_whole(options: Options, seconds: float
         assert joined([job.result(60) for job in jobs]) == whole
 
 
+def times(transcript: Transcript) -> list[tuple[float, float, list[tuple[str, float, float]]]]:
+    """Of the segments and of their words."""
+    return [(one.start, one.end, [(word.word, word.start, word.end) for word in one.words]) for one in transcript.segments]
+
+
+@pytest.mark.slow
+def test_parts_of_speech_have_the_words_and_times_of_the_whole(tmp_path: Path) -> None:
+    """With the voice detector and the bundled model."""
+    pause = np.zeros(3 * SAMPLE_RATE, np.float32)
+    sounds = [read_samples(ROOT / "samples" / name) for name in ("home.flac", "timer.flac", "digits.flac") * 4]
+    path = tmp_path / "talk.wav"
+    soundfile.write(path, np.concatenate([samples for sound in sounds for samples in (sound, pause)]), SAMPLE_RATE, subtype="FLOAT")
+    options = Options(word_timestamps=True)
+    with Transcriber(ROOT / "whisper-models" / "nano.pt", converted_dir=tmp_path / "converted") as transcriber:
+        whole = transcriber.submit(path, options).result(120)
+        with open_recording(path) as recording:
+            parts = list(split(recording, options, 35.0))
+        transcript = joined([transcriber.submit(part, options).result(120) for part in parts])
+    assert len(parts) >= 4 and len(whole.text.split()) > 200
+    assert transcript.text == whole.text
+    assert times(transcript) == times(whole)
+
+
 def test_a_silent_recording_has_one_empty_part() -> None:
     [part] = parts_of(silence(), Options(), 60)
     assert (part.windows, part.is_last, part.duration) == ((), True, 90.0)
@@ -58,10 +85,6 @@ def test_a_silent_recording_has_one_empty_part() -> None:
 
 
 def silence() -> bytes:
-    import io
-
-    import soundfile
-
     file = io.BytesIO()
     soundfile.write(file, np.zeros(90 * 16_000, np.int16), 16_000, format="WAV")
     return file.getvalue()
