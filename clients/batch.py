@@ -16,9 +16,9 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -84,7 +84,7 @@ class Summary:
 class Batch:
     """The recordings of a run on their way to results and lines of the manifest.
 
-    `requests`: what to render, by format. `digest`: of what was asked for.
+    `requests`: what to render, by format. `asked`: a digest of what was asked for.
     """
 
     def __init__(self, place: Place, manifest: Manifest, requests: Mapping[str, Request], asked: str, *, keep_truncated: bool) -> None:
@@ -98,7 +98,7 @@ class Batch:
             again: list[Recording] = []
             with ThreadPoolExecutor(WRITERS) as pool:
                 missing = {recording.name: recording for recording in recordings}
-                written = []
+                written: deque[Future[None]] = deque()
                 for outcome in runner(recordings, attempt > 1):
                     if missing.pop(outcome.recording.name, None) is None:
                         continue  # a task that was repeated has given it once more
@@ -106,7 +106,8 @@ class Batch:
                         again.append(outcome.recording)
                         continue
                     written.append(pool.submit(self._finish, outcome, progress))
-                    written = [one for one in written if not one.done() or one.result()]
+                    while written and written[0].done():
+                        written.popleft().result()  # raises when no line can be written
             for one in written:
                 one.result()
             recordings = [*again, *missing.values()]

@@ -63,11 +63,11 @@ def transcribe_here(
         log(f"error: {error.message}")
         return 1
     with transcriber:
-        here = Here(arguments, transcriber, request, recordings)
-        return here.stream() if arguments.stream else here.all()
+        run = LocalRun(arguments, transcriber, request, recordings)
+        return run.stream() if arguments.stream else run.all()
 
 
-class Here:
+class LocalRun:
     """Transcribes all recordings of a call in this process."""
 
     def __init__(self, arguments: argparse.Namespace, transcriber: Transcriber, request: Request, recordings: Sequence[Recording]) -> None:
@@ -90,23 +90,23 @@ class Here:
             )
             for ended in outcomes:
                 bars.done(ended.item[0])
-                self._hold(ended, bars)
+                self._deliver_in_order(ended, bars)
         return self._report.finish()
 
-    def _hold(self, ended: Ended[Recording], bars: ProgressBars) -> None:
-        """Tell an outcome, one for standard output when all before it have been told."""
+    def _deliver_in_order(self, ended: Ended[Recording], bars: ProgressBars) -> None:
+        """Report an outcome; one for standard output waits for those before it."""
         number, _, output = ended.item
         if output:
             with bars.hidden():
-                self._tell(ended)
+                self._deliver(ended)
             return
         self._held[number] = ended
         while following := self._held.pop(self._printed + 1, None):
             with bars.hidden():
-                self._tell(following)
+                self._deliver(following)
             self._printed += 1
 
-    def _tell(self, ended: Ended[Recording]) -> None:
+    def _deliver(self, ended: Ended[Recording]) -> None:
         _, path, output = ended.item
         try:
             if ended.transcript is None:
@@ -150,7 +150,7 @@ def _fetch(recording: Recording) -> AbstractContextManager[Path]:
 
 
 def _size(path: Path) -> int:
-    """Bytes; 0 for a pipe, and for a file that cannot be read, which opening it will tell."""
+    """Bytes; 0 for a pipe, and for a file that cannot be read, whose error comes when it is opened."""
     try:
         return path.stat().st_size
     except OSError:

@@ -156,9 +156,11 @@ class BatchProgress:
                 self._told = time.monotonic()
                 print(f"{text}: {status}", file=sys.stderr, flush=True)
 
-    def hidden(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
         """Hide the bar while something is printed."""
-        return _hidden(self._progress)
+        with self._lock, _hidden(self._progress):
+            yield
 
 
 def _short(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a transcribing command tells: transcripts, warnings, failures, a summary, and its exit status."""
+"""What a transcribing command prints: transcripts, warnings, failures, a summary; and its exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_NAMES = 5
 
 
 class Report:
-    """The output of a call for `count` recordings. `shows_bar`: standard error shows progress bars.
+    """The output of a command for `count` recordings. `shows_bar`: standard error shows progress bars.
 
     Transcripts go to their files or to standard output, everything else to standard error.
     """
@@ -50,7 +50,7 @@ class Report:
             log(f"{path}{f' -> {output}' if output else ''}: {summary(transcript, seconds)}")
 
     def failed(self, path: Path, error: Exception) -> None:
-        """Print why a recording has no transcript, and count it."""
+        """Print the reason why a recording has no transcript, and count it."""
         log(f"{path}: {error}")
         self._failed += 1
 

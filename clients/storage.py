@@ -75,7 +75,12 @@ def find_recordings(address: str) -> list[Recording]:
             found = _in_list(path) if path.suffix.lower() in LIST_SUFFIXES else [_described(str(path), path.parent)]
     if not found:
         raise RequestFailed(MISSING, f"no recordings in {address}: they are known by their extensions, as .mp3")
-    return sorted(dict.fromkeys(found), key=lambda recording: recording.name)
+    by_name = {recording.name: recording for recording in found}
+    if twice := next((one for one in found if by_name[one.name] != one), None):
+        raise RequestFailed(
+            "bad_list", f"{twice.address} and {by_name[twice.name].address} would have the same results: transcribe them apart"
+        )
+    return [by_name[name] for name in sorted(by_name)]
 
 
 def _is_recording(name: str) -> bool:
@@ -124,7 +129,7 @@ def _described(address: str, folder: Path) -> Recording:
     name = path.lstrip("/") if below.startswith("..") else below
     try:
         status = Path(path).stat()
-    except OSError:  # reading it will tell
+    except OSError:  # fetching it reports the error
         return Recording(name, path, -1, "")
     return Recording(name, path, status.st_size, str(status.st_mtime_ns))
 
@@ -134,7 +139,7 @@ def _described_object(address: str) -> Recording:
     try:
         with _explained(address):
             head = _client().head_object(Bucket=bucket, Key=key)
-    except RequestFailed:  # reading it will tell
+    except RequestFailed:  # fetching it reports the error
         return Recording(f"{bucket}/{key}", address, -1, "")
     return Recording(f"{bucket}/{key}", address, head["ContentLength"], head["ETag"].strip('"'))
 

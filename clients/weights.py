@@ -36,7 +36,7 @@ def cache() -> Path:
 def prepared_settings(given: Mapping[str, str], *, quiet: bool = False) -> Settings:
     """The settings of the command line over those of the environment, with a checkpoint that is ready for its engine.
 
-    A missing checkpoint is fetched, and standard error tells so. Raises ConfigurationError.
+    A missing checkpoint is fetched, and a line on standard error says so. Raises ConfigurationError.
     """
     overridden = {ENVIRONMENT_PREFIX + name.upper() for name in given}
     environ = {name: value for name, value in os.environ.items() if name not in overridden}

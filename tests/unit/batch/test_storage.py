@@ -43,6 +43,12 @@ def test_lists_name_recordings_from_their_own_folder(tmp_path: Path) -> None:
     assert [recording.name for recording in find_recordings(str(tmp_path / "in" / "list.jsonl"))] == sorted(["deep/a.wav", outside])
 
 
+def test_two_recordings_of_the_same_name_are_an_error(s3: Any, tmp_path: Path) -> None:
+    put(s3, day_a=b"a")
+    (tmp_path / "list.txt").write_text("talks/day/a.wav\ns3://talks/day/a.wav\n")
+    assert kind_of(str(tmp_path / "list.txt")) == "bad_list"
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"a")
