@@ -1,6 +1,6 @@
 """Measures how a batch by Ray scales from one actor to several on one machine, and writes scaling.json.
 
-python deploy/ray/scaling.py [--actors 1,2,4,8] [--recordings 256] [--seconds 1.0]
+python deploy/ray/scaling.py [--actors 1,2,4,8] [--recordings 64] [--seconds 4.0]
 
 The engine has no weights and only waits: a fixed time for each batch of windows. So one machine can hold as many actors
 as the measurement needs, and what is measured is everything but the model: Ray, reading, batching, joining, writing.
@@ -91,8 +91,8 @@ def main() -> int:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", default="1,2,4,8")
-    parser.add_argument("--recordings", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=1.0, help="what the engine takes for a batch")
+    parser.add_argument("--recordings", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=4.0, help="what the engine takes for a batch (default: 4)")
     arguments = parser.parse_args()
     origin = provenance()
     rng = np.random.default_rng(0)
