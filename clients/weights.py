@@ -24,8 +24,8 @@ from whispercore.devices import choose_device
 from whispercore.errors import ConfigurationError
 from whispercore.settings import ENVIRONMENT_PREFIX, Settings
 
-LONGEST_SECONDS = 1e6
-"""The longest recording unless the setting max_audio_seconds is given: one's own files need no guard against strangers'."""
+OWN = {"max_audio_seconds": 1e6, "max_waiting_seconds": 0}
+"""Settings unless they are given: the limits that guard a server against its clients do not apply to one's own files."""
 
 
 def cache() -> Path:
@@ -40,7 +40,7 @@ def prepared_settings(given: Mapping[str, str], *, quiet: bool = False) -> Setti
     """
     overridden = {ENVIRONMENT_PREFIX + name.upper() for name in given}
     environ = {name: value for name, value in os.environ.items() if name not in overridden}
-    own = {"converted_dir": str(cache() / "converted"), "max_audio_seconds": LONGEST_SECONDS}
+    own = OWN | {"converted_dir": str(cache() / "converted")}
     settings = Settings.load(own | dict(given), environ)
     if settings.engine == "fake":
         return settings

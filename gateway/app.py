@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+from anyio.to_thread import run_sync
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
@@ -33,6 +34,8 @@ from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
 
+KEYS_SECONDS = 5.0
+"""How often to look whether the file of keys has changed."""
 logger = logging.getLogger(__name__)
 
 
@@ -58,6 +61,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         try:
             async with anyio.create_task_group() as group:
                 runner.start(group)
+                group.start_soon(_reload_keys, gateway.keys)
                 yield
                 group.cancel_scope.cancel()
         finally:
@@ -85,6 +89,16 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         )
     app.add_middleware(Wrapper, telemetry=gateway.telemetry)
     return app
+
+
+async def _reload_keys(keys: Keys | None) -> None:
+    """Read the file of keys again whenever it changes."""
+    fault = ""
+    while keys:
+        await anyio.sleep(KEYS_SECONDS)
+        told, fault = fault, await run_sync(keys.reload)
+        if fault and fault != told:
+            logger.error("the API keys stay as they were: %s", fault)
 
 
 async def _on_whisper_error(request: Request, error: Any) -> Response:

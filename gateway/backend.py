@@ -8,9 +8,6 @@ from typing import Any, Protocol
 
 from .spool import Spooled
 
-CLIENT_HEADER = "x-whisper-client"
-"""The name of the client, for the queue's fairness. Only the gateway may set it, so a client's own is dropped."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -56,8 +55,9 @@ class CoreMetrics:
             yield CounterMetricFamily(name, _HELP, value=value)
         yield GaugeMetricFamily("whisper_open_requests", _HELP, value=len(self._intake.jobs))
         yield GaugeMetricFamily("whisper_ready", _HELP, value=int(self._intake.is_ready))
-        if scheduler.last_success is not None:
-            yield GaugeMetricFamily("whisper_last_success_timestamp_seconds", _HELP, value=_unix(scheduler.last_success))
+        yield GaugeMetricFamily("whisper_waiting_audio_seconds", _HELP, value=self._intake.transcriber.waiting_audio_seconds)
+        if timestamp := self._intake.health.last_success_timestamp:
+            yield GaugeMetricFamily("whisper_last_success_timestamp_seconds", _HELP, value=timestamp)
 
 
 _HELP = "See docs/operation.md."
@@ -68,8 +68,3 @@ def _by_label(name: str, label: str, counts: Counter[str]) -> Metric:
     for value, count in sorted(counts.items()):
         family.add_metric([value], count)
     return family
-
-
-def _unix(moment: float) -> float:
-    """A time of time.monotonic as Unix time."""
-    return time.time() - (time.monotonic() - moment)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -15,8 +16,10 @@ from whispercore.checkpoints import choose_model, prepare
 from whispercore.serving.intake import Intake
 from whispercore.serving.open_request import OpenRequest
 from whispercore.serving.response import Response
+from whispercore.serving.self_test import SelfTest
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve.handshake import CLIENT_HEADER
 
 from .backend import Call, Reply
 from .configuration import core_section
@@ -37,6 +40,7 @@ class InProcess:
         """`load` makes the transcriber; it runs on a thread, because loading takes seconds."""
         self._load = load
         self.intake: Intake
+        self._self_test: SelfTest
         self._metrics: CoreMetrics
 
     async def start(self) -> None:
@@ -44,6 +48,7 @@ class InProcess:
         transcriber = await run_sync(self._load)
         await run_sync(transcriber.prober.start)
         self.intake = Intake(transcriber)
+        self._self_test = SelfTest(self.intake.health)
         self._metrics = CoreMetrics(self.intake)
 
     async def send(self, call: Call) -> Reply:
@@ -53,7 +58,7 @@ class InProcess:
         def on_news() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        headers = {**call.headers, "url_path": call.path}
+        headers = {**call.headers, CLIENT_HEADER: call.client, "url_path": call.path}
         received = self.intake.receive(call.request_id, _row(call), headers, on_news)
         if isinstance(received, Response):
             self._metrics.count(received)
@@ -75,6 +80,7 @@ class InProcess:
 
     async def close(self) -> None:
         """Cancel what is open and free the model."""
+        await run_sync(self._self_test.close)
         await run_sync(self.intake.transcriber.close)
 
     async def _responses(self, request: OpenRequest, news: asyncio.Event) -> AsyncGenerator[Response, None]:
@@ -126,6 +132,6 @@ async def _payloads(first: Response, responses: AsyncGenerator[Response, None], 
 
 def load() -> Transcriber:
     """The transcriber of the settings; its checkpoint is converted when that has not been done. Raises ConfigurationError."""
-    settings = choose_model(Settings.load(core_section()))
+    settings = choose_model(replace(Settings.load(core_section()), client_header=CLIENT_HEADER))
     prepare(settings)
     return Transcriber(settings)

@@ -13,10 +13,10 @@ from whispercore.api.reply import json_bytes
 from whispercore.api.routes import Route
 from whispercore.api.stream import stream_error
 from whispercore.errors import EngineError, Overloaded
-from whispercore.torchserve.handshake import API_VERSION
+from whispercore.torchserve.handshake import API_VERSION, CLIENT_HEADER
 from whispercore.torchserve.spool import message
 
-from .backend import CLIENT_HEADER, Call, Reply
+from .backend import Call, Reply
 from .refusals import error_reply
 
 PATH = f"/predictions/whisper/{API_VERSION}"

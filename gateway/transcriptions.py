@@ -10,9 +10,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from whispercore.api.request import parse
-from whispercore.torchserve.handshake import API_VERSION
+from whispercore.torchserve.handshake import API_VERSION, CLIENT_HEADER
 
-from .backend import CLIENT_HEADER, Call, Reply
+from .backend import Call, Reply
 from .body import Body, read_body
 from .context import Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
 from .recordings import with_recording

@@ -28,14 +28,24 @@ from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.torchserve import protocol
-from whispercore.torchserve.handshake import CANNOT_START, CLOSING_FILE, OPEN_REQUESTS_FILE, SPOOL_DIR, serves_line
+from whispercore.torchserve.handshake import (
+    CANNOT_START,
+    CLOSING_FILE,
+    HEALTH_FILE,
+    NOT_READY_FILE,
+    OPEN_REQUESTS_FILE,
+    SPOOL_DIR,
+    WATCHDOG_TOKEN,
+    WorkerHealth,
+    serves_line,
+)
 from whispercore.torchserve.log_lines import LineFormatter
 from whispercore.torchserve.mailbox import Mailbox, PolledRow
 
 logger = logging.getLogger(__name__)
 
-SUCCESS_SECONDS = 5.0
-"""How often the time since the last success is published, at most."""
+SUCCESS_SECONDS, HEALTH_SECONDS = 5.0, 1.0
+"""How often, at most, the time of the last success is published, and written for the launcher."""
 _COUNTERS: dict[str, Callable[[Mailbox], int]] = {
     "whisper_windows_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.windows,
     "whisper_batches_total": lambda mailbox: mailbox.intake.transcriber.scheduler.counters.batches,
@@ -55,7 +65,8 @@ class WhisperHandler:
     def __init__(self) -> None:
         self._open_requests = -1
         self._ready: bool | None = None
-        self._success_published = 0.0
+        self._waiting_seconds = -1
+        self._success_published = self._health_written = 0.0
         self._published = dict.fromkeys(_COUNTERS, 0)
 
     def initialize(self, context: Any) -> None:
@@ -75,15 +86,17 @@ class WhisperHandler:
         logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
         self.transcriber.prober.start()
         spool = os.environ.get(SPOOL_DIR)
-        self.mailbox = Mailbox(self.transcriber, Path(spool) if spool else None)
+        token = os.environ.get(WATCHDOG_TOKEN, "")
+        self.mailbox = Mailbox(self.transcriber, Path(spool) if spool else None, watchdog_token=token)
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """One call of TorchServe's continuous batching. Returns a payload for each row, empty when it has no news."""
         ids = dict(context.request_ids)
         polled = [PolledRow(ids[index], row, context.get_all_request_header(index)) for index, row in enumerate(rows)]
-        # serve.sh creates the file when it has been told to stop and requests keep coming.
+        # serve.sh creates the first file when it has been told to stop and requests keep coming, the second while its test fails.
         self.mailbox.intake.jobs.closing = Path(os.environ.get(CLOSING_FILE) or os.devnull).is_file()
+        self.mailbox.intake.health.watchdog_failed = Path(os.environ.get(NOT_READY_FILE) or os.devnull).is_file()
         responses = self.mailbox.exchange(polled)
         if self.mailbox.intake.health.is_stalled:
             seconds = self.transcriber.scheduler.stalled_seconds
@@ -102,6 +115,7 @@ class WhisperHandler:
         context.stopping_criteria = criteria
         self._publish_open_requests(context)
         self._publish_counters(context)
+        self._write_health()
         return payloads
 
     @staticmethod
@@ -111,7 +125,7 @@ class WhisperHandler:
         # TorchServe's front end overwrites x-request-id with its own id.
         for name, value in {"x-client-request-id": response.request_id, **response.headers}.items():
             context.set_response_header(index, name, value)
-        if response.last is False:
+        if response.last is False or response.is_test:
             return
         measure = functools.partial(_measure, context, log_id=server_id)  # the client's own id could break the metric's line
         measure("whisper_requests_total", 1, [str(response.status)])
@@ -126,11 +140,7 @@ class WhisperHandler:
         if self._open_requests == len(self.mailbox):
             return
         self._open_requests = len(self.mailbox)
-        if path := os.environ.get(OPEN_REQUESTS_FILE):
-            try:
-                Path(path).write_text(f"{self._open_requests}\n")
-            except OSError as error:  # a full disk must not fail the requests of this call
-                logger.warning("the number of open requests cannot be written: %s", error)
+        _write(OPEN_REQUESTS_FILE, f"{self._open_requests}\n")
         _measure(context, "whisper_open_requests", self._open_requests, kind=MetricTypes.GAUGE)
 
     def _publish_counters(self, context: Any) -> None:
@@ -138,15 +148,35 @@ class WhisperHandler:
         if self._ready != self.mailbox.intake.is_ready:
             self._ready = self.mailbox.intake.is_ready
             _measure(context, "whisper_ready", int(self._ready), kind=MetricTypes.GAUGE)
-        success = self.transcriber.scheduler.last_success
+        waiting = round(self.transcriber.waiting_audio_seconds)
+        if waiting != self._waiting_seconds:
+            self._waiting_seconds = waiting
+            _measure(context, "whisper_waiting_audio_seconds", waiting, kind=MetricTypes.GAUGE)
+        success = self.mailbox.intake.health.last_success_timestamp
         if success is not None and time.monotonic() - self._success_published >= SUCCESS_SECONDS:
             self._success_published = time.monotonic()
-            _measure(context, "whisper_last_success_seconds", round(time.monotonic() - success, 1), kind=MetricTypes.GAUGE)
+            _measure(context, "whisper_last_success_timestamp_seconds", success, kind=MetricTypes.GAUGE)
         for metric, count_of in _COUNTERS.items():
             count = count_of(self.mailbox)
             if count > self._published[metric]:
                 _measure(context, metric, count - self._published[metric])
                 self._published[metric] = count
+
+    def _write_health(self) -> None:
+        """Tell the launcher's watchdog of the last success."""
+        success = self.transcriber.scheduler.last_success
+        if success is not None and time.monotonic() - self._health_written >= HEALTH_SECONDS:
+            self._health_written = time.monotonic()
+            _write(HEALTH_FILE, str(WorkerHealth(success, self.transcriber.scheduler.longest_seconds)))
+
+
+def _write(variable: str, text: str) -> None:
+    """Write into the file that an environment variable names; nothing without that variable."""
+    if path := os.environ.get(variable):
+        try:
+            Path(path).write_text(text)
+        except OSError as error:  # a full disk must not fail the requests of this call
+            logger.warning("%s cannot be written: %s", path, error)
 
 
 def _measure(

@@ -19,13 +19,14 @@ from .configuration import Configuration, StartError, worker_paths
 from .console import say
 from .draining import drain, pending_requests
 from .frontdoor import FrontDoor, before_torchserve
-from .readiness import healthy, wait_until_ready, wake_worker, worker_is_ready
+from .readiness import healthy, wait_until_ready, wake_worker
 from .signals import StopSignals
 from .torchserve import TorchServe
+from .watchdog import WorkerWatchdog
 from .workerlog import WorkerLog, own_folder
 
-ALIVE_SECONDS, HEALTH_SECONDS, READY_SECONDS = 0.5, 5.0, 30.0
-"""How often to check that Java runs, to ask /ping, and to ask the worker whether it is ready."""
+ALIVE_SECONDS, HEALTH_SECONDS = 0.5, 5.0
+"""How often to check that Java runs and what the watchdog says, and to ask /ping."""
 # Longer than maxRetryTimeoutInSec of config/model-config.yaml, the time in which TorchServe tries to restart the worker.
 UNHEALTHY_SECONDS = 180.0
 
@@ -93,15 +94,14 @@ def serve(server: TorchServe, door: FrontDoor | None, log: WorkerLog, stop: Stop
     seconds, heard = time.monotonic() - began, text.strip()
     announcement = f"ready after {seconds:.1f} s: {log.engine_description}; heard “{heard}”. Try: curl -T samples/timer.flac {url}"
     say(f"{announcement}{weights.warning()}")
-    watch(server, door, stop)
+    watch(server, door, WorkerWatchdog(server, seconds), stop)
     return finish(server, door, stop)
 
 
-def watch(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> None:
-    """Return at the first signal. Raises StartError when Java has ended or the worker does not come back."""
+def watch(server: TorchServe, door: FrontDoor | None, watchdog: WorkerWatchdog, stop: StopSignals) -> None:
+    """Return at the first signal. Raises StartError when Java has ended, or no worker comes back that transcribes."""
     log = server.configuration.log_file
-    healthy_at = checked_at = asked_at = time.monotonic()
-    was_ready = True
+    healthy_at = checked_at = time.monotonic()
     while not stop.requested:
         if not server.alive:
             raise StartError(f"TorchServe ended by itself with status {server.process.returncode}: see {log}")
@@ -114,12 +114,7 @@ def watch(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> None
             healthy_at = now if healthy(server.configuration.inference) else healthy_at
             if server.open_requests and server.unchanged_seconds >= HEALTH_SECONDS:
                 wake_worker(server.configuration.inference)
-        if now - asked_at >= READY_SECONDS:
-            is_ready = worker_is_ready(server.configuration.inference)
-            asked_at = time.monotonic()
-            if is_ready != was_ready and not stop.requested:
-                say("ready again" if is_ready else f"not ready: the worker does not answer, or its engine gives no results; see {log}")
-            was_ready = is_ready
+        watchdog.look()
         if now - healthy_at > UNHEALTHY_SECONDS:
             raise StartError(f"the worker died and cannot be started again: see {log}")
         stop.wait(ALIVE_SECONDS)

@@ -46,15 +46,6 @@ def healthy(address: Address) -> bool:
     return _status(address, "/ping") == 200
 
 
-def worker_is_ready(address: Address) -> bool:
-    """Whether the worker says that it can transcribe.
-
-    The question reaches the worker even when it is idle. TorchServe ends a worker that does not answer within responseTimeout of
-    config/model-config.yaml, so asking is enough to have a worker replaced that has stopped.
-    """
-    return _status(address, f"/predictions/whisper/{API_VERSION}/health/ready") == 200
-
-
 def wake_worker(address: Address) -> None:
     """Send a request that needs no transcription, so that TorchServe calls the worker.
 

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from whispercore.torchserve import handshake
+from whispercore.torchserve.handshake import WorkerHealth
 
 from . import ROOT
 from .configuration import Configuration, StartError
@@ -28,8 +30,9 @@ KILL_SECONDS = 10.0
 """How long the processes may take to disappear after SIGKILL."""
 PREFIX = "whisper-torchserve-"
 LOCK_FILE = "lock"
-# The worker writes the number of open requests to the first file; it refuses new requests when the second one exists.
-OPEN_REQUESTS, CLOSING, SPOOL = "open-requests", "closing", "spool"
+# The worker writes the number of open requests to the first file, and its last success to the second. It refuses new requests when the
+# third exists, and is not ready when the fourth does.
+OPEN_REQUESTS, HEALTH, CLOSING, NOT_READY, SPOOL = "open-requests", "health", "closing", "not-ready", "spool"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -46,11 +49,17 @@ class TorchServe:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
         self._lock = lock_file(self.folder / LOCK_FILE)
         self._guard = self._guarded()
+        self.watchdog_token = secrets.token_hex(16)
+        environment = _environment(self.folder) | {handshake.WATCHDOG_TOKEN: self.watchdog_token}
+        if configuration.gateway:
+            environment.setdefault("WHISPER_CLIENT_HEADER", handshake.CLIENT_HEADER)
+        if self._guard:
+            environment["TS_MANAGEMENT_ADDRESS"] = f"unix:{self.folder / SOCKET_FILE}"
         # The worker is Java's child. If Java dies first, this process becomes its parent and can wait for its end.
         _prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.process = subprocess.Popen(
             _command(configuration, self.folder),
-            env=_environment(self.folder) | ({"TS_MANAGEMENT_ADDRESS": f"unix:{self.folder / SOCKET_FILE}"} if self._guard else {}),
+            env=environment,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -93,6 +102,21 @@ class TorchServe:
             return time.time() - (self.folder / OPEN_REQUESTS).stat().st_mtime
         except OSError:
             return 0.0
+
+    @property
+    def worker_health(self) -> WorkerHealth:
+        """What the worker last wrote about its health."""
+        try:
+            return WorkerHealth.parse((self.folder / HEALTH).read_text())
+        except (OSError, ValueError):
+            return WorkerHealth()
+
+    def show_ready(self, is_ready: bool) -> None:
+        """Let the worker's readiness say whether the watchdog's last test passed."""
+        if is_ready:
+            (self.folder / NOT_READY).unlink(missing_ok=True)
+        else:
+            (self.folder / NOT_READY).touch()
 
     @property
     def spool(self) -> Path:
@@ -162,6 +186,8 @@ def _environment(folder: Path) -> dict[str, str]:
     environment[handshake.OPEN_REQUESTS_FILE] = str(folder / OPEN_REQUESTS)
     environment[handshake.SPOOL_DIR] = str(folder / SPOOL)
     environment[handshake.CLOSING_FILE] = str(folder / CLOSING)
+    environment[handshake.HEALTH_FILE] = str(folder / HEALTH)
+    environment[handshake.NOT_READY_FILE] = str(folder / NOT_READY)
     environment.setdefault("HF_HUB_OFFLINE", "1")
     environment.setdefault("ORT_DISABLE_TELEMETRY", "1")
     environment.setdefault("TS_METRICS_CONFIG", str(ROOT / "config" / "metrics.yaml"))

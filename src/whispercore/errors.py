@@ -6,7 +6,7 @@ WhisperError
  ├── TooLarge              413  more bytes or seconds than the limits allow
  ├── UnsupportedAudio      415  not audio, or no audio stream in it
  ├── UnreadableAudio       422  audio, but nothing in it can be decoded: zero seconds, broken from the start
- ├── Overloaded            503  too many open requests
+ ├── Overloaded            503  too many open requests, or too much audio waiting
  ├── EngineError           500  the engine failed on the window (also a RuntimeError)
  │    └── OutOfMemory      503  the device's memory is too small, even for one window
  ├── Cancelled             499  the request was cancelled
@@ -17,11 +17,15 @@ from __future__ import annotations
 
 
 class WhisperError(Exception):
-    """The base class. `message` says what to do, `param` names the field, `code` is for programs."""
+    """The base class. `message` says what to do, `param` names the field, `code` is for programs.
+
+    `retry_after`: the seconds after which to send the request again; None where that would not help.
+    """
 
     status = 500
     kind = "server_error"
     default_code: str | None = None
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -76,6 +80,7 @@ class Overloaded(WhisperError):
     status = 503
     kind = "server_error"
     default_code = "overloaded"
+    retry_after: float
 
     def __init__(self, message: str, *, code: str | None = None, retry_after: float = 1.0) -> None:
         super().__init__(message, code=code)
@@ -95,6 +100,7 @@ class OutOfMemory(EngineError):
 
     status = 503
     default_code = "out_of_memory"
+    retry_after = 5.0
 
 
 class Cancelled(WhisperError):

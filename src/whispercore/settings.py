@@ -16,6 +16,7 @@ ENVIRONMENT_PREFIX = "WHISPER_"
 OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
+    *("HEALTH_FILE", "NOT_READY_FILE", "WATCHDOG_TOKEN"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
     *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
     *("URL_PRIVATE_HOSTS", "URL_PAGE_HOSTS", "WEBHOOK_SECRET", "JOB_DAYS", "MAX_JOB_BYTES", "MAX_RUNNING_JOBS"),
@@ -64,6 +65,24 @@ class Settings:
         180.0, "the worker is restarted when the engine completes no window for this long, or 20 times its longest; 0: never", minimum=0
     )
     max_open_requests: int = _setting(1000, "the most open requests; further ones are refused with 503", minimum=1)
+    max_open_requests_per_client: int = _setting(
+        0, "the most open requests of one client, where client_header tells clients apart; 0: half of max_open_requests", minimum=0
+    )
+    max_waiting_seconds: float = _setting(
+        24 * 3600.0,
+        "the most seconds of audio for each device that are accepted and not transcribed yet, half of it for one client; further "
+        "recordings are refused with 503; 0: no limit",
+        minimum=0,
+    )
+    client_header: str = _setting(
+        "", "the header with the client's name, which only a trusted proxy in front may set; empty: clients are not told apart"
+    )
+    reading_stall_seconds: float = _setting(
+        120.0, "a request is refused when one step of reading its audio takes longer than this; 0: never", minimum=0
+    )
+    watchdog_seconds: float = _setting(
+        30.0, "without a success for this long the server transcribes half a second of sound, to see that it works; 0: never", minimum=0
+    )
     fixed_tokens: int = _setting(0, "decode exactly this many tokens per window, to measure speed on random weights; 0: off", minimum=0)
 
     @classmethod
@@ -108,6 +127,11 @@ class SettingKeywords(TypedDict, total=False):
     max_patience: float
     stall_seconds: float
     max_open_requests: int
+    max_open_requests_per_client: int
+    max_waiting_seconds: float
+    client_header: str
+    reading_stall_seconds: float
+    watchdog_seconds: float
     fixed_tokens: int
 
 

@@ -184,7 +184,9 @@ def test_ids(client: OpenAI, server: Server) -> None:
     reply = create(file=TIMER, model="whisper-1", extra_headers={"X-Request-Id": "order-66"})
     assert reply.headers["x-client-request-id"] == "order-66"
     name = f"{reply.request_id} (order-66)" if server.kind == "torchserve" else "order-66"
-    wait_for(lambda: re.search(rf"request .*{re.escape(name)}\)?: 2.9 s", server.log.read_text()), 10, "the request's line in the log")
+    wait_for(
+        lambda: bool(re.search(rf"request .*{re.escape(name)}\)?: 2.9 s", server.log.read_text())), 10, "the request's line in the log"
+    )
     without = create(file=TIMER, model="whisper-1")
     assert without.headers["x-client-request-id"] == without.request_id != reply.request_id
 

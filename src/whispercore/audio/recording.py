@@ -20,7 +20,7 @@ from .clock import Clock, is_fragmented, start_of
 from .levels import full_scale, is_float
 from .mixing import Mixer, Planes, planes_of
 from .source import Reader, Source
-from .threads import AudioThreads
+from .threads import AudioThreads, GivenUp
 from .tracks import audio_tracks, choose, described
 
 BLOCK_SECONDS = 5
@@ -77,7 +77,8 @@ def read_samples(source: Source, *, max_seconds: float = math.inf) -> Samples:
 class Recording:
     """An open recording, read once through `blocks`.
 
-    `declared_duration`: seconds by the header, None if it declares none. `tracks`: all audio tracks of the file.
+    `declared_duration`: seconds by the header, None if it declares none. `expected_duration`: else by FFmpeg's guess from
+    the bit rate, None if there is no guess either. `tracks`: all audio tracks of the file.
     `track`: the index of the track being read. `warnings` grows while blocks are read: truncated file, corrupt packets,
     non-finite samples.
     """
@@ -104,6 +105,9 @@ class Recording:
         self.codec: str = context.codec.canonical_name
         self.container: str = self._container.format.name
         self.declared_duration = _declared_duration(self._container, self._stream)
+        self.expected_duration = self.declared_duration
+        if self.expected_duration is None and self._container.duration:
+            self.expected_duration = min(float(self._container.duration / av.time_base), max_seconds)
         self._clock = Clock(self._container, self._stream, self.declared_duration, self._check_length)
         self._channel = channel
         self._mixer = Mixer(channel)
@@ -134,6 +138,8 @@ class Recording:
         """Wait for running decoding, then free the decoder. Closing twice is harmless."""
         if self._decoding and not self._decoding.cancel():
             wait([self._decoding])
+            if isinstance(self._decoding.exception(), GivenUp):
+                return  # the thread that was given up may still use the decoder and the file
         self._container.close()
         self._file.close()
 

@@ -89,6 +89,16 @@ class Reader:
         return self.head[:4] == b"OggS" and (page < 0 or page + 5 >= len(self.tail) or not self.tail[page + 5] & 4)
 
 
+def byte_count(source: Source) -> int:
+    """The size of a source in bytes; 0 for an open file and for a path that cannot be read."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return memoryview(source).nbytes
+    try:
+        return Path(source).stat().st_size if isinstance(source, str | Path) else 0
+    except OSError:
+        return 0
+
+
 def _opened(path: Path) -> BinaryIO:
     """The file at `path`. Raises InvalidRequest when it cannot be opened."""
     try:

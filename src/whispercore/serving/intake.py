@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -10,6 +11,10 @@ from typing import Any
 from ..api.models import remarks, render_models
 from ..api.request import Request, client_request_id
 from ..errors import EngineError, WhisperError
+from ..options import Reply
+from ..settings import Settings
+from . import self_test, watchdog
+from .backlog import WATCHDOG
 from .health import Health
 from .open_request import OpenRequest, both_ids
 from .response import Response, error_response, whole_response
@@ -18,12 +23,17 @@ from .transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
 
+MAX_CLIENT_NAME = 128
+"""Characters of a client's name, at most."""
+
 
 class Intake:
     """Receives the requests of one front end, TorchServe's mailbox or the gateway. Not thread-safe."""
 
-    def __init__(self, transcriber: Transcriber) -> None:
+    def __init__(self, transcriber: Transcriber, *, watchdog_token: str = "") -> None:
+        """`watchdog_token`: what the launcher's watchdog shows of itself; empty: there is none."""
         self.transcriber = transcriber
+        self._watchdog_token = watchdog_token
         self.jobs = SharedJobs(transcriber)
         self.health = Health(transcriber)
         self._model = transcriber.settings.model_id
@@ -34,22 +44,25 @@ class Intake:
         return not self.jobs.closing and self.health.gives_results
 
     def receive(
-        self, server_id: str, fields: Mapping[str, Any], headers: Mapping[str, Any], on_news: Callable[[], None]
+        self, server_id: str, fields: Mapping[str, Any], headers: Mapping[str, Any], on_news: Callable[[], None], *, client: str = ""
     ) -> OpenRequest | Response:
         """Begin a request, or answer it when it is refused or needs no transcription.
 
-        `on_news` is called on threads of the core when the request has something to send.
+        `on_news` is called on threads of the core when the request has something to send. `client`: whose request it is,
+        as a trusted front says; see `client_name`.
         """
         arrived = time.monotonic()
         request_id = client_request_id(headers) or server_id
         try:
-            request = self.jobs.check(fields, headers)
+            if self._is_watchdog(headers):
+                return self._begin(server_id, request_id, self._test(), arrived, on_news, client=WATCHDOG, alone=True)
+            request = self.jobs.check(fields, self._without_client(headers))
             if request.route == "models":
                 return self._list_models(request, request_id)
             if request.route == "ready":
                 report = self.health.report(is_ready=self.is_ready, open_requests=len(self.jobs))
                 return whole_response(report, request_id, 200 if self.is_ready else 503)
-            return self._begin(server_id, request_id, request, arrived, on_news, alone=wants_own_job(headers))
+            return self._begin(server_id, request_id, request, arrived, on_news, client=client, alone=wants_own_job(headers))
         except WhisperError as error:
             logger.info("request %s refused with %d: %s", both_ids(server_id, request_id), error.status, error.message)
             return error_response(error, request_id)
@@ -58,10 +71,18 @@ class Intake:
             return error_response(EngineError(f"the request could not be read: {error}"), request_id)
 
     def _begin(
-        self, server_id: str, request_id: str, request: Request, arrived: float, on_news: Callable[[], None], *, alone: bool
+        self,
+        server_id: str,
+        request_id: str,
+        request: Request,
+        arrived: float,
+        on_news: Callable[[], None],
+        *,
+        client: str,
+        alone: bool,
     ) -> OpenRequest:
         on_progress = on_news if request.reply.stream else None
-        attachment = self.jobs.begin(request, alone=alone, on_news=on_news, on_progress=on_progress)
+        attachment = self.jobs.begin(request, client=client, alone=alone, on_news=on_news, on_progress=on_progress)
         opened = OpenRequest(
             server_id,
             request_id,
@@ -76,6 +97,20 @@ class Intake:
             logger.info("request %s shares the work of another: the same audio and options", opened)
         return opened
 
+    def _is_watchdog(self, headers: Mapping[str, Any]) -> bool:
+        shown = header(headers, watchdog.HEADER)
+        return bool(self._watchdog_token) and hmac.compare_digest(shown.encode(), self._watchdog_token.encode())
+
+    def _test(self) -> Request:
+        """The watchdog's request."""
+        options = self_test.options(self.transcriber.engine.name)
+        return Request(audio=self_test.recording(), options=options, reply=Reply(), route="native")
+
+    def _without_client(self, headers: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The headers without the one that names the client, which looks like an option when it begins with x-whisper-."""
+        name = self.transcriber.settings.client_header.lower()
+        return {key: value for key, value in headers.items() if key.lower() != name} if name else headers
+
     def _list_models(self, request: Request, request_id: str) -> Response:
         limit = self.transcriber.settings.max_audio_bytes
         return whole_response(render_models(self._model, request.model, self._remarks(""), max_audio_bytes=limit), request_id)
@@ -83,3 +118,15 @@ class Intake:
     def _remarks(self, asked: str) -> tuple[str, ...]:
         """What a reply has to say about the model when the request asked for the model `asked`."""
         return remarks(asked, self._model, demonstration=self.transcriber.is_demonstration)
+
+
+def client_name(headers: Mapping[str, Any], settings: Settings) -> str:
+    """The client's name in the header that the setting `client_header` names; "" without that setting or that header."""
+    name = header(headers, settings.client_header)[:MAX_CLIENT_NAME] if settings.client_header else ""
+    return name if name.isprintable() else ascii(name)
+
+
+def header(headers: Mapping[str, Any], name: str) -> str:
+    """The value of a header, whose name may have any case; "" when it is missing."""
+    name = name.lower()
+    return next((value for key, value in headers.items() if key.lower() == name and isinstance(value, str)), "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +22,11 @@ from ..transcript.chunked import chunked
 from ..transcript.sequential import sequential
 from ..transcript.tasks import PartTasks, RecordingLanguage
 from ..types import Progress, Transcript, Window
+from .admission import Admission, Place
 from .assembly import Assembly
 from .backlog import Outcome, QueuedRequest
 from .passes import Passes
+from .readers import Readers, Step
 from .scheduler import Scheduler
 from .track import PartWindow, Track
 
@@ -42,7 +43,8 @@ class Runtime:
     """
 
     scheduler: Scheduler
-    readers: Executor
+    admission: Admission
+    readers: Readers
     audio_threads: AudioThreads
     tokenizer: Tokenizer
     n_mels: int
@@ -59,9 +61,9 @@ class Job:
     never keeps a clip from being read. Reading pauses while `max_parts` parts are under way, so a long file is never in
     memory as a whole.
 
-    `on_end` is called once, when the job ends. `on_news` is called when the recording has been opened and when the job
-    has ended, `on_progress` when more of the transcript is final. They are called on threads of the core, most of
-    them under the job's lock, and must return at once.
+    `place`: the request's, given back when the job ends. `on_end` is called once, when the job ends. `on_news` is called
+    when the recording has been opened and when the job has ended, `on_progress` when more of the transcript is final.
+    They are called on threads of the core, most of them under the job's lock, and must return at once.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Job:
         source: Source | Part,
         options: Options,
         runtime: Runtime,
+        place: Place,
         *,
         prober: Prober | None = None,
         on_end: Callable[[Job], None] = lambda job: None,
@@ -80,6 +83,7 @@ class Job:
         self.transcript: Transcript | None = None
         self.opened = False
         self._runtime = runtime
+        self._place = place
         self._on_end = on_end
         self._on_news = on_news or (lambda: None)
         self._on_progress = on_progress or (lambda: None)
@@ -88,14 +92,16 @@ class Job:
         # Windows of a file that is being read wait for each other to share a batch. A client that watches the progress
         # gets its first segments sooner when they do not wait.
         self._batches_windows = options.strategy == "chunked" and on_progress is None
-        self._queue_entry = QueuedRequest(more_coming=self._batches_windows)
+        self._queue_entry = QueuedRequest(place.client, more_coming=self._batches_windows)
         self._language = RecordingLanguage(options.language if runtime.tokenizer.multilingual else "en")
         self._passes = Passes(
             source, options, runtime.max_audio_seconds, runtime.audio_threads, prober=prober, is_cancelled=self._ended.is_set
         )
         self._tracks: list[Track] = []
         self._assembly = Assembly()
+        self._expected = place.seconds
         self._reading = False
+        self._in_step = False
 
     @property
     def ended(self) -> bool:
@@ -114,7 +120,7 @@ class Job:
     def start(self) -> None:
         """Queue the first step of reading."""
         self._reading = True
-        self._runtime.readers.submit(self._read_step)
+        self._runtime.readers.submit(Step(self._place.client, self._read_step, self._fail))
 
     def result(self, timeout: float | None = None) -> Transcript:
         """Wait for the transcript. Raises the job's error, or TimeoutError after `timeout` seconds."""
@@ -130,15 +136,18 @@ class Job:
         self._fail(Cancelled("the request was cancelled"))
 
     def _read_step(self) -> None:
-        """Read the next window's audio, on a reader thread, and submit the window."""
+        """Read the next window's audio, on a reader thread, and submit the window. Costs nothing when the job has ended."""
+        with self._lock:
+            if self.ended:
+                return
+            self._in_step = True
         track, task = None, None
         with self._fail_on_error("the recording could not be read"):
-            if not self.ended:
-                self._tracks = self._tracks or self._open_tracks()
-                track = self._next_track()
-                task = track.read() if track else None
+            self._tracks = self._tracks or self._open_tracks()
+            track = self._next_track()
+            task = track.read() if track else None
         with self._lock:
-            self._reading = False
+            self._reading = self._in_step = False
             if self.ended:
                 return self._release()
             with self._fail_on_error("a window could not be submitted"):
@@ -150,6 +159,9 @@ class Job:
     def _open_tracks(self) -> list[Track]:
         options = self.options
         max_running = self._runtime.max_parts if options.strategy == "chunked" else 1
+        channels = self._passes.open_first()
+        self._expected = self._place.seconds if self._passes.expected_duration is None else self._passes.expected_duration
+        self._runtime.admission.open(self._place, self._expected * len(channels))
         return [
             Track(
                 self._part_tasks(channel),
@@ -158,7 +170,7 @@ class Job:
                 multilingual=options.multilingual,
                 max_running=max_running,
             )
-            for channel in self._passes.open_first()
+            for channel in channels
         ]
 
     def _part_tasks(self, channel: int | None) -> PartTasks:
@@ -202,6 +214,7 @@ class Job:
     def _continue(self) -> None:
         """Publish what is final, then read on when there is room, or end the job when all is done."""
         if self._assembly.update(self._tracks):
+            self._note_progress()
             self._on_progress()
         if self.ended:  # `on_progress` may cancel the job
             return
@@ -211,6 +224,10 @@ class Job:
         if all(track.is_over for track in self._tracks):
             self.transcript = self._assembly.transcript(self.options, self._language, self._passes.recordings)
             self._end()
+
+    def _note_progress(self) -> None:
+        """Count what is transcribed as waiting no more."""
+        self._place.seconds = sum(max(0.0, self._expected - track.until) for track in self._tracks)
 
     @contextmanager
     def _fail_on_error(self, failure: str) -> Iterator[None]:
@@ -233,15 +250,16 @@ class Job:
                 self._end()
 
     def _end(self) -> None:
-        self._queue_entry.cancelled = True
+        self._runtime.scheduler.cancel(self._queue_entry)
+        self._runtime.admission.leave(self._place)
         self._on_end(self)
         self._ended.set()
-        if not self._reading:
+        if not self._in_step:
             self._release()
         self._on_news()
 
     def _release(self) -> None:
-        """Free the upload and the samples. During a step of reading the reader calls this at the end of the step."""
+        """Free the upload and the samples. During a step of reading the reader calls this when the step ends."""
         self._passes.close()
         self._tracks = []
 

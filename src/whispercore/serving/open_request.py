@@ -14,6 +14,7 @@ from ..api.transcript_json import warnings_of
 from ..errors import Cancelled, EngineError, WhisperError
 from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
+from .backlog import WATCHDOG
 from .job import Job
 from .response import Response, error_response
 from .sharing import Attachment
@@ -61,6 +62,10 @@ class OpenRequest:
         """Whether the reply is a stream."""
         return self.attachment.request.reply.stream
 
+    @property
+    def _is_test(self) -> bool:
+        return self.attachment.client == WATCHDOG
+
     def cancel(self) -> None:
         """Answer with the error Cancelled from now on: the client has gone."""
         self.cancelled = True
@@ -93,7 +98,8 @@ class OpenRequest:
         transcript = replace(transcript, warnings=(*self.remarks, *transcript.warnings))
         content_type, payload = self._rest(transcript)
         seconds = time.monotonic() - self.arrived
-        logger.info("request %s: %.1f s of audio in %.3f s", self, transcript.duration, seconds)
+        level = logging.DEBUG if self._is_test else logging.INFO
+        logger.log(level, "request %s: %.1f s of audio in %.3f s", self, transcript.duration, seconds)
         return Response(
             200,
             content_type,
@@ -104,6 +110,7 @@ class OpenRequest:
             seconds=seconds,
             dropped=tuple(dropped.reason for dropped in transcript.dropped),
             headers={**self._headers(warnings_of(transcript)), "x-whisper-audio-seconds": f"{transcript.duration:.3f}"},
+            is_test=self._is_test,
         )
 
     def _failure(self, error: WhisperError) -> Response:
@@ -112,7 +119,7 @@ class OpenRequest:
         if self.reply_started and self.is_stream:
             payload = stream_error(error, self.attachment.request.route)
             return Response(error.status, self._content_type, payload, self.request_id, last=True, seconds=seconds)
-        return replace(error_response(error, self.request_id), last=self._last, seconds=seconds)
+        return replace(error_response(error, self.request_id), last=self._last, seconds=seconds, is_test=self._is_test)
 
     @property
     def _content_type(self) -> str:

@@ -26,7 +26,8 @@ class Passes:
     """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
 
     `part`: a part of a recording, which has been read already, in place of passes; else None. `recordings`: every pass
-    that has been opened, or the part. `duration`: seconds by the header; None when it has none, and before `open_first`.
+    that has been opened, or the part. `duration`: seconds by the header; `expected_duration`: else by the bit rate; None
+    when there is neither, and before `open_first`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Passes:
         self.part = source if isinstance(source, Part) else None
         self.recordings: list[Recording | Part] = []
         self.duration: float | None = None
+        self.expected_duration: float | None = None
         self._source: Source | None = None if isinstance(source, Part) else source
         self._options = options
         self._max_seconds = max_seconds
@@ -62,7 +64,7 @@ class Passes:
             if not is_divisible(options):
                 raise InvalidRequest("a part of a recording has no channels, and only the strategy chunked takes it", param="file")
             self.recordings.append(self.part)
-            self.duration = self.part.duration
+            self.duration = self.expected_duration = self.part.duration
             return (None,)
         if not is_divisible(options) and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
             self._source = self._source.read()  # an open file has one position, so passes cannot share it
@@ -70,6 +72,7 @@ class Passes:
             self._prober.check(self._source)
         self._first = self._open(None)
         self.duration, channels = self._first.declared_duration, self._first.channels
+        self.expected_duration = self._first.expected_duration
         if options.channels != "separate" or channels == 1:
             return (None,)
         if channels > MAX_CHANNELS:

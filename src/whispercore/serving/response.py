@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..api.error_reply import render_error, status_phrase
 from ..api.reply import Body
-from ..errors import Overloaded, WhisperError
+from ..errors import WhisperError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Response:
     `request_id`: the client's own x-request-id, or the server's id when the client sent none. `audio_seconds`,
     `seconds`: the recording's duration and the time since the request's arrival. `dropped`: for each text that was left
     out as no speech, the reason. `headers`: further headers; those of a chunked reply are sent with its first chunk.
+    `is_test`: it answers the watchdog, and metrics do not count it.
     """
 
     status: int
@@ -29,6 +30,7 @@ class Response:
     seconds: float = 0.0
     dropped: tuple[str, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    is_test: bool = False
 
     @property
     def reason(self) -> str:
@@ -45,6 +47,6 @@ def error_response(error: WhisperError, request_id: str) -> Response:
     """An error with its status, sent at once."""
     status, body = render_error(error)
     response = whole_response(body, request_id, status)
-    if not isinstance(error, Overloaded):
+    if error.retry_after is None:
         return response
     return replace(response, headers={"Retry-After": str(max(1, math.ceil(error.retry_after)))})

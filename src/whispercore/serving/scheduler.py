@@ -1,4 +1,4 @@
-"""Continuous batching: the windows of all open requests share the engines, fairly by request.
+"""Continuous batching: the windows of all open requests share the engines, fairly by client and by request.
 
 Knows nothing of HTTP or TorchServe.
 """
@@ -31,7 +31,7 @@ WAIT_FOR_OUTCOMES = 0.1
 """Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
 SMOOTHING = 0.2
-"""The weight of the last batch in the mean time of a window."""
+"""The weight of the last batch in the mean speed."""
 
 
 @dataclass(slots=True)
@@ -74,7 +74,7 @@ class Scheduler:
         self._unprocessed = 0
         self._progress: dict[Engine, float] = {}
         self.longest_seconds = 0.0
-        self._window_seconds = 0.0
+        self._speed = 0.0
         self.last_success: float | None = None
         self._outcome_thread = threading.Thread(target=self._process_outcomes, name="outcomes", daemon=True)
         self._threads = [
@@ -107,10 +107,14 @@ class Scheduler:
         return max((now - since for since in list(self._progress.values())), default=0.0)
 
     @property
-    def backlog_seconds(self) -> float:
-        """Seconds that the queued windows will take, by the speed of the last batches; 0.0 before the first one."""
+    def speed(self) -> float:
+        """Seconds of audio that all engines decode in a second, by their last batches; 0.0 before the first one."""
+        return self._speed * len(self.engines)
+
+    def cancel(self, request: QueuedRequest) -> None:
+        """Drop the request's queued windows; those that are being decoded are ignored."""
         with self._changed:
-            return len(self._backlog) * self._window_seconds / len(self.engines)
+            self._backlog.cancel(request)
 
     def waiting(self) -> int:
         """The number of windows in the queue."""
@@ -226,15 +230,16 @@ class Scheduler:
             self._unprocessed += 1
         self._outcomes.put((queued, outcome))
 
-    def note_progress(self, engine: Engine) -> None:
+    def note_progress(self, engine: Engine, window: Window) -> None:
         """An engine that refills its slots has finished a window."""
         now = time.monotonic()
-        self._note_speed(now - self._progress.get(engine, now), 1)
+        self._note_speed(now - self._progress.get(engine, now), window.duration)
         self._progress[engine] = now
 
-    def _note_speed(self, seconds: float, windows: int) -> None:
+    def _note_speed(self, seconds: float, audio_seconds: float) -> None:
         self.longest_seconds = max(self.longest_seconds, seconds)
-        self._window_seconds += SMOOTHING * (seconds / windows - self._window_seconds)
+        speed = audio_seconds / max(seconds, 1e-3)
+        self._speed += (SMOOTHING if self._speed else 1.0) * (speed - self._speed)
 
     def _deliver_all(self, batch: list[QueuedWindow], outcomes: list[Outcome]) -> None:
         for queued, outcome in zip(batch, outcomes, strict=True):
@@ -280,7 +285,7 @@ class Scheduler:
         try:
             began = time.monotonic()
             decoded = engine.decode(windows)
-            self._note_speed(time.monotonic() - began, len(windows))
+            self._note_speed(time.monotonic() - began, sum(window.duration for window in windows))
             self._progress[engine] = time.monotonic()
         except WhisperError:
             raise
@@ -328,5 +333,5 @@ class _Feed:
 
     def done(self, window: Window, result: Decoded) -> None:
         """Deliver one window's result."""
-        self._scheduler.note_progress(self._engine)
+        self._scheduler.note_progress(self._engine, window)
         self._scheduler.deliver(self.unfinished.pop(id(window)), result)

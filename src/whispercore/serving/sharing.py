@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from ..api.fields import Audio
 from ..api.request import Request, parse
 from ..api.upload import check_audio_bytes
 from ..errors import Overloaded
+from .backlog import WATCHDOG
 from .job import Job
 from .transcriber import Transcriber
 
@@ -18,20 +20,24 @@ _PIECE = 1024 * 1024
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attachment:
-    """A request attached to a job; several requests may be attached to one job.
+    """A request attached to a job; several requests of one client may be attached to one job.
 
-    `joined`: the job had begun for an equal request, whose audio both requests now hold.
+    `client`: whose request it is. `likeness`: see `_likeness`. `joined`: the job had begun for an equal request, whose audio both requests now hold.
     """
 
     request: Request
     job: Job
+    client: str
+    likeness: Hashable
     joined: bool
 
 
 class SharedJobs:
-    """The jobs of a front end's requests. A request with the audio and options of an open one joins its job.
+    """The jobs of a front end's requests. A request with the audio and options of an open one of its client joins its job.
 
-    Clients repeat a request silently when they lose patience, so the same upload often arrives twice.
+    Clients repeat a request silently when they lose patience, so the same upload often arrives twice. Two clients do not
+    share a job: the second would wait behind the other requests of the first, and the time of its reply would tell that
+    somebody else has sent the same recording.
     While `closing`, new requests are refused and open ones go on. `shared` counts the requests that have joined a job.
     Not thread-safe: a front end calls it from one thread.
     """
@@ -40,11 +46,12 @@ class SharedJobs:
         self.transcriber = transcriber
         self.closing = False
         self.shared = 0
-        self._attachments: dict[Attachment, None] = {}  # in order of arrival
+        self._alike: dict[Hashable, list[Attachment]] = {}  # in order of arrival; see `_likeness`
+        self._requests = Counter[str]()  # by client
 
     def __len__(self) -> int:
         """The number of requests that are attached to a job."""
-        return len(self._attachments)
+        return sum(self._requests.values())
 
     def check(self, fields: Mapping[str, Any], headers: Mapping[str, Any]) -> Request:
         """The request in a server's fields and headers.
@@ -61,41 +68,53 @@ class SharedJobs:
         self,
         request: Request,
         *,
+        client: str = "",
         alone: bool = False,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> Attachment:
         """Begin a job for the request, or join that of an equal one, unless `alone`. The callbacks are those of `Job`.
 
-        Raises what `Transcriber.submit` raises.
+        Requests that share a job count for the limits on open requests, too. Raises what `Transcriber.submit` raises.
         """
-        equal = None if alone else self._equal(request)
+        transcriber = self.transcriber
+        if client != WATCHDOG:
+            transcriber.admission.check_number(client, len(self), self._requests[client])
+        likeness = _likeness(request, client)
+        equal = None if alone else self._equal(request, likeness)
         if equal:
             self.shared += 1
             request = replace(request, audio=equal.request.audio)  # frees the copy
-            attachment = Attachment(request, equal.job, joined=True)
+            attachment = Attachment(request, equal.job, client, likeness, joined=True)
         else:
-            job = self.transcriber.submit(request.audio, request.options, on_news=on_news, on_progress=on_progress, probe=True)
-            attachment = Attachment(request, job, joined=False)
-        self._attachments[attachment] = None
+            job = transcriber.submit(request.audio, request.options, client=client, on_news=on_news, on_progress=on_progress, probe=True)
+            attachment = Attachment(request, job, client, likeness, joined=False)
+        self._alike.setdefault(likeness, []).append(attachment)
+        self._requests[client] += 1
         return attachment
 
     def detach(self, attachment: Attachment) -> None:
         """Detach a request from its job. The job is cancelled, if it has not ended, when no other request shares it."""
-        del self._attachments[attachment]
-        if not any(other.job is attachment.job for other in self._attachments):
+        alike = self._alike[attachment.likeness]
+        alike.remove(attachment)
+        if not alike:
+            del self._alike[attachment.likeness]
+        self._requests -= Counter([attachment.client])
+        if not any(other.job is attachment.job for other in alike):
             attachment.job.cancel()
 
-    def _equal(self, request: Request) -> Attachment | None:
-        """The first open request for the same audio with the same options.
-
-        The audio is compared last, because that takes 20 ms for 100 MB.
-        """
-        for attachment in self._attachments:
-            is_similar = len(attachment.request.audio) == len(request.audio) and attachment.request.options == request.options
-            if is_similar and attachment.job.error is None and _same(attachment.request.audio, request.audio):
+    def _equal(self, request: Request, likeness: Hashable) -> Attachment | None:
+        """The client's first open request for the same audio with the same options."""
+        for attachment in self._alike.get(likeness, ()):
+            if attachment.job.error is None and _same(attachment.request.audio, request.audio):
                 return attachment
         return None
+
+
+def _likeness(request: Request, client: str) -> Hashable:
+    """What equal requests have in common, cheaper to compare than 100 MB of audio, which takes 20 ms."""
+    middle = len(request.audio) // 2
+    return client, request.options, len(request.audio), bytes(request.audio[middle : middle + 64])
 
 
 def _same(one: Audio, other: Audio) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 from ..api.values import read_options
 from ..audio.parts import Part
 from ..audio.probing import Prober
-from ..audio.source import Source
+from ..audio.source import Source, byte_count
 from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
 from ..devices import logical_cores, reading_threads
 from ..engines import Engine, load_engines
-from ..errors import ConfigurationError, InvalidRequest, Overloaded
+from ..errors import ConfigurationError, InvalidRequest
 from ..options import OptionKeywords, Options
 from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
 from ..types import Transcript
+from .admission import BYTES_PER_SECOND, Admission
 from .job import Job, Runtime
+from .readers import Readers
 from .scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ class Transcriber:
         self.scheduler = Scheduler(*self.engines)
         self._audio_threads = AudioThreads(logical_cores())
         self.prober = Prober()
-        self._readers = ThreadPoolExecutor(reading_threads(self.settings), thread_name_prefix="reader")
+        self._readers = Readers(reading_threads(self.settings))
+        self.admission = Admission(self.settings, len(self.engines), lambda: self.scheduler.speed)
         self._runtime = Runtime(
             scheduler=self.scheduler,
+            admission=self.admission,
             readers=self._readers,
             audio_threads=self._audio_threads,
             tokenizer=self.engine.tokenizer,
@@ -73,6 +76,9 @@ class Transcriber:
         )
         self._jobs: set[Job] = set()
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._limits = threading.Thread(target=self._limit_reading, name="limits", daemon=True)
+        self._limits.start()
 
     def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it.
@@ -88,33 +94,40 @@ class Transcriber:
         source: Source | Part,
         options: Options,
         *,
+        client: str = "",
         probe: bool = False,
         on_news: Callable[[], None] | None = None,
         on_progress: Callable[[], None] | None = None,
     ) -> Job:
         """Begin a transcription; the callbacks are those of `Job`. `probe`: the upload is a stranger's, see `Prober`.
 
+        `client`: whose request it is. Clients get equal shares of reading and decoding, and each at most its share of the
+        places; all requests without a name are one client's, which may take every place.
+
         Raises InvalidRequest for an option that the model or the engine does not support, Overloaded when too many
-        requests are open.
+        requests are open or too much audio waits (see `Admission`).
         """
         _check_engine(self.engine, options)
         _check_model(self.engine, options)
         _check_cost(self.settings, options)
         prober = self.prober if probe else None
-        job = Job(source, options, self._runtime, prober=prober, on_end=self._forget, on_news=on_news, on_progress=on_progress)
+        seconds = source.duration if isinstance(source, Part) else byte_count(source) / BYTES_PER_SECOND
+        place = self.admission.enter(client, min(seconds, self.settings.max_audio_seconds))
+        job = Job(source, options, self._runtime, place, prober=prober, on_end=self._forget, on_news=on_news, on_progress=on_progress)
         with self._lock:
-            if len(self._jobs) >= self.settings.max_open_requests:
-                message = f"{len(self._jobs)} requests are open already; try again later"
-                raise Overloaded(message, retry_after=self.scheduler.backlog_seconds)
             self._jobs.add(job)
         job.start()
         return job
 
     @property
     def open_requests(self) -> int:
-        """Jobs that have not ended."""
-        with self._lock:
-            return len(self._jobs)
+        """Jobs that have not ended, without the watchdog's."""
+        return self.admission.open_requests
+
+    @property
+    def waiting_audio_seconds(self) -> float:
+        """The seconds of audio that are accepted and not transcribed yet; those of unopened recordings are estimated."""
+        return self.admission.waiting_seconds
 
     def close(self) -> None:
         """Cancel the open jobs, stop all threads and free the engines."""
@@ -122,9 +135,11 @@ class Transcriber:
             jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
-        self._readers.shutdown(cancel_futures=True)
+        self._readers.close()
         self._audio_threads.close()
         self.prober.close()
+        self._closed.set()
+        self._limits.join()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()
@@ -134,6 +149,13 @@ class Transcriber:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _limit_reading(self) -> None:
+        """Until `close`: give up reading that takes longer than the setting `reading_stall_seconds`."""
+        seconds = self.settings.reading_stall_seconds
+        while seconds and not self._closed.wait(min(1.0, seconds / 10)):
+            self._readers.give_up(seconds)
+            self._audio_threads.give_up(seconds)
 
     def _forget(self, job: Job) -> None:
         with self._lock:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..devices import logical_cores
 from ..errors import WhisperError
-from ..serving.intake import Intake
+from ..serving.intake import Intake, client_name
 from ..serving.open_request import OpenRequest
 from ..serving.response import Response, error_response
 from ..serving.transcriber import Transcriber
@@ -38,6 +38,10 @@ WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
 KEEP_ALIVE_SECONDS = 1.0
 """TorchServe notices that a client has gone only when it sends something. So every reply that has begun gets a chunk
 without content this often."""
+QUEUED_SECONDS = 2.0
+"""While more requests are open than share a batch, one that has waited this long gets an empty first chunk, as soon as its
+audio has proved readable. Without that the requests of clients that have left would be transcribed to the end, and the
+others would wait for them: TorchServe would not notice. Its status is 200 then, and a later failure is in the body."""
 UNOPENED_SECONDS = 5.0
 """A stream begins when its recording has been opened, because until then an error can still set the status. When many
 recordings are being read, opening can take long. After this time the stream begins anyway, so that its client does not
@@ -56,9 +60,9 @@ class PolledRow:
 class Mailbox:
     """The open requests. Only TorchServe's thread calls it; threads of the core wake it up."""
 
-    def __init__(self, transcriber: Transcriber, spool: Path | None = None) -> None:
-        """`spool`: the folder of the gateway's uploads."""
-        self.intake = Intake(transcriber)
+    def __init__(self, transcriber: Transcriber, spool: Path | None = None, *, watchdog_token: str = "") -> None:
+        """`spool`: the folder of the gateway's uploads. `watchdog_token`: that of the launcher's watchdog."""
+        self.intake = Intake(transcriber, watchdog_token=watchdog_token)
         self._spool = spool
         self._spooled: dict[str, SpooledRequest] = {}
         self._open: dict[str, OpenRequest] = {}
@@ -96,7 +100,8 @@ class Mailbox:
                 return error_response(error, row.server_id)
         if spooled:
             fields, headers = spooled.fields, spooled.headers
-        received = self.intake.receive(row.server_id, fields, headers, self._news.set)
+        client = client_name(row.headers, self.intake.transcriber.settings)
+        received = self.intake.receive(row.server_id, fields, headers, self._news.set, client=client)
         if isinstance(received, Response):
             return received
         if spooled:
@@ -134,7 +139,13 @@ class Mailbox:
             if request.job.opened:
                 early.add(request)
                 resent -= request.resent_bytes
+        if len(self._open) > self.intake.transcriber.scheduler.batch_limit:
+            early |= {request for request in waiting if request.job.opened and self._is_queued_long(request)}
         return early
+
+    def _is_queued_long(self, request: OpenRequest) -> bool:
+        """Whether its client may have left meanwhile. The gateway tells when a client has left; TorchServe does not."""
+        return request.server_id not in self._spooled and time.monotonic() - request.arrived >= QUEUED_SECONDS
 
     def _respond(self, request: OpenRequest, allow_empty: bool) -> Response | None:
         response = request.respond(allow_empty=allow_empty)

@@ -22,8 +22,10 @@ from gateway.inprocess import InProcess
 from tests.unit.doubles import PATIENCE, Recorder
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve.handshake import CLIENT_HEADER
 
 MAX_BODY = 2 * 1024 * 1024
+CORE = Settings(max_audio_bytes=MAX_BODY // 2, client_header=CLIENT_HEADER, watchdog_seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def free_port() -> int:
 @contextmanager
 def serve(folder: Path, *, backend: Backend | None = None, engine: Recorder | None = None, **changes: Any) -> Iterator[Served]:
     engine = engine or Recorder()
-    backend = backend or InProcess(lambda: Transcriber(Settings(max_audio_bytes=MAX_BODY // 2), engine=engine))
+    backend = backend or InProcess(lambda: Transcriber(CORE, engine=engine))
     plain = Configuration(spool=folder / "spool", data=folder / "data", port=free_port(), max_body_bytes=MAX_BODY)
     configuration = replace(plain, **changes)
     app = create_app(configuration, backend)

@@ -172,7 +172,7 @@ def test_cancelled_windows_are_dropped() -> None:
     gone = QueuedRequest()
     outcomes.submit(scheduler, gone, 0.0)
     outcomes.submit(scheduler, QueuedRequest(), 1.0)
-    gone.cancelled = True
+    scheduler.cancel(gone)
     engine.open_gate()
     outcomes.wait(2)
     assert engine.batches == [[-1.0], [1.0]]
@@ -398,7 +398,7 @@ def test_the_outcome_of_a_request_that_was_cancelled_is_dropped() -> None:
     outcomes.submit(scheduler, gone, 1.0)
     engine.open_gate()
     assert engine.begun.get(timeout=PATIENCE) == [0.0, 1.0]
-    gone.cancelled = True
+    scheduler.cancel(gone)
     go_on.set()
     scheduler.close()
     assert 1.0 not in outcomes.by_start

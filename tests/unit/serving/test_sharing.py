@@ -69,3 +69,21 @@ def test_new_requests_are_refused_while_closing(jobs: SharedJobs) -> None:
 def test_more_bytes_than_the_limit_are_refused(jobs: SharedJobs) -> None:
     with pytest.raises(TooLarge):
         upload(jobs, bytes(1024 * 1024 + 1))
+
+
+def test_clients_do_not_share_jobs(jobs: SharedJobs) -> None:
+    first, other, again = (jobs.begin(upload(jobs, wav(2)), client=client) for client in ("a", "b", "a"))
+    assert other.job is not first.job and again.job is first.job
+
+
+def test_requests_that_share_a_job_count_for_their_clients_share(engine: Recorder) -> None:
+    engine.gate.clear()
+    with Transcriber(Settings(max_open_requests=4), engine=engine) as transcriber:
+        jobs = SharedJobs(transcriber)
+        for _ in range(2):
+            jobs.begin(upload(jobs, wav(2)), client="a")
+        with pytest.raises(Overloaded) as refused:
+            jobs.begin(upload(jobs, wav(2)), client="a")
+        assert refused.value.code == "client_overloaded" and transcriber.open_requests == 1
+        jobs.begin(upload(jobs, wav(2)), client="b")
+        engine.gate.set()

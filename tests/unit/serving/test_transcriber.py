@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +17,15 @@ import pytest
 import soundfile
 
 from tests.unit.doubles import PATIENCE, WHOLE, Recorder, wav
-from whispercore.audio.recording import read_samples
+from whispercore.audio.recording import Recording, read_samples
+from whispercore.devices import logical_cores
 from whispercore.engines.fake import FakeEngine
-from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnsupportedAudio
+from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnreadableAudio, UnsupportedAudio
 from whispercore.options import Options
+from whispercore.serving.admission import BYTES_PER_SECOND
 from whispercore.serving.job import Job
+from whispercore.serving.passes import Passes
+from whispercore.serving.readers import Step
 from whispercore.serving.track import PartWindow, Track
 from whispercore.serving.transcriber import Transcriber, _check_cost
 from whispercore.settings import Settings
@@ -394,9 +400,9 @@ def test_no_thread_is_left_after_close() -> None:
     with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
         assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).segments
         own = {thread.name for thread in set(threading.enumerate()) - before}
-        assert {"scheduler-0", "outcomes", "reader_0"} <= own
+        assert {"scheduler-0", "outcomes", "limits", "reader_0"} <= own
     left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert not left & {"scheduler-0", "outcomes"} and not any(name.startswith("reader") for name in left)
+    assert not left & {"scheduler-0", "outcomes", "limits"} and not any(name.startswith("reader") for name in left)
 
 
 def noise(seconds: float, seed: int) -> Samples:
@@ -417,3 +423,108 @@ def test_a_search_wider_than_the_settings_allow_is_refused(options: Options, nam
     with pytest.raises(InvalidRequest, match=rf"{name} must be at most .* max_beams"):
         _check_cost(Settings(), options)
     _check_cost(Settings(max_beams=16, max_patience=10.0), options)
+
+
+def test_the_clip_of_a_client_beside_a_flood_is_read_and_decoded_next() -> None:
+    engine, held, opened = Recorder(max_batch=4), threading.Event(), threading.Event()
+    engine.gate.clear()
+    with Transcriber(Settings(readers=1), engine=engine) as transcriber:
+        transcriber._readers.submit(Step("a", lambda: bool(held.wait(PATIENCE)) and None, lambda error: None))
+        flood = [transcriber.submit(wav(1, seed), WHOLE, client="a") for seed in range(200)]
+        clip = transcriber.submit(wav(2), WHOLE, client="b", on_news=opened.set)
+        held.set()
+        assert opened.wait(PATIENCE)
+        assert sum(job.opened for job in flood) < 100, "it is read before most of the flood"
+        engine.gate.set()
+        clip.result(PATIENCE)
+        place = [window.duration for window in engine.windows].index(2.0)
+        assert place < 2 * engine.max_batch, "it is in the batch after the one that was being decoded"
+        for job in flood:
+            job.cancel()
+
+
+def test_audio_waits_until_it_is_transcribed() -> None:
+    engine = Recorder(max_batch=1)
+    engine.gate.clear()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        opened = threading.Event()
+        job = transcriber.submit(wav(65), replace(WHOLE, language="en"), on_news=opened.set)
+        assert transcriber.waiting_audio_seconds == pytest.approx(65 * 2 * SAMPLE_RATE / BYTES_PER_SECOND, rel=0.01)
+        assert opened.wait(PATIENCE) and transcriber.waiting_audio_seconds == pytest.approx(65.0)
+        engine.gate.set()
+        job.result(PATIENCE)
+        assert transcriber.waiting_audio_seconds == 0.0 and transcriber.open_requests == 0
+
+
+def test_a_recording_that_turns_out_too_long_beside_others_is_refused() -> None:
+    engine = Recorder()
+    engine.gate.clear()
+    with Transcriber(Settings(max_waiting_seconds=60.0), engine=engine) as transcriber:
+        opened = threading.Event()
+        first = transcriber.submit(wav(40), WHOLE, on_news=opened.set)
+        assert opened.wait(PATIENCE)
+        compressed = io.BytesIO()
+        soundfile.write(compressed, np.zeros(30 * SAMPLE_RATE), SAMPLE_RATE, format="FLAC")
+        with pytest.raises(Overloaded, match="wait to be transcribed"):
+            transcriber.submit(compressed.getvalue(), WHOLE).result(PATIENCE)
+        engine.gate.set()
+        assert first.result(PATIENCE).text
+
+
+def test_a_job_that_is_cancelled_before_it_is_read_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, held = list[float](), threading.Event()
+    open_first = Passes.open_first
+
+    def counting(passes: Passes) -> Sequence[int | None]:
+        opened.append(time.monotonic())
+        return open_first(passes)
+
+    monkeypatch.setattr(Passes, "open_first", counting)
+    with Transcriber(Settings(readers=1), engine=FakeEngine()) as transcriber:
+        transcriber._readers.submit(Step("", lambda: bool(held.wait(PATIENCE)) and None, lambda error: None))
+        uploads = [bytearray(wav(1, seed)) for seed in range(50)]
+        left = [transcriber.submit(upload, WHOLE) for upload in uploads]
+        for job in left:
+            job.cancel()
+        assert all(sys.getrefcount(upload) <= 3 for upload in uploads), "the uploads are free before the readers come to them"
+        stays = transcriber.submit(wav(2), WHOLE)
+        held.set()
+        assert stays.result(PATIENCE).text
+        assert len(opened) == 1 and transcriber.scheduler.counters.windows == 1
+
+
+def test_a_reader_that_hangs_ends_one_request_and_is_replaced() -> None:
+    hang = threading.Event()
+
+    class Hanging(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            hang.wait(PATIENCE)
+            return super().read(size)
+
+    with Transcriber(Settings(readers=2, reading_stall_seconds=0.3), engine=FakeEngine()) as transcriber:
+        for _ in range(2):
+            poisoned = [transcriber.submit(Hanging(wav(1)), WHOLE) for _ in range(2)]  # as many as there are readers
+            for job in poisoned:
+                with pytest.raises(UnreadableAudio, match=r"takes more than 0.3 s"):
+                    job.result(PATIENCE)
+        assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+        hang.set()
+        assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+
+
+def test_a_decoder_that_hangs_ends_one_request_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    hang, frames = threading.Event(), Recording._frames
+
+    def hanging(recording: Recording) -> Iterator[Any]:
+        if recording.declared_duration == 3.0:
+            hang.wait(PATIENCE)
+        yield from frames(recording)
+
+    monkeypatch.setattr(Recording, "_frames", hanging)
+    with Transcriber(Settings(reading_stall_seconds=0.3), engine=FakeEngine()) as transcriber:
+        poisoned = [transcriber.submit(wav(3.0), WHOLE) for _ in range(2 * logical_cores())]
+        for job in poisoned:
+            with pytest.raises(UnreadableAudio):
+                job.result(PATIENCE)
+        assert transcriber.submit(wav(1), WHOLE).result(PATIENCE).text
+        hang.set()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from whispercore.torchserve.handshake import served, serves_line
+import pytest
+
+from whispercore.torchserve.handshake import WorkerHealth, served, serves_line
 
 ROOT = Path(__file__).parents[3]
 
@@ -25,3 +27,11 @@ def test_it_loads_nothing_heavy() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     printed = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True).stdout
     assert printed.strip() == "set()"
+
+
+def test_the_workers_health_is_read_as_it_was_written() -> None:
+    health = WorkerHealth(12.5, 0.25)
+    assert WorkerHealth.parse(str(health)) == health
+    for half in ("", "12.5", "12.5 0.2", "12.5 \n"):
+        with pytest.raises(ValueError, match=r".*"):
+            WorkerHealth.parse(half)

@@ -14,6 +14,7 @@ from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore.engines.fake import FakeEngine
 from whispercore.serving.response import Response
 from whispercore.serving.transcriber import Transcriber
+from whispercore.serving.watchdog import HEADER
 from whispercore.settings import Settings
 from whispercore.torchserve.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Mailbox, PolledRow
 from whispercore.types import Decoded, Window
@@ -319,7 +320,7 @@ def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: 
 def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", 0.2)
     readers, held = mailbox.intake.transcriber._readers, threading.Event()
-    busy = [readers.submit(held.wait, PATIENCE) for _ in range(readers._max_workers)]
+    busy = [readers.threads.submit(held.wait, PATIENCE) for _ in range(readers.threads.count)]
     rows = [ask("a", wav(2), stream="true")]
     first = wait_for_response(mailbox, rows, lambda response: b"progress" in response.payload)
     assert lines(first.payload) == [{"type": "progress", "progress": {"seconds": 0.0, "duration": None}}]
@@ -488,9 +489,75 @@ def test_a_refusal_for_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPa
     with Transcriber(Settings(max_open_requests=1), engine=engine) as transcriber:
         mailbox = Mailbox(transcriber)
         assert mailbox.exchange([row("first", wav(1.0))]) == {}
-        monkeypatch.setattr(type(transcriber.scheduler), "backlog_seconds", 12.4)
+        monkeypatch.setattr(type(transcriber.scheduler), "speed", 0.08)  # of the one second that waits
         response = mailbox.exchange([row("first", wav(1.0)), row("second", wav(2.0))])["second"]
         assert response.status == 503 and response.headers["Retry-After"] == "13"
         mailbox.intake.jobs.closing = True
         assert mailbox.exchange([row("first", wav(1.0)), row("third", wav(2.0))])["third"].headers["Retry-After"] == "60"
         engine.steps.release(10)
+
+
+def test_the_header_of_a_trusted_front_names_the_client(engine: Recorder) -> None:
+    engine.gate.clear()
+    with Transcriber(Settings(client_header="X-Whisper-Client", max_open_requests=4), engine=engine) as transcriber:
+        mailbox = Mailbox(transcriber)
+        rows = [row(str(seed), wav(1, seed), **{"x-whisper-client": "a"}) for seed in range(3)] + [row("other", wav(2))]
+        (refused,) = mailbox.exchange(rows).values()
+        assert refused.status == 503 and json.loads(refused.payload)["error"]["code"] == "client_overloaded"
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert [request.attachment.client for request in mailbox._open.values()] == ["a", "a", ""]
+        engine.gate.set()
+        drive(mailbox, [rows[0], rows[1], rows[3]])
+
+
+def test_without_that_setting_the_header_is_an_unknown_option(mailbox: Mailbox) -> None:
+    response = mailbox.exchange([row("a", wav(1), **{"x-whisper-client": "a"})])["a"]
+    assert response.status == 400 and b"Client" in response.payload.title()
+
+
+def test_a_request_that_has_waited_long_beside_others_gets_an_empty_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.torchserve.mailbox.QUEUED_SECONDS", 0.05)
+    engine = Recorder(max_batch=4)
+    engine.gate.clear()
+    with Transcriber(Settings(), engine=engine) as transcriber:
+        mailbox = Mailbox(transcriber)
+        rows = [row(str(seed), wav(1, seed)) for seed in range(6)]
+        few, deadline = rows[:4], time.monotonic() + 0.3
+        while time.monotonic() < deadline:
+            assert mailbox.exchange(few) == {}, "no more than share a batch: their errors keep their status"
+        assert wait_for_response(mailbox, rows, lambda response: response.last is False).payload == b""
+        mailbox.exchange(rows[3:])
+        assert len(mailbox) == 3 and transcriber.open_requests == 3, "TorchServe leaves out who has left"
+        engine.gate.set()
+        drive(mailbox, rows[3:])
+
+
+def test_the_watchdogs_token_transcribes_ahead_of_the_queue_and_is_not_counted(engine: Recorder) -> None:
+    engine.gate.clear()
+    with Transcriber(Settings(max_open_requests=1), engine=engine) as transcriber:
+        mailbox = Mailbox(transcriber, watchdog_token="secret")
+        path = {"url_path": "health/ready"}
+        full = row("full", wav(1))
+        test = PolledRow("test", {}, {**path, HEADER.title(): "secret"})
+        assert mailbox.exchange([full, test]) == {}
+        assert mailbox.exchange([full, test, PolledRow("guess", {}, {**path, HEADER: "guess"})])["guess"].status == 200
+        engine.gate.set()
+        answers = drive(mailbox, [full, test])
+    assert [response.is_test for response in (answers["full"][-1], answers["test"][-1])] == [False, True]
+    assert answers["test"][-1].status == 200
+
+
+def test_nothing_is_the_watchdogs_without_a_token(mailbox: Mailbox) -> None:
+    response = mailbox.exchange([PolledRow("a", {}, {"url_path": "health/ready", HEADER: ""})])["a"]
+    assert not response.is_test and b'"status"' in response.payload
+
+
+def test_readiness_tells_what_the_watchdog_found(mailbox: Mailbox) -> None:
+    drive(mailbox, [row("a", wav(1))])
+    ready = mailbox.exchange([PolledRow("b", {}, {"url_path": "health/ready"})])["b"]
+    report = json.loads(ready.payload)
+    assert ready.status == 200 and report["watchdog"] == "passed" and report["waiting_audio_seconds"] == 0.0
+    assert abs(time.time() - report["last_success_timestamp"]) < PATIENCE
+    mailbox.intake.health.watchdog_failed = True
+    ready = mailbox.exchange([PolledRow("c", {}, {"url_path": "health/ready"})])["c"]
+    assert ready.status == 503 and json.loads(ready.payload)["status"] == "not ready" and not mailbox.intake.is_ready
