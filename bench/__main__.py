@@ -1,5 +1,5 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | gateway | table]: measure, save,
-write tables."""
+"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | gateway | lambda | table]: measure,
+save, write tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, gateway, loss, memory, overhead, results, serve, soak, startup
+from . import accuracy, engines, gateway, loss, memory, overhead, results, serve, serverless, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
@@ -37,8 +37,11 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "engines": engines.main,
     "loss": loss.main,
     "gateway": gateway.main,
+    "lambda": serverless.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines, loss and gateway have their own options: see serve --help"
+WHAT = (
+    "default: startup, overhead, memory; serve, soak, accuracy, engines, loss, gateway and lambda have their own options: see serve --help"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

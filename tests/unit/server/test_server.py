@@ -43,6 +43,7 @@ def test_the_configuration_is_config_properties() -> None:
     [
         *("models/nano.pt", "models/tuned/model.safetensors", "models/owner/name/model.bin", "converted/nano-0-int8/model.bin"),
         *("converted/nano-0-float32-onnx/decoder.onnx", "own/config.json", "own/model-00001-of-00002.safetensors"),
+        *("own/tuned.pt", "own/tuned/model.bin"),
     ],
 )
 def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
