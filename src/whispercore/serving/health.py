@@ -9,7 +9,7 @@ from ..api.reply import Body, json_body
 from .transcriber import Transcriber
 
 STALLED_BATCHES = 20
-"""An engine that needs this many times as long as for its longest batch so far has stalled."""
+"""An engine that needs this many times as long as for its longest batch lately has stalled."""
 
 
 @dataclass(slots=True)
