@@ -1,4 +1,4 @@
-"""The app in Debian's Chromium: each tab, and an error that the user sees."""
+"""The Gradio app in Debian's Chromium: each tab, and an error that the user sees."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.gateway import Gateway
+from tests.deploy.gradio.app import running_app
 from tests.serve.recordings import SAMPLES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SENTENCE = "Set a timer for five minutes."
+
+
+@pytest.fixture(scope="module")
+def app(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the app."""
+    with running_app(gateway.url, tmp_path_factory.mktemp("app") / "log") as address:
+        yield address
 
 
 @pytest.fixture
