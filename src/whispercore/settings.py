@@ -19,8 +19,10 @@ OTHER_VARIABLES = (
     *("API_KEY", "OUTPUT_BUCKET", "OUTPUT_PREFIX", "OUTPUT_FORMATS", "OUTPUT_OPTIONS"),
     *("HEALTH_FILE", "NOT_READY_FILE", "WATCHDOG_TOKEN"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
+    *("SERVER_URL", "API_KEY"),
     *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
     *("URL_PRIVATE_HOSTS", "URL_PAGE_HOSTS", "WEBHOOK_SECRET", "JOB_DAYS", "MAX_JOB_BYTES", "MAX_RUNNING_JOBS"),
+    "REALTIME_SESSIONS",
 )
 """Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, deploy/, the clients and the tests."""
 _MISSPELT = 0.75
