@@ -4,7 +4,7 @@ Found, loaded, converted for an engine.
 """
 
 from .loading import Checkpoint, empty_model, load_checkpoint, write_checkpoint
-from .locations import choose_model, converted_folder, ct2_folder, exported_folder, is_demonstration, locate, sha256
+from .locations import choose_model, converted_folder, ct2_folder, exported_folder, is_demonstration, locate, sha256, size
 from .preparing import prepare
 from .random_weights import dimensions, write_random
 
@@ -21,6 +21,7 @@ __all__ = [
     "locate",
     "prepare",
     "sha256",
+    "size",
     "write_checkpoint",
     "write_random",
 ]
