@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -100,12 +101,15 @@ def test_turns_come_in_the_order_of_asking() -> None:
         with turn:
             order.append(number)
 
+    def has_tickets(count: int) -> bool:
+        return turn._next_ticket == count
+
     threads = [threading.Thread(target=take, args=(number,)) for number in range(5)]
     with turn:
         assert not turn.is_wanted
         for number, thread in enumerate(threads):
             thread.start()
-            wait_until(lambda number=number: turn._next_ticket == number + 2)
+            wait_until(partial(has_tickets, number + 2))
         assert turn.is_wanted
     for thread in threads:
         thread.join(PATIENCE)
