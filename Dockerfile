@@ -67,14 +67,16 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 ARG MODEL=base
 # /models is the mount point for a volume, which hides the image's own /models; so the default model is named by a path elsewhere.
-# All three addresses listen on every interface of the container, since a port on its loopback cannot be published. `docker run -p` decides
-# who can connect: publish 8081 and 8082 to 127.0.0.1 only.
+# All addresses listen on every interface of the container, since a port on its loopback cannot be published. `docker run -p` decides who
+# can connect: publish 8000, the gateway, and 8080, 8081 and 8082 to 127.0.0.1 only. For other machines give the gateway API keys.
 ENV WHISPER_VENV=/opt/venv \
     WHISPER_STATE_DIR=/var/lib/whisper \
     WHISPER_MODELS_DIR=/models \
     WHISPER_MODEL=/opt/whisper/whisper-models/${MODEL} \
     WHISPER_ENGINE=${ENGINE} \
     LOG_LOCATION=/tmp/whisper-logs \
+    WHISPER_GATEWAY_ADDRESS=http://0.0.0.0:8000 \
+    WHISPER_ALLOW_ANONYMOUS=true \
     TS_INFERENCE_ADDRESS=http://0.0.0.0:8080 \
     TS_MANAGEMENT_ADDRESS=http://0.0.0.0:8081 \
     TS_METRICS_ADDRESS=http://0.0.0.0:8082 \
@@ -101,13 +103,13 @@ LABEL org.opencontainers.image.title="Whisper on TorchServe" \
       org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Without 8081 and 8082: `docker run -P` publishes every exposed port to the network, and these two are for administrators.
-EXPOSE 8080
+EXPOSE 8000 8080
 STOPSIGNAL SIGTERM
-# The check transcribes a recording: /ping is healthy before the model is loaded. 15 minutes is also startupTimeout in
+# The gateway's readiness is that of the worker, which the launcher's watchdog tests with a recording. 15 minutes is also startupTimeout in
 # config/model-config.yaml.
 # hadolint ignore=DL3025
 HEALTHCHECK --start-period=15m --interval=60s --timeout=30s --retries=3 \
-    CMD curl --fail --silent --show-error --max-time 25 --upload-file samples/timer.flac "$TS_INFERENCE_ADDRESS/predictions/whisper"
+    CMD curl --fail --silent --show-error --max-time 25 "$WHISPER_GATEWAY_ADDRESS/health/ready"
 # The kernel ignores SIGTERM for process 1 until that has a handler. With tini as process 1, serve.sh can be stopped at any time.
 ENTRYPOINT ["tini", "--", "/opt/whisper/serve.sh"]
 

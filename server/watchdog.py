@@ -150,7 +150,9 @@ class _Test(threading.Thread):
         connection = http.client.HTTPConnection(self._address.reachable_host, self._address.port)
         try:
             connection.request("GET", f"/predictions/whisper/{API_VERSION}/health/ready", headers={HEADER: self._token})
-            return connection.getresponse().status
+            response = connection.getresponse()
+            has_failed = b'"error"' in response.read()  # perhaps after a status of 200
+            return 500 if has_failed and response.status == 200 else response.status
         except (OSError, http.client.HTTPException):
             return None
         finally:

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,9 +144,9 @@ class JobRunner:
         payload = bytearray()
         try:
             reply = await self._gateway.backend.send(_call(job, spooled))
-            if isinstance(reply.body, bytes):
+            if reply.status != 200:
                 return await self._fail(job, reply.status, _error_of(reply))
-            async for chunk in reply.body:
+            async for chunk in _chunks(reply):
                 reader.feed(chunk)
                 payload += b"" if chunk.startswith(b'{"type":"progress"') else chunk
         finally:
@@ -215,6 +215,15 @@ class JobRunner:
 def _call(job: Job, spooled: Spooled) -> Call:
     fields = {**job.options, "stream": "true", "response_format": "verbose_json"}
     return Call(path="", fields=fields, uploads={"file": (spooled,)}, headers={}, request_id=job.id, client=f"jobs:{job.owner}")
+
+
+async def _chunks(reply: Reply) -> AsyncIterator[bytes]:
+    """The chunks of a stream; a short one may have come as a whole."""
+    if isinstance(reply.body, bytes):
+        yield reply.body
+        return
+    async for chunk in reply.body:
+        yield chunk
 
 
 def _error_of(reply: Reply) -> dict[str, Any]:

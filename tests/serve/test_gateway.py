@@ -16,7 +16,7 @@ from tests.serve.server import Gateway, Server, wait_for
 
 TIMER = (SAMPLES / "timer.flac").read_bytes()
 EXPECTED = words(TRANSCRIPTS["timer.flac"])
-LONG = 20
+LONG = 8
 """Repetitions of a sample of 47 s."""
 MODES = pytest.mark.parametrize("arguments", [(), ("--inprocess",)], ids=["before TorchServe", "in process"])
 

@@ -11,7 +11,7 @@ from .scheduler import Scheduler
 from .transcriber import Transcriber
 
 STALLED_BATCHES = 20
-"""An engine that needs this many times as long as for its longest batch so far has stalled."""
+"""An engine that needs this many times as long as for its longest batch lately has stalled."""
 
 
 @dataclass(slots=True)

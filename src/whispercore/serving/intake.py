@@ -12,7 +12,6 @@ from ..api.models import ServedModel, remarks, render_models
 from ..api.request import Request, client_request_id
 from ..errors import EngineError, WhisperError
 from ..options import Reply
-from ..settings import Settings
 from . import self_test, watchdog
 from .backlog import WATCHDOG
 from .health import Health
@@ -48,19 +47,19 @@ class Intake:
         return not self.jobs.closing and self.health.gives_results
 
     def receive(
-        self, server_id: str, fields: Mapping[str, Any], headers: Mapping[str, Any], on_news: Callable[[], None], *, client: str = ""
+        self, server_id: str, fields: Mapping[str, Any], headers: Mapping[str, Any], on_news: Callable[[], None]
     ) -> OpenRequest | Response:
         """Begin a request, or answer it when it is refused or needs no transcription.
 
-        `on_news` is called on threads of the core when the request has something to send. `client`: whose request it is,
-        as a trusted front says; see `client_name`.
+        `on_news` is called on threads of the core when the request has something to send.
         """
         arrived = time.monotonic()
         request_id = client_request_id(headers) or server_id
         try:
             if self._is_watchdog(headers):
                 return self._begin(server_id, request_id, self._test(), arrived, on_news, client=WATCHDOG, alone=True)
-            request = self.jobs.check(fields, self._without_client(headers))
+            client, others = self._client(headers)
+            request = self.jobs.check(fields, others)
             if request.route == "models":
                 return self._list_models(request, request_id)
             if request.route == "ready":
@@ -103,17 +102,24 @@ class Intake:
 
     def _is_watchdog(self, headers: Mapping[str, Any]) -> bool:
         shown = header(headers, watchdog.HEADER)
-        return bool(self._watchdog_token) and hmac.compare_digest(shown.encode(), self._watchdog_token.encode())
+        return bool(self._watchdog_token) and hmac.compare_digest(shown.encode(errors="replace"), self._watchdog_token.encode())
 
     def _test(self) -> Request:
         """The watchdog's request."""
         options = self_test.options(self.transcriber.engine.name)
         return Request(audio=self_test.recording(), options=options, reply=Reply(), route="native")
 
-    def _without_client(self, headers: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The headers without the one that names the client, which looks like an option when it begins with x-whisper-."""
+    def _client(self, headers: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """The client's name, and the other headers: that of the name looks like an option when it begins with x-whisper-.
+
+        The name is "" without the setting `client_header` or without that header.
+        """
         name = self.transcriber.settings.client_header.lower()
-        return {key: value for key, value in headers.items() if key.lower() != name} if name else headers
+        if not name:
+            return "", headers
+        client = header(headers, name)[:MAX_CLIENT_NAME]
+        others = {key: value for key, value in headers.items() if key.lower() != name}
+        return client if client.isprintable() else ascii(client), others
 
     def _list_models(self, request: Request, request_id: str) -> Response:
         loaded = self.models.loaded
@@ -123,12 +129,6 @@ class Intake:
     def _remarks(self, asked: str, model: str) -> tuple[str, ...]:
         """What a reply of `model` has to say about it when the request asked for the model `asked`."""
         return remarks(asked, model, demonstration=self.models.is_demonstration(model))
-
-
-def client_name(headers: Mapping[str, Any], settings: Settings) -> str:
-    """The client's name in the header that the setting `client_header` names; "" without that setting or that header."""
-    name = header(headers, settings.client_header)[:MAX_CLIENT_NAME] if settings.client_header else ""
-    return name if name.isprintable() else ascii(name)
 
 
 def header(headers: Mapping[str, Any], name: str) -> str:

@@ -34,6 +34,8 @@ WAIT_FOR_OUTCOMES = 0.1
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
 SMOOTHING = 0.2
 """The weight of the last batch in the mean speed."""
+FORGETTING = 0.98
+"""What a batch leaves of the longest batch's time: compiling makes the first one long, and limits grow with the longest."""
 
 
 @dataclass(slots=True)
@@ -245,7 +247,7 @@ class Scheduler:
         self._progress[engine] = now
 
     def _note_speed(self, seconds: float, audio_seconds: float) -> None:
-        self.longest_seconds = max(self.longest_seconds, seconds)
+        self.longest_seconds = max(FORGETTING * self.longest_seconds, seconds)
         speed = audio_seconds / max(seconds, 1e-3)
         self._speed += (SMOOTHING if self._speed else 1.0) * (speed - self._speed)
 

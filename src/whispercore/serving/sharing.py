@@ -38,6 +38,7 @@ class SharedJobs:
     Clients repeat a request silently when they lose patience, so the same upload often arrives twice. Two clients do not
     share a job: the second would wait behind the other requests of the first, and the time of its reply would tell that
     somebody else has sent the same recording.
+
     While `closing`, new requests are refused and open ones go on. `shared` counts the requests that have joined a job.
     Not thread-safe: a front end calls it from one thread.
     """

@@ -13,7 +13,7 @@ from enum import Enum, auto
 HEADER = "x-watchdog-token"
 """With this header and the launcher's token, the route `health/ready` transcribes `self_test.recording` before it answers."""
 BATCHES = 10
-"""A test may take as long as this many of the longest batch so far: it waits for the batch that is being decoded."""
+"""A test may take as long as this many of the longest batch lately: it waits for the batch that is being decoded."""
 LARGEST_SHARE, LONGEST_PAUSE = 0.05, 10
 """Tests take at most this share of the time: a window of large-v3 takes a CPU ten seconds. But none is put off for longer
 than this many times `seconds`."""
@@ -57,7 +57,7 @@ class Watchdog:
         return not self.is_ready or now - last_success >= self.seconds
 
     def deadline(self, longest_batch: float) -> float:
-        """The seconds that a test may take. `longest_batch`: the seconds of the longest batch so far."""
+        """The seconds that a test may take. `longest_batch`: the seconds of the longest batch lately."""
         return max(self.seconds, BATCHES * longest_batch)
 
     def note_success(self, now: float, took: float = 0.0) -> None:

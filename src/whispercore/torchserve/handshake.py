@@ -35,7 +35,7 @@ class WorkerHealth(NamedTuple):
     """What the worker writes into `HEALTH_FILE`.
 
     `last_success`: time.monotonic of the last window that was decoded, which on Linux is one clock for all processes.
-    `longest_batch`: seconds of the longest batch so far.
+    `longest_batch`: seconds of the longest batch lately.
     """
 
     last_success: float = -math.inf

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..devices import logical_cores
 from ..errors import WhisperError
-from ..serving.intake import Intake, client_name
+from ..serving.backlog import WATCHDOG
+from ..serving.intake import Intake
 from ..serving.open_request import OpenRequest
 from ..serving.response import Response, error_response
 from ..serving.transcriber import Transcriber
@@ -100,8 +101,7 @@ class Mailbox:
                 return error_response(error, row.server_id)
         if spooled:
             fields, headers = spooled.fields, spooled.headers
-        client = client_name(row.headers, self.intake.transcriber.settings)
-        received = self.intake.receive(row.server_id, fields, headers, self._news.set, client=client)
+        received = self.intake.receive(row.server_id, fields, headers, self._news.set)
         if isinstance(received, Response):
             return received
         if spooled:
@@ -144,8 +144,9 @@ class Mailbox:
         return early
 
     def _is_queued_long(self, request: OpenRequest) -> bool:
-        """Whether its client may have left meanwhile. The gateway tells when a client has left; TorchServe does not."""
-        return request.server_id not in self._spooled and time.monotonic() - request.arrived >= QUEUED_SECONDS
+        """Whether its client may have left meanwhile. The gateway tells when one has left, and the launcher waits."""
+        is_told = request.server_id in self._spooled or request.attachment.client == WATCHDOG
+        return not is_told and time.monotonic() - request.arrived >= QUEUED_SECONDS
 
     def _respond(self, request: OpenRequest, allow_empty: bool) -> Response | None:
         response = request.respond(allow_empty=allow_empty)

@@ -61,7 +61,9 @@ def state(served: Served, job: dict[str, Any]) -> str:
 
 
 def wait_until(served: Served, job: dict[str, Any], status: str) -> None:
-    wait_for(lambda: state(served, job) == status, f"status {status}")
+    wait_for(lambda: state(served, job) in (status, "completed", "failed", "cancelled"), f"status {status}")
+    found = served.client.get(f"/v1/jobs/{job['id']}").json()
+    assert found["status"] == status, found["error"]
 
 
 def test_a_job_has_the_transcript_of_a_request_in_every_format(served: Served) -> None:
@@ -161,7 +163,7 @@ def test_a_batch_is_one_zip(served: Served) -> None:
     assert archive.namelist() == ["0001-a.txt", "0003-c.txt", "errors.json"]
     [error] = json.loads(archive.read("errors.json"))
     assert error["filename"] == "b.txt" and error["error"]["code"] == "unsupported_audio"
-    assert not list(served.app.state.gateway.spool.folder.glob("*.zip"))
+    wait_for(lambda: not list(served.app.state.gateway.spool.folder.glob("*.zip")), "the zip file is removed")
 
 
 def test_a_restart_loses_nothing_and_does_nothing_twice(tmp_path: Path, listener: str) -> None:

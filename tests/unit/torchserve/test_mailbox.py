@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from whispercore.serving.transcriber import Transcriber
 from whispercore.serving.watchdog import HEADER
 from whispercore.settings import Settings
 from whispercore.torchserve.mailbox import EARLY_FIRST_CHUNK_BYTES, LONGEST_WAIT, WAIT_PER_REQUEST, Mailbox, PolledRow
+from whispercore.torchserve.spool import message
 from whispercore.types import Decoded, Window
 
 OPTIONS = {"vad_filter": b"false"}
@@ -303,6 +305,7 @@ def test_a_stream_whose_recording_cannot_be_opened_has_the_errors_own_status(mai
 @pytest.mark.parametrize(("path", "sign"), [("", b'{"type":"progress"'), (TRANSCRIPTIONS, b":\n\n")])
 def test_a_stream_gives_signs_of_life_before_its_first_segment(path: str, sign: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("whispercore.torchserve.mailbox.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("whispercore.torchserve.mailbox.UNOPENED_SECONDS", PATIENCE)  # also on a machine that opens slowly
     engine = Stepper()
     with Transcriber(Settings(model="nano"), engine=engine) as transcriber:
         mailbox, rows = Mailbox(transcriber), [ask("a", wav(75), path, stream="true")]
@@ -620,3 +623,15 @@ def test_readiness_tells_what_the_watchdog_found(mailbox: Mailbox) -> None:
     mailbox.intake.health.watchdog_failed = True
     ready = mailbox.exchange([PolledRow("c", {}, {"url_path": "health/ready"})])["c"]
     assert ready.status == 503 and json.loads(ready.payload)["status"] == "not ready" and not mailbox.intake.is_ready
+
+
+def test_the_gateway_names_the_client_in_the_headers_that_it_passes_on(engine: Recorder, tmp_path: Path) -> None:
+    engine.gate.clear()
+    with Transcriber(Settings(client_header="x-whisper-client"), engine=engine) as transcriber:
+        mailbox = Mailbox(transcriber, tmp_path)
+        token = "0" * 32
+        (tmp_path / token).write_bytes(wav(1))
+        body = message({"vad_filter": "false"}, {"x-whisper-client": "a"}, {"file": [token]})
+        assert mailbox.exchange([PolledRow("a", {"body": body}, {"x-whisper-client": "forged"})]) == {}
+        assert [request.attachment.client for request in mailbox._open.values()] == ["a"]
+        engine.gate.set()
