@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from urllib.parse import quote
 
 import anyio
 import httpx
@@ -12,7 +13,8 @@ import httpx
 from whispercore.api.reply import json_bytes
 from whispercore.api.routes import Route
 from whispercore.api.stream import stream_error
-from whispercore.errors import EngineError, Overloaded
+from whispercore.api.values import for_message
+from whispercore.errors import EngineError, NotFound, Overloaded
 from whispercore.torchserve.handshake import API_VERSION, CLIENT_HEADER
 from whispercore.torchserve.spool import message
 
@@ -20,6 +22,8 @@ from .backend import Call, Reply
 from .refusals import error_reply
 
 PATH = f"/predictions/whisper/{API_VERSION}"
+MAX_PATH = 2048
+"""Characters of a path; Netty, TorchServe's HTTP library, reads request lines of up to 4096 bytes."""
 READY_SECONDS = 10.0
 """How long the worker may take to answer whether it is ready."""
 _DIED = EngineError("the worker ended while it answered: send the request again", code="worker_died")
@@ -42,12 +46,15 @@ class TorchServe:
 
     async def send(self, call: Call) -> Reply:
         """Answer a request. Closing the reply early makes the caller remove the files, by which the worker cancels the request."""
+        path = _quoted(call.path)
+        if len(path) > MAX_PATH:
+            return error_reply(NotFound(f"no such path: /{for_message(call.path)}"))
         uploads = {name: [file.path.name for file in files] for name, files in call.uploads.items()}
         headers = {**call.headers, "x-request-id": call.request_id, CLIENT_HEADER: call.client}
         body = json_bytes(message(call.fields, headers, uploads))
         request = self._client.build_request(
             "POST" if call.uploads or call.fields else "GET",
-            f"{PATH}/{call.path}" if call.path else "/predictions/whisper",
+            f"{PATH}/{path}" if path else "/predictions/whisper",
             content=body,
             headers={"content-type": "application/json"},
         )
@@ -62,6 +69,7 @@ class TorchServe:
         reply = Reply(status=response.status_code, content_type=kind, body=b"", headers=passed_on)
         if response.status_code == 200 and kind.startswith(("text/event-stream", "application/x-ndjson")):
             reply.body = _stream(response, reply, "native" if "ndjson" in kind else "transcriptions")
+            await anext(reply.body)  # now it has begun, so closing it closes the connection to the worker
             return reply
         return await _whole(response, reply)
 
@@ -87,6 +95,11 @@ class TorchServe:
         await self._client.aclose()
 
 
+def _quoted(path: str) -> str:
+    """The client's part of a path, for a URL. Dots are quoted, too: with `..` it would leave the worker's paths."""
+    return quote(path, safe="/").replace(".", "%2E")
+
+
 async def _whole(response: httpx.Response, reply: Reply) -> Reply:
     try:
         async with aclosing(response):
@@ -97,11 +110,12 @@ async def _whole(response: httpx.Response, reply: Reply) -> Reply:
     return _in_our_form(reply)
 
 
-async def _stream(response: httpx.Response, reply: Reply, route: Route) -> AsyncIterator[bytes]:
-    """The chunks; at their end `reply` learns the duration. A worker that dies leaves an error as the last chunk."""
+async def _stream(response: httpx.Response, reply: Reply, route: Route) -> AsyncGenerator[bytes, None]:
+    """The chunks, the first one empty; at their end `reply` learns the duration. A worker that dies leaves an error as the last chunk."""
     tail = b""
     async with aclosing(response):
         try:
+            yield b""
             async for chunk in response.aiter_raw():
                 tail = chunk if chunk.strip() else tail
                 yield chunk
