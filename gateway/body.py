@@ -145,7 +145,7 @@ async def _read_form(pieces: AsyncIterator[bytes], boundary: bytes, form: _Field
         async for piece in pieces:
             reader.write(piece)
             await reader.flush()
-        return Body(form.values(), await reader.finish())
+        return Body(form.values(), reader.finish())
     except MultipartParseError as error:
         raise InvalidRequest(f"the body is not a valid multipart form: {error}", code="invalid_form") from None
     finally:
@@ -175,7 +175,8 @@ class _FormReader:
 
     def __init__(self, boundary: bytes, form: _Fields, spool: Spool) -> None:
         self._form, self._spool = form, spool
-        self._done: list[tuple[str, SpoolWriter]] = []
+        self._ending: list[tuple[str, SpoolWriter]] = []
+        self._done: list[tuple[str, Spooled]] = []
         self._name = ""
         self._writer: SpoolWriter | None = None
         self._text = bytearray()
@@ -202,26 +203,31 @@ class _FormReader:
         self._parser.write(data)
 
     async def flush(self) -> None:
-        """Write what has been collected to the files."""
-        for _, writer in self._done:
-            await writer.flush(least=1)
+        """Write what has been collected to the files, and close those that are complete: a form may have many."""
+        while self._ending:
+            name, writer = self._ending[0]
+            self._done.append((name, await writer.finish()))
+            del self._ending[0]
         if self._writer:
             await self._writer.flush()
 
-    async def finish(self) -> dict[str, tuple[Spooled, ...]]:
+    def finish(self) -> dict[str, tuple[Spooled, ...]]:
         """The uploads by field. Raises InvalidRequest when the form has no end."""
         if not self._ended:
             message = "the body is not a valid multipart form: its last boundary is missing: was the upload cut short?"
             raise InvalidRequest(message, code="invalid_form")
         uploads: dict[str, tuple[Spooled, ...]] = {}
-        for name, writer in self._done:
-            uploads[name] = (*uploads.get(name, ()), await writer.finish())
+        for name, spooled in self._done:
+            uploads[name] = (*uploads.get(name, ()), spooled)
+        self._done = []
         return uploads
 
     def close(self) -> None:
-        """Close the files, and remove those that are not finished."""
-        for writer in (*(writer for _, writer in self._done), *((self._writer,) if self._writer else ())):
+        """Remove the files that `finish` has not given away."""
+        for writer in (*(writer for _, writer in self._ending), *((self._writer,) if self._writer else ())):
             writer.__exit__(None, None, None)
+        for _, spooled in self._done:
+            spooled.remove()
 
     def _begin_part(self) -> None:
         self._name, self._disposition = "", b""
@@ -240,7 +246,7 @@ class _FormReader:
         self._name = options[b"name"].decode(errors="replace")
         if b"filename" in options or self._name in AUDIO_FIELDS:
             self._form.count += 1
-            if self._form.count > MAX_FIELDS or len(self._done) >= MAX_FILES:
+            if self._form.count > MAX_FIELDS or len(self._done) + len(self._ending) >= MAX_FILES:
                 raise _too_many_fields()
             self._writer = self._spool.writer(options.get(b"filename", b"").decode(errors="replace"))
 
@@ -255,7 +261,7 @@ class _FormReader:
 
     def _end_part(self) -> None:
         if self._writer:
-            self._done.append((self._name, self._writer))
+            self._ending.append((self._name, self._writer))
             self._writer = None
         else:
             self._form.add(self._name, self._text.decode(errors="replace"))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import re
 import secrets
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from whispercore.errors import Overloaded
+from whispercore.errors import ConfigurationError, Overloaded
 
 PIECE = 256 * 1024
 """Bytes that are collected before they are written: writing runs on a thread, because a disk may block."""
+
+
+_TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +41,28 @@ class Spooled:
 
 
 class Spool:
-    """The folder of the uploads. What a killed gateway left in it is removed at the start."""
+    """The folder of the uploads. What a killed gateway left in it is removed at the start, and nothing else."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises ConfigurationError when the folder cannot be written."""
         self.folder = folder
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+            for path in folder.iterdir():
+                if _TOKEN.fullmatch(path.name):  # WHISPER_SPOOL_DIR may be a folder with other files, such as /dev/shm
+                    path.unlink()
+        except OSError as error:
+            message = f"the folder of the uploads, {folder}, cannot be used ({error.strerror}): set WHISPER_SPOOL_DIR"
+            raise ConfigurationError(message, param="WHISPER_SPOOL_DIR") from None
+
+    def new_path(self) -> Path:
+        """The path of a new file."""
+        return self.folder / secrets.token_hex(16)
 
     def writer(self, filename: str = "") -> SpoolWriter:
         """A new file. Raises Overloaded when the disk is full."""
         try:
-            return SpoolWriter(self.folder / secrets.token_hex(16), filename)
+            return SpoolWriter(self.new_path(), filename)
         except OSError as error:
             raise _storage_full(error) from None
 
