@@ -89,6 +89,8 @@ def read_keys(file: Path) -> tuple[Key, ...]:
         raise ConfigurationError(f"the API keys {file} cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
         raise ConfigurationError(f"{file} must be YAML with a list `keys`: python -m gateway.keys NAME prints an entry") from None
+    if not isinstance(entries, list | None):
+        raise ConfigurationError(f"{file}: `keys` must be a list: python -m gateway.keys NAME prints an entry")
     keys = tuple(_key(entry, number, file) for number, entry in enumerate(entries or [], start=1))
     names = [key.name for key in keys]
     if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -112,14 +114,15 @@ def _key(entry: Any, number: int, file: Path) -> Key:
     if not isinstance(entry, dict) or (unknown := set(entry) - known):
         detail = f"has the unknown field {sorted(map(str, unknown))[0]}" if isinstance(entry, dict) else "is no mapping"
         raise ConfigurationError(f"{place} {detail}; known are {', '.join(sorted(known))}")
-    if not _NAME.fullmatch(str(entry.get("name", ""))):
-        raise ConfigurationError(f"{place}: name must be 1 to 64 letters, digits, dots, dashes or underscores")
-    if not _SHA256.fullmatch(str(entry.get("sha256", ""))):
-        raise ConfigurationError(f"{place}: sha256 must be 64 hexadecimal digits, as python -m gateway.keys NAME prints them")
-    for name in ("requests_per_minute", "audio_seconds_per_day", "open_requests"):
-        limit = entry.get(name, 0)
+    name, sha256 = entry.get("name"), entry.get("sha256")
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):  # YAML reads yes and 007 as other types
+        raise ConfigurationError(f"{place}: name must be 1 to 64 letters, digits, dots, dashes or underscores, a number in quotes")
+    if not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+        raise ConfigurationError(f"{place}: sha256 must be 64 hexadecimal digits in quotes, as python -m gateway.keys NAME prints them")
+    for option in ("requests_per_minute", "audio_seconds_per_day", "open_requests"):
+        limit = entry.get(option, 0)
         if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 <= limit < float("inf"):
-            raise ConfigurationError(f"{place}: {name} must be a number of at least 0")
+            raise ConfigurationError(f"{place}: {option} must be a number of at least 0")
     return Key(**entry)
 
 
