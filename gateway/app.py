@@ -120,4 +120,7 @@ async def _on_http_error(request: Request, error: Any) -> Response:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     logger.exception("request %s failed", request.scope["state"]["request_id"], exc_info=error)
-    return error_response(EngineError("the gateway could not handle the request"))
+    response = error_response(EngineError("the gateway could not handle the request: its operator finds the reason in gateway.log"))
+    response.headers["x-request-id"] = request.scope["state"]["request_id"]  # this reply is made outside of the Wrapper
+    response.headers["connection"] = "close"  # uvicorn closes it after an exception
+    return response

@@ -133,6 +133,9 @@ class Wrapper:
 
         try:
             await self._app(scope, receive, send_on)
+        except Exception:
+            status = 500 if status == 499 else status  # what Starlette answers, outside of this
+            raise
         finally:
             if scope["type"] == "http":
                 # The route's template, not the path: labels must come from a closed set.
