@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -121,7 +121,7 @@ def _reply(response: Response) -> Reply:
     return reply
 
 
-async def _payloads(first: Response, responses: AsyncGenerator[Response, None], reply: Reply) -> AsyncIterator[bytes]:
+async def _payloads(first: Response, responses: AsyncGenerator[Response, None], reply: Reply) -> AsyncGenerator[bytes, None]:
     """The payloads of a stream. At its end `reply` learns the duration of the recording."""
     async with aclosing(responses):
         yield first.payload

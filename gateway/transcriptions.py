@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
 
+from anyio.to_thread import run_sync
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from whispercore.api.request import parse
 from whispercore.torchserve.handshake import API_VERSION, CLIENT_HEADER
 
 from .backend import Call, Reply
 from .body import Body, read_body
-from .context import Admission, Gateway, admitted, count_audio, gateway_of, request_id_of, until_gone
+from .context import Admission, admitted, count_audio, gateway_of, request_id_of, until_gone
 from .recordings import with_recording
 
 router = APIRouter()
@@ -70,14 +72,14 @@ async def transcribe(request: Request, path: str) -> Response:
         body = await with_recording(body, request, gateway)
         stack.callback(body.remove)
         call = call_of(request, path, body, admission)
-        _check(call)
+        await run_sync(_check, call)  # JSON with a long recording takes a second to parse
         reply = await until_gone(request, gateway.backend.send(call))
         headers = {**reply.headers, **admission.headers}
         if isinstance(reply.body, bytes):
             count_audio(gateway, admission, reply.audio_seconds, call.request_id)
             return Response(reply.body, reply.status, headers, reply.content_type)
-        stream = _stream(gateway, admission, reply, call.request_id, stack.pop_all())
-        return StreamingResponse(stream, reply.status, headers, reply.content_type)
+        stack.callback(lambda: count_audio(gateway, admission, reply.audio_seconds, call.request_id))
+        return _Stream(reply, headers, stack.pop_all())
     finally:
         await stack.aclose()
 
@@ -102,15 +104,21 @@ def _check(call: Call) -> None:
     parse(row, {**call.headers, "url_path": call.path})
 
 
-async def _stream(gateway: Gateway, admission: Admission, reply: Reply, request_id: str, stack: AsyncExitStack) -> AsyncIterator[bytes]:
-    """The chunks. At the end, or when the client goes, the upload is removed and the audio counted."""
-    assert not isinstance(reply.body, bytes)
-    async with stack:
-        try:
-            async for chunk in reply.body:
-                yield chunk
-        finally:
-            count_audio(gateway, admission, reply.audio_seconds, request_id)
+class _Stream(StreamingResponse):
+    """The chunks of a stream. It closes `stack` at its end, also when the client goes before the first chunk.
+
+    A generator could not do that: nothing in it runs when it is closed before it has begun.
+    """
+
+    def __init__(self, reply: Reply, headers: Mapping[str, str], stack: AsyncExitStack) -> None:
+        assert not isinstance(reply.body, bytes)
+        super().__init__(reply.body, reply.status, headers, reply.content_type)
+        self._chunks, self._stack = reply.body, stack
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the chunks."""
+        async with self._stack, aclosing(self._chunks):
+            await super().__call__(scope, receive, send)
 
 
 async def _list_models(request: Request, path: str) -> Response:

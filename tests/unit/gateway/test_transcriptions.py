@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import base64
+import errno
 import http.client
 import json
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.types import Message
 
+from gateway.backend import Call, Reply
+from gateway.inprocess import InProcess
+from gateway.spool import Spool, SpoolWriter
+from gateway.transcriptions import _Stream
 from tests.unit.doubles import Recorder, wav
-from tests.unit.gateway.conftest import MAX_BODY, Served, serve, wait_for
+from tests.unit.gateway.conftest import CORE, MAX_BODY, Served, serve, wait_for
+from whispercore.errors import ConfigurationError
+from whispercore.serving.transcriber import Transcriber
 
 AUDIO = wav(1.0)
 FORM = {"content-type": "multipart/form-data; boundary=b"}
@@ -154,6 +165,76 @@ def test_no_body_is_a_server_error(served: Served, content: bytes, kind: str) ->
         "/v1/audio/transcriptions", content=content.replace(b"\0", b"--b\r\n"), headers={"content-type": kind.encode()}
     )
     assert 400 <= reply.status_code < 500, reply.text
+
+
+class Broken(InProcess):
+    """Fails with an error that nothing foresees."""
+
+    async def send(self, call: Call) -> Reply:
+        raise ZeroDivisionError
+
+
+def test_an_unforeseen_error_is_a_500_in_the_reply_and_in_the_metrics(tmp_path: Path) -> None:
+    with serve(tmp_path, backend=Broken(lambda: Transcriber(CORE, engine=Recorder()))) as served:
+        reply = served.client.post("/predictions/whisper", content=AUDIO, headers={"x-request-id": "mine"})
+        assert error_of(reply, 500) and reply.headers["x-request-id"] == "mine"
+        metrics = served.client.get("/metrics", headers={"x-request-id": "2"})
+        assert 'whisper_gateway_requests_total{route="/predictions/whisper",status="500"} 1.0' in metrics.text
+        assert not list(served.app.state.gateway.spool.folder.iterdir())
+
+
+def test_a_stream_whose_client_goes_before_its_first_chunk_frees_everything() -> None:
+    closed: list[str] = []
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        await anyio.sleep(0)
+
+    async def answer() -> None:
+        stack = AsyncExitStack()
+        stack.callback(closed.append, "closed")
+        reply = Reply(status=200, content_type="text/event-stream", body=chunks())
+        await _Stream(reply, {}, stack)({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, send)
+
+    anyio.run(answer)
+    assert closed == ["closed"]
+
+
+def test_files_of_a_form_that_fails_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full at the second file, or the form ends too early."""
+    write = SpoolWriter._write
+
+    def fail_on_the_second(writer: SpoolWriter, data: bytes) -> None:
+        if b"second" in data:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(writer, data)
+
+    monkeypatch.setattr(SpoolWriter, "_write", fail_on_the_second)
+    with serve(tmp_path) as served:
+        full = served.client.post("/v1/jobs", files=[("file", ("a", b"first")), ("file", ("b", b"second"))])
+        assert error_of(full, 503)["code"] == "storage_full" and full.headers["retry-after"]
+        part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nfirst\r\n--x\r\n'
+        kind = {"content-type": "multipart/form-data; boundary=x"}
+        assert error_of(served.client.post("/v1/jobs", content=part, headers=kind), 400)["code"] == "invalid_form"
+        assert not list(served.app.state.gateway.spool.folder.iterdir())
+
+
+def test_a_start_removes_the_uploads_of_the_last_one_and_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("a")
+    (tmp_path / ("0a" * 16)).write_text("an upload")
+    Spool(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="WHISPER_SPOOL_DIR"):
+        Spool(tmp_path / "file" / "spool")
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
