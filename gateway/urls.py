@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 import ssl
 import sys
@@ -32,8 +33,11 @@ MAX_REDIRECTS = 5
 SCHEMES = ("http", "https", "s3")
 MAX_URL = 4096
 """Characters."""
+logger = logging.getLogger(__name__)
 
 
+_NOT_PUBLIC = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "168.63.129.16/32", "fec0::/10")))
+"""Python calls them global: IETF protocols and Oracle's metadata, Azure's host, the old site-local addresses (RFC 3879)."""
 _HTTPCORE_ERRORS = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, httpcore.UnsupportedProtocol)
 
 
@@ -60,7 +64,9 @@ class GuardedNetwork(httpcore.AsyncNetworkBackend):
         if host.lower() not in self._allowed:
             for address in addresses:
                 if not is_public(address):
-                    raise _RefusedAddress(f"{host} has the address {address}, which is not public")
+                    logger.info("a URL was refused: %s has the address %s", host, address)
+                    # the client is not told which address: it could ask for all names of the operator's network
+                    raise _RefusedAddress(f"{host} has an address that is not public")
         return await self._network.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> httpcore.AsyncNetworkStream:
@@ -108,7 +114,13 @@ def is_public(address: str) -> bool:
     """Whether an IP address is one of the public Internet: not private, loopback, link-local, multicast or reserved."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     inner = (parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1]) if parsed.version == 6 else None
-    return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (parsed, inner) if one is not None)
+    return all(_is_global(one) for one in (parsed, inner) if one is not None)
+
+
+def _is_global(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if any(address.version == network.version and address in network for network in _NOT_PUBLIC):
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def check_url(url: str) -> str:

@@ -90,6 +90,7 @@ def test_private_addresses_are_refused_also_after_a_redirect(fetching: Served, f
     for url in (f"{private}/speech.wav", f"{files}/redirect/{private}/speech.wav", private.replace("127.0.0.1", "[::ffff:127.0.0.1]")):
         status, error = post(fetching, url)
         assert (status, error["code"]) == (403, "url_refused"), url
+        assert error["message"].endswith("has an address that is not public")
     assert Files.asked == [f"/redirect/{private}/speech.wav"], "nothing was fetched from the private address"
     assert post(fetching, f"{files}/redirect/file:///etc/passwd")[0] == 400
 
@@ -99,7 +100,7 @@ def test_private_addresses_are_refused_also_after_a_redirect(fetching: Served, f
     [
         *("127.0.0.1", "10.0.0.1", "172.16.3.4", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "198.18.0.1", "240.0.0.1"),
         *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fe80::1%eth0", "fd00::1", "ff02::1"),
-        *("::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::"),
+        *("::ffff:10.0.0.1", "64:ff9b::a00:1", "2002:a00:1::", "fec0::1", "192.0.0.192", "168.63.129.16", "::ffff:168.63.129.16"),
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
