@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +19,7 @@ from starlette.responses import Response
 
 from whispercore import __version__
 from whispercore.api.values import for_message
-from whispercore.errors import ConfigurationError, EngineError, NotFound, WhisperError
+from whispercore.errors import ConfigurationError, EngineError, InvalidRequest, NotFound, WhisperError
 
 from . import status, transcriptions
 from .backend import Backend
@@ -80,6 +81,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_query)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=499))
     app.add_exception_handler(Exception, _on_error)
     if configuration.cors_origins:
@@ -107,6 +109,12 @@ async def _reload_keys(keys: Keys | None) -> None:
 async def _on_whisper_error(request: Request, error: Any) -> Response:
     logger.info("request %s refused with %d: %s", request.scope["state"]["request_id"], error.status, error.message)
     return error_response(error)
+
+
+async def _on_bad_query(request: Request, error: Any) -> Response:
+    fault = error.errors()[0]
+    name = str(fault["loc"][-1])
+    return error_response(InvalidRequest(f"{for_message(name)}: {fault['msg']}", param=name))
 
 
 async def _on_http_error(request: Request, error: Any) -> Response:
