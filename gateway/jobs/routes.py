@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
+import logging
 import secrets
 import shutil
+import sqlite3
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -36,13 +38,17 @@ from ..spool import Spool, Spooled
 from ..urls import check_url
 from .job import Job
 from .runner import JobRunner
+from .store import make_durable
 from .view import batch_view, job_view
 
 router = APIRouter()
+logger = logging.getLogger(__name__)
 
 MAX_JOBS_OF_A_CLIENT = 10_000
 """Jobs of one client that are not over."""
 SUFFIXES = {"json": ".json", "verbose_json": ".json", "text": ".txt", "srt": ".srt", "vtt": ".vtt", "tsv": ".tsv"}
+MAX_STEM = 60
+"""Characters of a file's name in a zip: file systems take 255 bytes, and a character has up to four."""
 OWN_FIELDS = ("url", "webhook")
 PAGE = 100
 
@@ -85,9 +91,10 @@ async def list_jobs(request: Request, limit: int = PAGE, after: str = "") -> Res
     """The client's jobs, the newest first. `after`: the id of the last job of the page before."""
     runner = _runner(request)
     async with admitted(request) as admission:
-        before = (await _owned(runner, admission, after)).created if after else 0.0
+        if after:
+            await _owned(runner, admission, after)
         most = max(1, min(limit, PAGE))
-        jobs = await run_sync(lambda: runner.store.owned(owner_of(admission), limit=most + 1, after=before))
+        jobs = await run_sync(lambda: runner.store.owned(owner_of(admission), limit=most + 1, after=after))
         views = [await _view(runner, job) for job in jobs[:most]]
     return JSONResponse({"object": "list", "data": views, "has_more": len(jobs) > most})
 
@@ -138,13 +145,13 @@ async def get_batch_result(request: Request, batch_id: str) -> Response:
         jobs = await _batch(runner, admission, batch_id)
         if not all(job.is_over for job in jobs):
             raise Conflict(f"{sum(not job.is_over for job in jobs)} of {len(jobs)} jobs are not over yet", code="not_completed")
-        path = gateway.spool.folder / f"{secrets.token_hex(16)}.zip"
+        path = gateway.spool.new_path()
         errors: list[dict[str, Any]] = []
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with _removed_after_an_error(path), zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for number, job in enumerate(jobs, start=1):
                 if job.state == "completed":
                     rendered = await _rendered(runner, job, request)
-                    name = f"{number:04d}-{PurePath(job.filename).stem or job.id}{_suffix(request, job)}"
+                    name = f"{number:04d}-{_stem(job)}{_suffix(request, job)}"
                     await run_sync(archive.writestr, name, rendered.payload)
                 else:
                     errors.append({"number": number, "filename": job.filename, "status": job.state, "error": job.error})
@@ -248,14 +255,22 @@ def _jobs(order: Order, owner: str) -> list[Job]:
 
 
 def _move_in(runner: JobRunner, jobs: list[Job], recordings: tuple[Spooled, ...]) -> None:
-    """Put the recordings into the jobs' folders, durably, then the jobs into the table."""
-    for job in jobs:
-        runner.store.folder_of(job).mkdir(mode=0o700)
-    for job, spooled in zip(jobs, recordings, strict=False):
-        with spooled.path.open("rb+") as file:
-            os.fsync(file.fileno())
-        shutil.move(spooled.path, runner.store.folder_of(job) / job.upload)
-    runner.store.add(jobs)
+    """Put the recordings into the jobs' folders, durably, then the jobs into the table: all or none. Raises Overloaded."""
+    try:
+        for job in jobs:
+            runner.store.folder_of(job).mkdir(mode=0o700)
+        for job, spooled in zip(jobs, recordings, strict=False):
+            target = runner.store.folder_of(job) / job.upload
+            shutil.move(spooled.path, target)
+            make_durable(target)
+            make_durable(target.parent)
+        make_durable(runner.store.folder)
+        runner.store.add(jobs)
+    except (OSError, sqlite3.Error) as error:
+        for job in jobs:
+            shutil.rmtree(runner.store.folder_of(job), ignore_errors=True)
+        logger.error("jobs cannot be stored: %s", error)
+        raise Overloaded("the recordings cannot be stored: try again later", code="storage_full", retry_after=300) from None
 
 
 async def _owned(runner: JobRunner, admission: Admission, job_id: str) -> Job:
@@ -306,6 +321,21 @@ def _reply_of(request: Request, job: Job) -> Parsed:
         raise InvalidRequest(f"{late} must be given when the job is created; here only the form of the reply", param=late)
     fields = given or dict(job.reply)
     return parse({**fields, RAW_FIELD: b"-"}, {} if fields else {"accept": request.headers.get("accept", "")})
+
+
+def _stem(job: Job) -> str:
+    """The name of a job's file without its folders and its ending, as every system can unpack it."""
+    stem = PureWindowsPath(job.filename).stem  # knows both kinds of slashes
+    return "".join(character if character.isprintable() and character not in '<>:"|?*' else "_" for character in stem)[:MAX_STEM] or job.id
+
+
+@contextmanager
+def _removed_after_an_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _suffix(request: Request, job: Job) -> str:

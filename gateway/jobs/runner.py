@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -38,8 +37,11 @@ IDLE_SECONDS = 5.0
 MAX_ATTEMPTS = 5
 """How often a job is begun that ends because the server, not the recording, fails."""
 RETRY_SECONDS = 3.0
+LONGEST_RETRY_SECONDS = 60.0
 SMOOTHING = 0.2
 SERVER_FAULTS = (429, 500, 502, 503, 504)
+NOT_BEGUN = (429, 503)
+"""The back end, or the disk, had no room: that is no attempt. A worker that is started again loses no job by it."""
 
 
 @dataclass(slots=True)
@@ -129,8 +131,7 @@ class JobRunner:
                     spent = (time.monotonic() - began) / job.bytes
                     self.seconds_per_byte += (SMOOTHING if self.seconds_per_byte else 1.0) * (spent - self.seconds_per_byte)
             except WhisperError as error:
-                failure = error_fields(error)["error"]
-                await run_sync(lambda: self._close(job, "failed", error=failure))
+                await self._fail(job, error.status, error_fields(error)["error"], error.retry_after or 0.0)
             except Exception as error:  # an unforeseen error must not leave the job running for ever
                 logger.exception("job %s failed", job.id)
                 await self._fail(job, 500, error_fields(EngineError(f"the job failed: {error}"))["error"])
@@ -145,16 +146,16 @@ class JobRunner:
         try:
             reply = await self._gateway.backend.send(_call(job, spooled))
             if reply.status != 200:
-                return await self._fail(job, reply.status, _error_of(reply))
+                return await self._fail(job, reply.status, _error_of(reply), float(reply.headers.get("retry-after", 0.0)))
             async for chunk in _chunks(reply):
                 reader.feed(chunk)
-                payload += b"" if chunk.startswith(b'{"type":"progress"') else chunk
+                payload += chunk
         finally:
             spooled.remove()
         if not reader.transcript:
             return await self._fail(job, 500, dict(reader.error or error_fields(EngineError("the stream ended early"))["error"]))
         transcript = reader.transcript
-        await run_sync(self.store.write_result, job, bytes(payload))
+        await run_sync(self.store.write_result, job, _without_progress(payload))
         ended = await run_sync(lambda: self._close(job, "completed", seconds=transcript.duration, duration=transcript.duration))
         if ended and job.owner.startswith("key:"):
             key = Key(name=job.owner.removeprefix("key:"))
@@ -168,16 +169,17 @@ class JobRunner:
             fetched = await fetch(job.url, self.configuration, self._gateway.spool, self.configuration.max_body_bytes)
             await run_sync(lambda: self.store.update(job, bytes=fetched.size))
             return fetched
-        path = self._gateway.spool.folder / secrets.token_hex(16)
+        path = self._gateway.spool.new_path()
         await run_sync(_link, self.store.folder_of(job) / job.upload, path)
         return Spooled(path, path.stat().st_size, job.filename)
 
-    async def _fail(self, job: Job, status: int, error: dict[str, Any]) -> None:
-        """Queue the job again when the server is at fault, else end it."""
-        if status in SERVER_FAULTS and job.attempts < MAX_ATTEMPTS:
+    async def _fail(self, job: Job, status: int, error: dict[str, Any], retry_after: float = 0.0) -> None:
+        """Queue the job again when the server is at fault, else end it. `retry_after`: the seconds that the back end asks for."""
+        attempts = job.attempts - (status in NOT_BEGUN)
+        if status in SERVER_FAULTS and attempts < MAX_ATTEMPTS:
             logger.warning("job %s is tried again: %s", job.id, error.get("message"))
-            await anyio.sleep(RETRY_SECONDS * job.attempts)
-            await run_sync(lambda: self.store.update(job, state="queued"))
+            await anyio.sleep(min(max(retry_after, RETRY_SECONDS * job.attempts), LONGEST_RETRY_SECONDS))
+            await run_sync(lambda: self.store.update(job, state="queued", attempts=attempts))
         else:
             await run_sync(lambda: self._close(job, "failed", error=error))
 
@@ -224,6 +226,11 @@ async def _chunks(reply: Reply) -> AsyncIterator[bytes]:
         return
     async for chunk in reply.body:
         yield chunk
+
+
+def _without_progress(stream: bytes | bytearray) -> bytes:
+    """The lines of a native stream that make the transcript. A chunk may hold several lines, or a part of one."""
+    return b"".join(line for line in bytes(stream).splitlines(keepends=True) if not line.startswith(b'{"type":"progress"'))
 
 
 def _error_of(reply: Reply) -> dict[str, Any]:

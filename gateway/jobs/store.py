@@ -49,21 +49,21 @@ class JobStore:
         """Accept jobs, all or none. Their recordings must be in their folders."""
         placeholders = ", ".join("?" * len(_COLUMNS))
         rows = [_row(job) for job in jobs]
-        with self._lock:
+        with self._lock, self._database:  # which commits, or rolls back when the disk is full
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany(f"INSERT INTO jobs VALUES ({placeholders})", rows)
-            self._database.execute("COMMIT")
 
     def get(self, job_id: str) -> Job | None:
         """A job by its id."""
         found = self._select("WHERE id = ?", job_id)
         return found[0] if found else None
 
-    def owned(self, owner: str, *, batch: str = "", limit: int = 100, after: float = 0.0) -> list[Job]:
-        """The jobs of a client, the newest first; those of one batch in the order of its files."""
+    def owned(self, owner: str, *, batch: str = "", limit: int = 100, after: str = "") -> list[Job]:
+        """The jobs of a client, the newest first, from the one after the job `after` on; those of one batch in the order of its files."""
         if batch:
             return self._select("WHERE owner = ? AND batch = ? ORDER BY rowid", owner, batch)
-        return self._select("WHERE owner = ? AND (? = 0 OR created < ?) ORDER BY created DESC LIMIT ?", owner, after, after, limit)
+        page = "(created, rowid) < (SELECT created, rowid FROM jobs WHERE id = ?)"  # the jobs of a batch were created at one time
+        return self._select(f"WHERE owner = ? AND (? = '' OR {page}) ORDER BY created DESC, rowid DESC LIMIT ?", owner, after, after, limit)
 
     def take(self) -> Job | None:
         """The oldest queued job of the client that has the fewest running, which is running from now on."""
@@ -99,8 +99,8 @@ class JobStore:
 
     def place(self, job: Job) -> int:
         """How many queued jobs are before this one."""
-        query = "SELECT COUNT(*) FROM jobs WHERE state = 'queued' AND created < ?"
-        return int(self._one(query, job.created)) if job.state == "queued" else 0
+        before = "(created, rowid) < (SELECT created, rowid FROM jobs WHERE id = ?)"
+        return int(self._one(f"SELECT COUNT(*) FROM jobs WHERE state = 'queued' AND {before}", job.id)) if job.state == "queued" else 0
 
     def counts(self) -> dict[State, int]:
         """The number of jobs in each state."""
@@ -125,6 +125,7 @@ class JobStore:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        make_durable(path.parent)
 
     def result(self, job: Job) -> bytes:
         """The stored transcript. Raises OSError when it is gone."""
@@ -170,6 +171,15 @@ class JobStore:
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
             return self._database.execute(query, values).fetchone()[0]
+
+
+def make_durable(path: Path) -> None:
+    """Wait until a file's bytes, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _row(job: Job) -> tuple[Any, ...]:

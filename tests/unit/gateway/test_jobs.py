@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sqlite3
@@ -15,11 +16,18 @@ from typing import Any, ClassVar
 import openai
 import pytest
 
+from gateway.backend import Call, Reply
+from gateway.inprocess import InProcess
 from gateway.jobs.job import Job
+from gateway.jobs.routes import _stem
+from gateway.jobs.runner import MAX_ATTEMPTS
 from gateway.jobs.store import JobStore
 from gateway.jobs.webhook import DELAYS, next_delivery, signed_headers
+from gateway.refusals import error_reply
 from tests.unit.doubles import Recorder, serving, wav
-from tests.unit.gateway.conftest import Served, serve, wait_for
+from tests.unit.gateway.conftest import CORE, Served, serve, wait_for
+from whispercore.errors import Overloaded
+from whispercore.serving.transcriber import Transcriber
 
 AUDIO, PLAIN = wav(8.0), {"vad_filter": "false"}
 SECRET = "whsec_c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0"
@@ -137,6 +145,66 @@ def test_lists_have_pages(served: Served) -> None:
     assert [job["id"] for job in (*page["data"], *rest["data"])] == jobs[::-1] and page["has_more"]
 
 
+def test_pages_do_not_lose_jobs_of_a_batch(served: Served) -> None:
+    """They were created at one time."""
+    batch = served.client.post("/v1/jobs", files=[("file", (f"{n}.wav", AUDIO)) for n in range(4)], data=PLAIN).json()
+    found: list[str] = []
+    while len(found) < 4:
+        after = {"after": found[-1]} if found else {}
+        page = served.client.get("/v1/jobs", params={"limit": 1, **after}).json()["data"]
+        found += [job["id"] for job in page]
+    assert found == [job["id"] for job in batch["jobs"]][::-1]
+
+
+def test_a_query_of_the_wrong_type_is_told_in_openais_form(served: Served) -> None:
+    reply = served.client.get("/v1/jobs", params={"limit": "many"})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "limit")
+
+
+class Busy(InProcess):
+    """Has no room for the first requests."""
+
+    refused: ClassVar[int] = 0
+
+    async def send(self, call: Call) -> Reply:
+        Busy.refused += 1
+        if Busy.refused <= MAX_ATTEMPTS + 2:
+            return error_reply(Overloaded("no room", retry_after=1))
+        return await super().send(call)
+
+
+def test_a_job_outlives_a_back_end_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refusal is no attempt: a worker takes minutes to start again."""
+    Busy.refused = 0
+    monkeypatch.setattr("gateway.jobs.runner.LONGEST_RETRY_SECONDS", 0.01)
+    with serve(tmp_path, backend=Busy(lambda: Transcriber(CORE, engine=Recorder()))) as served:
+        job = create(served)
+        wait_until(served, job, "completed")
+        assert served.client.get(f"/v1/jobs/{job['id']}").json()["attempts"] == 1
+
+
+def test_jobs_that_cannot_be_stored_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with serve(tmp_path) as served:
+        with monkeypatch.context() as patch:
+            patch.setattr("gateway.jobs.routes.shutil.move", fail)
+            reply = served.client.post("/v1/jobs", files={"file": AUDIO})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "storage_full")
+        assert not [path for path in (tmp_path / "data" / "jobs").iterdir() if path.is_dir()] and not list((tmp_path / "spool").iterdir())
+        wait_until(served, create(served), "completed")
+
+
+def test_a_failed_insertion_is_rolled_back(tmp_path: Path) -> None:
+    store = JobStore(tmp_path)
+    with pytest.raises(sqlite3.Error):
+        store.add([Job(id="a", owner="a"), Job(id="a", owner="a")])
+    assert store.get("a") is None
+    store.add([Job(id="b", owner="a")])
+    assert store.get("b")
+
+
 def test_delete_cancels_what_runs_and_removes_what_is_over(tmp_path: Path) -> None:
     engine = Recorder()
     engine.gate.clear()
@@ -163,7 +231,14 @@ def test_a_batch_is_one_zip(served: Served) -> None:
     assert archive.namelist() == ["0001-a.txt", "0003-c.txt", "errors.json"]
     [error] = json.loads(archive.read("errors.json"))
     assert error["filename"] == "b.txt" and error["error"]["code"] == "unsupported_audio"
-    wait_for(lambda: not list(served.app.state.gateway.spool.folder.glob("*.zip")), "the zip file is removed")
+    assert served.client.get(f"/v1/batches/{batch['id']}/result", params={"nonsense": "1"}).status_code == 400
+    wait_for(lambda: not list(served.app.state.gateway.spool.folder.iterdir()), "the zip file is removed, also after an error")
+
+
+@pytest.mark.parametrize("name", ["../../a.wav", "..\\..\\a.wav", "c:\\b\\a.wav", "a\0b.wav", "\n.wav", "\N{BOAR}" * 255, "", ".."])
+def test_names_in_a_zip_stay_in_its_folder(name: str) -> None:
+    stem = _stem(Job(id="job_1", owner="anyone", filename=name))
+    assert stem.isprintable() and not set(stem) & set("/\\:") and 0 < len(stem.encode()) < 245
 
 
 def test_a_restart_loses_nothing_and_does_nothing_twice(tmp_path: Path, listener: str) -> None:

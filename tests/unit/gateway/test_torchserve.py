@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 
 from gateway.torchserve import TorchServe
 from tests.unit.doubles import serving, wav
-from tests.unit.gateway.conftest import Served, free_port, serve
+from tests.unit.gateway.conftest import Served, free_port, serve, wait_for
+from whispercore.api.stream import stream_end, stream_progress
 from whispercore.errors import InvalidRequest
+from whispercore.options import Reply
 from whispercore.torchserve.spool import KEY, message, unpack
+from whispercore.types import Progress, Transcript
 
 AUDIO = wav(1.0)
 OWN_503 = b'{"code": 503, "type": "ServiceUnavailableException", "message": "Model has no worker to serve inference request."}'
@@ -27,6 +31,7 @@ class Worker(BaseHTTPRequestHandler):
     reply: ClassVar[tuple[int, str, bytes]] = (200, "application/json", b"{}")
     breaks: ClassVar[bool] = False
     asked: ClassVar[list[tuple[str, dict[str, Any], bytes]]] = []
+    got: ClassVar[list[str]] = []
     spool: ClassVar[Path]
 
     def do_POST(self) -> None:
@@ -44,6 +49,7 @@ class Worker(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def do_GET(self) -> None:
+        self.got.append(self.path)
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         payload = b"whisper_windows_total 3.0\n" if self.path == "/metrics" else b'{"status":"ready"}'
         self.send_response(200)
@@ -69,6 +75,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def healthy() -> None:
     Worker.reply, Worker.breaks = (200, "application/json", b'{"text":"hello"}'), False
     Worker.asked.clear()
+    Worker.got.clear()
 
 
 def post(served: Served, **arguments: Any) -> Any:
@@ -122,6 +129,31 @@ def test_a_worker_that_is_not_there(tmp_path: Path) -> None:
         reply = post(served)
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "worker_down") and reply.headers["retry-after"]
         assert served.client.get("/health/ready").status_code == 503 and served.client.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2f..%2f..%2f..%2fmetrics", "%2e%2e/%2e%2e/%2e%2e/%2e%2e/metrics", "a%3fb=c%23d", "%00%09", "%E2%82%AC"]
+)
+def test_no_path_leads_out_of_the_workers(served: Served, name: str) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)) as connection:
+        connection.sendall(f"GET /v1/models/{name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+        assert connection.makefile("rb").readline().split()[1] == b"200"
+    assert len(Worker.got) == 1 and Worker.got[0].startswith("/predictions/whisper/1.0/v1/models/")
+    assert not set(Worker.got[0].removeprefix("/predictions/whisper/1.0")) & set(".?#")
+
+
+def test_a_path_that_is_too_long_for_torchserve_is_not_found(served: Served) -> None:
+    assert served.client.get("/v1/models/" + "a" * 5000).status_code == 404 and not Worker.got
+
+
+def test_a_job_takes_lines_however_they_are_cut_into_chunks(served: Served) -> None:
+    """The last chunk of a stream may begin with a line of progress."""
+    transcript = Transcript(text="hello", language="en", duration=1.0, task="transcribe", segments=())
+    reply = Reply(stream=True, response_format="verbose_json")
+    Worker.reply = (200, "application/x-ndjson", stream_progress(Progress(seconds=1.0)) + stream_end(transcript, reply))
+    job = served.client.post("/v1/jobs", files={"file": AUDIO}).json()
+    wait_for(lambda: served.client.get(f"/v1/jobs/{job['id']}").json()["status"] == "completed", "the end of the job")
+    assert served.client.get(f"/v1/jobs/{job['id']}/result").json()["text"] == "hello"
 
 
 def test_both_processes_metrics_are_on_one_page(served: Served) -> None:
