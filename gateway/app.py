@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -47,16 +48,21 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
     if not (configuration.is_local or configuration.keys_file or configuration.allow_anonymous):
         message = f"without API keys the gateway listens on this machine only, not on {configuration.host}: set WHISPER_API_KEYS_FILE"
         raise ConfigurationError(f"{message}, or WHISPER_ALLOW_ANONYMOUS=true when something else decides who can connect")
+    keys = Keys(configuration.keys_file) if configuration.keys_file else None
+    try:
+        store, usage = JobStore(configuration.data / "jobs"), Usage(configuration.data / "usage.sqlite")
+    except (OSError, sqlite3.Error) as error:
+        message = f"{configuration.data} cannot be used ({error}): set WHISPER_DATA_DIR to a folder that can be written"
+        raise ConfigurationError(message, param="WHISPER_DATA_DIR") from None
     gateway = Gateway(
         configuration=configuration,
         backend=backend,
-        spool=Spool(configuration.spool),
-        keys=Keys(configuration.keys_file) if configuration.keys_file else None,
-        usage=Usage(configuration.data / "usage.sqlite"),
+        spool=Spool(configuration.spool),  # after the lock on the data: the spool of a running gateway is not emptied
+        keys=keys,
+        usage=usage,
         telemetry=Telemetry(),
     )
-
-    runner = JobRunner(gateway, JobStore(configuration.data / "jobs"))
+    runner = JobRunner(gateway, store)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sqlite3
 import time
@@ -14,6 +15,7 @@ from .keys import Key
 from .refusals import RateLimited
 
 MINUTE, DAY = 60.0, 86400
+logger = logging.getLogger(__name__)
 
 
 class Usage:
@@ -39,12 +41,14 @@ class Usage:
             self._open[key.name] -= 1
 
     def add_audio(self, key: Key, seconds: float) -> None:
-        """Count audio that has been transcribed."""
-        if seconds:
+        """Count audio that has been transcribed. What cannot be stored is logged: the transcript is there and must be sent."""
+        try:
             self._database.execute(
                 "INSERT INTO usage VALUES (?, ?, ?) ON CONFLICT (key, day) DO UPDATE SET seconds = seconds + excluded.seconds",
                 (key.name, _today(), seconds),
             )
+        except sqlite3.Error as error:
+            logger.error("%.1f s of audio of the key %s are not counted: %s", seconds, key.name, error)
 
     def audio_seconds(self, key: Key) -> float:
         """Seconds of audio that the key has had transcribed today."""

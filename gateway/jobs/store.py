@@ -6,6 +6,7 @@ says that it is completed. So a crash at any moment loses no job and no result.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from whispercore.errors import ConfigurationError
 
 from .job import STATES, Job, State
 
@@ -28,8 +31,10 @@ class JobStore:
     """All jobs. Thread-safe; the methods that write wait for the disk."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises ConfigurationError when another gateway uses the folder, OSError or sqlite3.Error when it cannot be used."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._owned = _own(folder)
         self._lock = threading.Lock()
         self._database = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None, check_same_thread=False)
         self._database.row_factory = sqlite3.Row
@@ -151,6 +156,7 @@ class JobStore:
         """Close the database."""
         with self._lock:
             self._database.close()
+        self._owned.close()
 
     def _recover(self) -> None:
         """After a crash: jobs that ran are queued again, folders without a job are removed."""
@@ -171,6 +177,17 @@ class JobStore:
     def _one(self, query: str, *values: Any) -> Any:
         with self._lock:
             return self._database.execute(query, values).fetchone()[0]
+
+
+def _own(folder: Path) -> IO[str]:
+    """A lock on the folder until the file is closed or this process ends: two gateways would run each job twice."""
+    file = (folder / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigurationError(f"another gateway uses {folder}: give each its own WHISPER_DATA_DIR", param="WHISPER_DATA_DIR") from None
+    return file
 
 
 def make_durable(path: Path) -> None:

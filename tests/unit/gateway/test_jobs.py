@@ -16,7 +16,9 @@ from typing import Any, ClassVar
 import openai
 import pytest
 
+from gateway.app import create_app
 from gateway.backend import Call, Reply
+from gateway.configuration import Configuration
 from gateway.inprocess import InProcess
 from gateway.jobs.job import Job
 from gateway.jobs.routes import _stem
@@ -26,7 +28,7 @@ from gateway.jobs.webhook import DELAYS, next_delivery, signed_headers
 from gateway.refusals import error_reply
 from tests.unit.doubles import Recorder, serving, wav
 from tests.unit.gateway.conftest import CORE, Served, serve, wait_for
-from whispercore.errors import Overloaded
+from whispercore.errors import ConfigurationError, Overloaded
 from whispercore.serving.transcriber import Transcriber
 
 AUDIO, PLAIN = wav(8.0), {"vad_filter": "false"}
@@ -338,6 +340,22 @@ def test_old_jobs_are_removed_and_those_with_a_call_to_make_are_not(tmp_path: Pa
     store.expire(now - 50)
     assert [job.id for job in jobs if store.get(job.id)] == ["told", "new", "waits"]
     assert not store.folder_of(jobs[0]).exists()
+
+
+def test_a_folder_of_data_has_one_gateway(tmp_path: Path) -> None:
+    with serve(tmp_path) as served:
+        upload = served.app.state.gateway.spool.new_path()
+        upload.write_text("an upload")
+        with pytest.raises(ConfigurationError, match="another gateway"):
+            create_app(served.app.state.gateway.configuration, InProcess(lambda: Transcriber(CORE, engine=Recorder())))
+        assert upload.exists(), "the uploads of the first gateway stay"
+
+
+def test_a_folder_of_data_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    configuration = Configuration(spool=tmp_path / "spool", data=tmp_path / "file" / "data")
+    with pytest.raises(ConfigurationError, match="WHISPER_DATA_DIR"):
+        create_app(configuration, InProcess(lambda: Transcriber(CORE, engine=Recorder())))
 
 
 def test_what_a_crash_leaves_is_cleared(tmp_path: Path) -> None:

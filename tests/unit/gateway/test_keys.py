@@ -90,6 +90,13 @@ def test_audio_of_a_day_is_remembered_over_a_restart(tmp_path: Path) -> None:
     assert caught.value.code == "insufficient_quota" and 0 < caught.value.retry_after <= 86400
 
 
+def test_audio_that_cannot_be_counted_does_not_cost_the_transcript(tmp_path: Path) -> None:
+    usage = Usage(tmp_path / "usage.sqlite")
+    usage._database.execute("DROP TABLE usage")
+    usage.add_audio(Key(name="alice"), 1.0)
+    usage.close()
+
+
 def test_open_requests_are_counted_down_also_after_an_error(tmp_path: Path) -> None:
     key, usage = Key(name="alice", open_requests=1), Usage(tmp_path / "usage.sqlite")
     with pytest.raises(ZeroDivisionError), usage.request(key):
