@@ -23,11 +23,14 @@ class StreamReader:
         self.model = ""
         self.error: Mapping[str, Any] | None = None
         self._words: list[Sequence[Mapping[str, Any]]] = []
-        self._rest = b""
+        self._rest = bytearray()
 
     def feed(self, chunk: bytes) -> None:
         """Take a chunk, which may hold parts of lines."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        self._rest += chunk
+        if b"\n" not in chunk:  # the last line of hours of audio comes in hundreds of chunks
+            return
+        *lines, self._rest = self._rest.split(b"\n")
         for line in lines:
             if line.strip():
                 self._take(json.loads(line))
