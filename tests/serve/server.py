@@ -63,6 +63,7 @@ class Server:
         settings = {
             "WHISPER_VENV": os.environ.get("WHISPER_VENV", sys.prefix),
             "WHISPER_STATE_DIR": str(state),
+            "WHISPER_DATA_DIR": str(folder / "data"),
             "WHISPER_ENGINE": "ct2",
             "WHISPER_MODEL": "nano",
             "WHISPER_DEVICE": "cpu",
