@@ -211,6 +211,7 @@ def _environment(folder: Path, inference: int, management: int, metrics: int, ga
         "TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{management}",
         "TS_METRICS_ADDRESS": f"http://127.0.0.1:{metrics}",
         "WHISPER_GATEWAY_ADDRESS": f"http://127.0.0.1:{gateway}",
+        "WHISPER_DATA_DIR": str(folder / "data"),
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
         "TEMP": str(folder),
