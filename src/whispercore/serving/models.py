@@ -242,6 +242,8 @@ class Models:
             model.last_used = time.monotonic()
             if model.transcriber:
                 return model.transcriber.submit(source, options, **call)
+            if self._closing:
+                raise Overloaded("the server is shutting down")
             if not model.is_loading:
                 self._ask_for(name, model)
             job = LoadingJob(lambda transcriber: transcriber.submit(source, options, **call), call.get("on_news"))
