@@ -182,9 +182,10 @@ def test_a_failed_load_is_an_error_and_is_tried_again() -> None:
 
 
 def test_a_model_that_can_never_fit_ends_the_start() -> None:
-    with Transcriber(Settings(model="first", models="second"), engine=Recorder()) as default:
-        with pytest.raises(ConfigurationError, match=r"second takes about 100 MB beside the 100 MB of first.* raise models_memory"):
-            Models(default, estimate=lambda settings, precision: 100_000_000, budget=199_999_999)
+    message = r"second takes about 100 MB beside the 100 MB of first.* raise models_memory"
+    settings = Settings(model="first", models="second")
+    with Transcriber(settings, engine=Recorder()) as default, pytest.raises(ConfigurationError, match=message):
+        Models(default, estimate=lambda settings, precision: 100_000_000, budget=199_999_999)
 
 
 def test_a_missing_checkpoint_ends_the_start(tmp_path: Path) -> None:
