@@ -9,11 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from whispercore.audio import silero
 from whispercore.audio.recording import read_samples
 from whispercore.audio.silero import CONTEXT, FRAME, initial_state, network
 from whispercore.audio.vad import VoiceDetector
-from whispercore.errors import ConfigurationError
 from whispercore.types import SAMPLE_RATE, Samples
 
 SAMPLES = Path(__file__).parents[3] / "samples"
@@ -100,13 +98,3 @@ def test_isolated_words_are_not_missed_whatever_the_pause_and_the_level(level: f
     probabilities = detect(np.concatenate(recording))
     missed = [span for span in spans if probabilities[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
     assert not missed
-
-
-def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silero.importlib.util, "find_spec", lambda name: None)
-    network.cache_clear()
-    try:
-        with pytest.raises(ConfigurationError, match="pip install"):
-            VoiceDetector()
-    finally:
-        network.cache_clear()
