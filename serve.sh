@@ -4,7 +4,8 @@
 #   ./serve.sh            install what is missing, fetch the model, build whisper.mar if its sources changed; serve
 #   ./serve.sh --setup    the same without serving: a later start needs no network and no writable checkout
 #   ./serve.sh --inprocess  without TorchServe and Java: the gateway transcribes in its own process
-#   ./serve.sh serve      the same as without an argument: SageMaker starts containers this way
+#   ./serve.sh serve      as SageMaker starts containers: the gateway on 8080, and weights in /opt/ml/model are served
+#                         when there are any
 #   ./serve.sh --help     print this text
 #
 # Environment variables, all optional:
@@ -41,7 +42,7 @@ LAUNCH='import sys; sys.path[0] = sys.argv.pop(1); from server.__main__ import m
 main() {
     case ${1:-} in
         "" | --setup | --inprocess) ;;
-        serve) shift ;;
+        serve) shift; use_sagemaker_model; use_sagemaker_ports ;;
         --help | -h) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "$0"; exit ;;
         *) fail "unknown argument '$1': see ./serve.sh --help" ;;
     esac

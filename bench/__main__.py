@@ -1,5 +1,4 @@
-"""python -m bench [startup | overhead | memory | serve | soak | accuracy | engines | loss | gateway | table]: measure, save,
-write tables."""
+"""python -m bench [WHAT]: measure, save, write tables. WHAT: see --help."""
 
 from __future__ import annotations
 
@@ -14,12 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, gateway, loss, memory, overhead, results, serve, soak, startup
+from . import accuracy, engines, gateway, hostile, loss, memory, overhead, realtime, results, serve, serverless, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
 from .report import engines as engines_report
 from .report import gateway as gateway_report
+from .report import hostile as hostile_report
 from .report import serve as serve_report
 from .report import startup as startup_report
 from .work import SCRATCH
@@ -34,11 +34,14 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "accuracy": accuracy.main,
     "serve": serve.main,
     "soak": soak.main,
+    "hostile": hostile.main,
     "engines": engines.main,
     "loss": loss.main,
     "gateway": gateway.main,
+    "lambda": serverless.main,
+    "realtime": realtime.main,
 }
-WHAT = "default: startup, overhead, memory; serve, soak, accuracy, engines, loss and gateway have their own options: see serve --help"
+WHAT = "default: startup, overhead, memory; the others have their own options: see serve --help"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
-    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report):
+    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, hostile_report):
         table.update()
-    if not accuracy_report.update_readme():
-        block = accuracy_report.BLOCK
-        console.print(f"README.md has no lines {block.begin.strip()} and {block.end}: its table is not written")
+    for report in (accuracy_report, hostile_report):
+        if not report.update_readme():
+            console.print(f"README.md has no lines {report.BLOCK.begin.strip()} and {report.BLOCK.end}: they are not written")
 
 
 def measure(name: str, plan: Plan, folder: Path, console: Console) -> None:

@@ -28,7 +28,7 @@ import soundfile
 from whispercore import checkpoints
 from whispercore.api import request
 from whispercore.api.fields import RAW_FIELD
-from whispercore.checkpoints.conversion import precision
+from whispercore.checkpoints.compute_types import precision
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Samples
 

@@ -206,7 +206,7 @@ def artifact(settings: Settings) -> Path:
     """The checkpoint, or the folder converted from it for the engine."""
     device, form = choose_device(settings), ENGINES[settings.engine].reads
     if form == "ct2":
-        from whispercore.checkpoints.conversion import precision
+        from whispercore.checkpoints.compute_types import precision
 
         return ct2_folder(settings, locate(settings), precision(settings, device))
     if form in ("onnx", "sherpa"):

@@ -14,7 +14,7 @@ import torch
 from whispercore import checkpoints
 from whispercore.audio.recording import read_samples
 from whispercore.catalogue import ENGINES
-from whispercore.checkpoints.conversion import precision
+from whispercore.checkpoints.compute_types import precision
 from whispercore.devices import choose_device
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.errors import ConfigurationError

@@ -35,8 +35,8 @@ from whispercore.api.fields import RAW_FIELD
 from whispercore.api.reply import render
 from whispercore.api.request import parse
 from whispercore.audio.cutting import cut
-from whispercore.audio.log_mel import log_mels
 from whispercore.audio.recording import open_recording
+from whispercore.audio.spectrogram import log_mel_arrays
 from whispercore.engines.ct2 import CTranslate2Engine
 from whispercore.engines.ct2 import load as load_ct2
 from whispercore.options import Options
@@ -140,11 +140,11 @@ def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) 
     """Spectrogram, encoder and decoder, per window of a batch of `TOGETHER`."""
     dims = checkpoints.load_checkpoint(setup.checkpoint).dims
     batch = _windows(setup.tokens)
-    mels = log_mels(batch, engine.n_mels)
-    spectrogram = minimum(lambda: log_mels(batch, engine.n_mels)) / TOGETHER
+    mels = log_mel_arrays(batch, engine.n_mels)
+    spectrogram = minimum(lambda: log_mel_arrays(batch, engine.n_mels)) / TOGETHER
     model = engine.model
     assert model is not None
-    ct2_encoder = minimum(lambda: model.encode(StorageView.from_array(mels.numpy()))) / TOGETHER
+    ct2_encoder = minimum(lambda: model.encode(StorageView.from_array(mels))) / TOGETHER
     fused = engine._encoder
     encoder = minimum(lambda: fused(mels)) / TOGETHER if fused else ct2_encoder
     whole = minimum(lambda: engine.decode(batch)) / TOGETHER

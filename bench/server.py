@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib
 import importlib.util
@@ -17,17 +18,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import psutil
 
 from .load import Connection, LoadError
 from .work import ROOT
 
+Front = Literal["torchserve", "gateway", "inprocess"]
 PLAIN = Path(__file__).resolve().parent / "plain"
 POLL_SECONDS = 0.01
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 MEGABYTE = 1_000_000
+_MARKS = {"model_service_worker": "worker", "audio.probing": "prober", "gateway.__main__": "gateway"}
+"""What the command line of a process contains → its role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,10 @@ class PeakMemory:
 
 
 class Server:
-    """A server process in its own session and folder. The context manager stops it at the end."""
+    """A server process in its own session and folder. The context manager stops it at the end.
+
+    `port`: where requests go: TorchServe's port, or the gateway's for a server that is reached through it.
+    """
 
     def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.model = model
@@ -80,10 +88,21 @@ class Server:
         peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
         return PeakMemory(peaks["worker"], peaks["jvm"])
 
-    def worker_memory(self) -> float:
-        """The worker's present resident memory, in megabytes."""
-        worker = next(process for process in psutil.Process(self._process.pid).children(recursive=True) if _role(process) == "worker")
-        return round(float(worker.memory_info().rss) / MEGABYTE, 1)
+    def processes(self) -> dict[str, list[psutil.Process]]:
+        """The running processes by role: launcher, jvm, worker, gateway, prober, other."""
+        found: dict[str, list[psutil.Process]] = {"launcher": [psutil.Process(self._process.pid)]}
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                found.setdefault(_role(process), []).append(process)
+        return found
+
+    def memory(self) -> dict[str, float]:
+        """The present resident memory of each role's processes together, in megabytes."""
+        used: dict[str, float] = {}
+        for role, processes in self.processes().items():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                used[role] = round(sum(process.memory_info().rss for process in processes) / MEGABYTE, 1)
+        return used
 
     def processor_seconds(self) -> float:
         """Processor time of the server's processes so far."""
@@ -141,16 +160,18 @@ class Server:
         self.stop()
 
 
-def ours(settings: Mapping[str, str]) -> Server:
-    """This repository's server through serve.sh, in this process's virtual environment."""
-    return Server("whisper", ["bash", str(ROOT / "serve.sh")], {"WHISPER_VENV": sys.prefix, **settings})
+def ours(settings: Mapping[str, str], front: Front = "torchserve") -> Server:
+    """This repository's server through serve.sh, in this process's virtual environment; reached on TorchServe's own port, through
+    the gateway, or through a gateway that transcribes in process."""
+    command = ["bash", str(ROOT / "serve.sh"), *(["--inprocess"] if front == "inprocess" else [])]
+    server = Server("whisper", command, {"WHISPER_VENV": sys.prefix, **settings})
+    server.port = server.port if front == "torchserve" else server.gateway_port
+    return server
 
 
 def inprocess(settings: Mapping[str, str]) -> Server:
     """The gateway alone, with the core in its process."""
-    server = Server("whisper", ["bash", str(ROOT / "serve.sh"), "--inprocess"], {"WHISPER_VENV": sys.prefix, **settings})
-    server.port = server.gateway_port
-    return server
+    return ours(settings, "inprocess")
 
 
 def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
@@ -208,7 +229,8 @@ def _free_ports(count: int) -> list[int]:
 def _role(process: psutil.Process) -> str:
     if "java" in process.name():
         return "jvm"
-    return "worker" if any("model_service_worker" in argument for argument in process.cmdline()) else "other"
+    command = " ".join(process.cmdline())
+    return next((role for mark, role in _MARKS.items() if mark in command), "other")
 
 
 def _peak(pid: int) -> float:

@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FileNotFoundError as error:
         parser.error(str(error))
     try:
-        target = server(arguments, "json")
+        target = server(arguments, response_format="json")
     except RequestFailed as error:
         print(error, file=sys.stderr)
         return 1

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SUBCOMMANDS = {
-    "transcribe": ("transcribe", "send recordings to the server; print or save their transcripts"),
-    "download": ("download_model", "download a Whisper checkpoint and verify its hashes"),
-    "convert": ("convert_model", "convert a checkpoint into another form"),
-    "bulk": ("bulk_request", "load test: many recordings at once, then latency, throughput and errors"),
+    "transcribe": ("transcribe.main_here", "transcribe recordings in this process, or with --url by a server"),
+    "batch": ("batch.main", "transcribe a folder, a list or an S3 prefix; resumable; with --runner ray on many machines"),
+    "download": ("download_model.main", "download a Whisper checkpoint and verify its hashes"),
+    "convert": ("convert_model.main", "convert a checkpoint into another form"),
+    "bulk": ("bulk_request.main", "load test: many recordings at once, then latency, throughput and errors"),
 }
-"""For each subcommand the client's module, and the line in the list of subcommands."""
+"""For each subcommand the client's function, and the line in the list of subcommands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     sys.path.insert(0, str(Path(__file__).parent))  # the clients import each other by file name, as scripts do
     sys.argv[:] = [f"whispercore {name}", *arguments[1:]]
-    module, _ = SUBCOMMANDS[name]
+    module, _, function = SUBCOMMANDS[name][0].partition(".")
     try:
         client = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        print(f"error: whispercore {name} needs the package {error.name}: pip install 'whispercore[clients]'", file=sys.stderr)
+        print(f"error: whispercore {name} needs the package {error.name}: pip install whispercore", file=sys.stderr)
         return 1
     from environment import run  # here: found only with the path above
 
-    return run(client.main)
+    return run(getattr(client, function))
 
 
 def _usage() -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from failures import RequestFailed
 
+EXTENSIONS = {"text": "txt", "json": "json", "verbose_json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
+"""The extension of a transcript's file in each format."""
 AUDIO_SUFFIXES = (
     *(".aac", ".aif", ".aiff", ".amr", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mp3", ".mpga", ".oga", ".ogg", ".opus", ".wav", ".wma"),
     *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".webm", ".wmv"),

@@ -10,18 +10,14 @@ MAX_SECONDS = 1e7
 """The longest time-out that operating systems accept."""
 
 
-def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+def add_server_arguments(parser: argparse.ArgumentParser, default_url: str | None = DEFAULT_URL) -> None:
     """Add the arguments for the server's address and the transcription's options."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="recordings, folders of them, or patterns like 'talks/*.mp3'")
+    default = f" (default: {default_url})" if default_url else ""
     parser.add_argument(
-        "--url", default=DEFAULT_URL, help="the server: http://HOST:8080, the whole address, or OpenAI's base_url (default: %(default)s)"
+        *("--url", "--server"), default=default_url, help=f"the server: http://HOST:8080, the whole address, or OpenAI's base_url{default}"
     )
-    parser.add_argument("--language", help="the speech's language, as de or German (default: detected)")
-    parser.add_argument("--task", choices=("transcribe", "translate"), help="translate: into English")
-    parser.add_argument("--prompt", help="text that precedes the recording: names, style")
-    parser.add_argument(
-        "--option", action="append", default=[], type=_option, metavar="NAME=VALUE", help="any other option, as beam_size=5; repeatable"
-    )
+    add_option_arguments(parser)
     parser.add_argument(
         "--timeout",
         type=_seconds,
@@ -38,18 +34,37 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def server(arguments: argparse.Namespace, response_format: str, **more: str) -> Server:
-    """The server for the arguments, with `more` options.
+def add_option_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments for the transcription's options."""
+    parser.add_argument("--language", help="the speech's language, as de or German (default: detected)")
+    parser.add_argument("--task", choices=("transcribe", "translate"), help="translate: into English")
+    parser.add_argument("--prompt", help="text that precedes the recording: names, style")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        type=name_and_value,
+        metavar="NAME=VALUE",
+        help="any other option, as beam_size=5; repeatable",
+    )
+
+
+def given_options(arguments: argparse.Namespace, **form: str) -> dict[str, str]:
+    """The options that the arguments give, and those of the reply's `form`, by name."""
+    named = {"language": arguments.language, "task": arguments.task, "prompt": arguments.prompt, **form}
+    return dict(arguments.option) | {name: value for name, value in named.items() if value}
+
+
+def server(arguments: argparse.Namespace, **form: str) -> Server:
+    """The server for the arguments. `form`: options of the reply.
 
     Raises RequestFailed when its address must be completed and it does not answer.
     """
-    options = dict(arguments.option)
-    named = {"language": arguments.language, "task": arguments.task, "prompt": arguments.prompt, "response_format": response_format}
-    options |= {name: value for name, value in (named | more).items() if value}
-    return Server(locate(arguments.url), options, arguments.timeout, arguments.max_bytes)
+    return Server(locate(arguments.url), given_options(arguments, **form), arguments.timeout, arguments.max_bytes)
 
 
-def _option(text: str) -> tuple[str, str]:
+def name_and_value(text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not (equals and name.replace("_", "").replace("-", "").isalnum() and name.isascii()):
         raise argparse.ArgumentTypeError(f"'{text}' is not NAME=VALUE")

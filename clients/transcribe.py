@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Send recordings to the server; print or save their transcripts.
+"""Transcribe recordings, by a server or with --local in this process; print or save their transcripts.
 
 python3 clients/transcribe.py meeting.mp4
 python3 clients/transcribe.py podcasts/ --format srt --output-dir subtitles
 python3 clients/transcribe.py lecture.mp3 --stream
 python3 clients/transcribe.py interview.m4a --url http://HOST:8080 --language German
+python3 clients/transcribe.py talk.mp3 --local --model large-v3-turbo
 """
 
 from __future__ import annotations
@@ -21,30 +22,33 @@ import environment
 environment.enter()
 
 import requests  # noqa: E402
-from endpoint import Server, open_session  # noqa: E402
+from endpoint import DEFAULT_URL, Server, open_session  # noqa: E402
 from failures import RequestFailed  # noqa: E402
-from progress import ProgressBar, clock  # noqa: E402
-from recordings import find_files, on_disk, output_paths  # noqa: E402
+from model_arguments import add_model_arguments, given_settings  # noqa: E402
+from progress import ProgressBar  # noqa: E402
+from recordings import EXTENSIONS, find_files, on_disk, output_paths  # noqa: E402
 from replies import Line  # noqa: E402
+from reports import Report, log  # noqa: E402
 from server_arguments import add_server_arguments, server  # noqa: E402
 from soundtrack import ExtractionFailed, Soundtrack, contents, extracted  # noqa: E402
-from transcript import content, is_empty, save, segment_line, shortened, summary, why_empty  # noqa: E402
+from transcript import segment_line  # noqa: E402
 from upload import megabytes  # noqa: E402
-
-EXTENSIONS = {"text": "txt", "json": "json", "verbose_json": "json", "srt": "srt", "vtt": "vtt", "tsv": "tsv"}
-MAX_NAMES = 5
-"""How many recordings a repeated warning names."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Send recordings to the server; print or save their transcripts.")
-    add_server_arguments(parser)
+    parser = argparse.ArgumentParser(description="Transcribe recordings, in this process or by a server; print or save the transcripts.")
+    add_server_arguments(parser, default_url=None)
+    parser.add_argument("--local", action="store_true", help="transcribe in this process, without a server")
+    add_model_arguments(parser)
     parser.add_argument("--format", choices=EXTENSIONS, default="text", help="default: %(default)s")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", help="save each transcript there instead of printing it")
     parser.add_argument("--skip-existing", action="store_true", help="with --output-dir: leave out recordings that have a transcript there")
     parser.add_argument("--stream", action="store_true", help="print each segment, with its times, as soon as it is final")
     parser.add_argument(
-        "--extract-audio", action="store_true", default=None, help="send the sound track only (default: when the file is too large)"
+        "--extract-audio",
+        action="store_true",
+        default=None,
+        help="send the sound track only (default: when the file is too large for the server)",
     )
     parser.add_argument("--no-extract", dest="extract_audio", action="store_false", help="send files as they are")
     parser.add_argument(
@@ -56,13 +60,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all transcribed, 1 some failed, 2 wrong arguments."""
+    """The script: by the server on this machine, unless --url or --local say otherwise.
+
+    Exit status: 0 all transcribed, 1 some failed, 2 wrong arguments.
+    """
+    return _main(argv, DEFAULT_URL)
+
+
+def main_here(argv: Sequence[str] | None = None) -> int:
+    """`whispercore transcribe`: in this process, unless --url names a server."""
+    return _main(argv, None)
+
+
+def _main(argv: Sequence[str] | None, default_url: str | None) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.stream and (arguments.output_dir or arguments.format != "text"):
-        parser.error("--stream prints text as it comes: leave out --format and --output-dir")
-    if arguments.skip_existing and not arguments.output_dir:
-        parser.error("--skip-existing needs --output-dir")
+    is_local = arguments.local or not (arguments.url or default_url)
+    _check(parser, arguments, is_local)
     outputs: Sequence[Path | None]
     try:
         files = find_files(arguments.files)
@@ -74,61 +88,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     jobs = list(zip(files, outputs, strict=True))
     if arguments.skip_existing:
         jobs = [(path, output) for path, output in jobs if output and not output.exists()]
+        if not jobs:
+            return 0
+    form = {"response_format": "json", "stream": "true"} if arguments.stream else {"response_format": arguments.format}
+    if is_local:
+        from local import transcribe_here  # here: a client of a server needs no engine
+
+        return transcribe_here(parser, arguments, form, jobs)
+    arguments.url = arguments.url or default_url
     try:
-        target = server(arguments, "json", stream="true") if arguments.stream else server(arguments, arguments.format)
+        target = server(arguments, **form)
     except RequestFailed as error:
-        _log(str(error))
+        log(str(error))
         return 1
     with open_session(arguments.timeout) as session:
-        return Run(arguments, target, session, len(jobs)).all(jobs)
+        return Sending(arguments, target, session, len(jobs)).all(jobs)
 
 
-class Run:
-    """Transcribes all recordings of a call, one after the other."""
+def _check(parser: argparse.ArgumentParser, arguments: argparse.Namespace, is_local: bool) -> None:
+    """End the program for arguments that contradict each other."""
+    if arguments.stream and (arguments.output_dir or arguments.format != "text"):
+        parser.error("--stream prints text as it comes: leave out --format and --output-dir")
+    if arguments.skip_existing and not arguments.output_dir:
+        parser.error("--skip-existing needs --output-dir")
+    if arguments.local and arguments.url:
+        parser.error("--local needs no server: leave out --url, or --local")
+    if is_local and (arguments.extract_audio is not None or arguments.max_bytes):
+        parser.error("--extract-audio, --no-extract and --max-bytes are for a server: name one with --url, or leave them out")
+    if not is_local and given_settings(arguments):
+        parser.error("--model, --engine and --setting are for transcribing without a server: its own settings decide; leave them out")
+
+
+class Sending:
+    """Sends all recordings of a call to a server, one after the other."""
 
     def __init__(self, arguments: argparse.Namespace, target: Server, session: requests.Session, count: int) -> None:
         self._arguments, self._server, self._session, self._count = arguments, target, session, count
-        self._shows_bar = sys.stderr.isatty() and not (arguments.quiet or arguments.no_progress)
-        self._summarizes = (self._shows_bar or arguments.verbose) and not arguments.quiet
-        self._announces = count > 1 and not arguments.quiet
-        self._warned: dict[str, list[Path]] = {}
+        self._report = Report(arguments, count)
 
     def all(self, jobs: Sequence[tuple[Path, Path | None]]) -> int:
         """Transcribe each recording into its output, None being standard output. Returns the exit status."""
-        failed, began = 0, time.monotonic()
         for number, (path, output) in enumerate(jobs, start=1):
             try:
                 self._transcribe(path, output, number)
             except RequestFailed as error:
-                _log(f"{path}: {error}")
-                failed += 1
+                self._report.failed(path, error)
                 if error.kind == "unreachable" and number < self._count:
-                    _log(f"the other {self._count - number} were not sent")
-                    failed += self._count - number
+                    self._report.not_tried(self._count - number, "were not sent")
                     break
-        self._repeat_warnings()
-        if self._summarizes and self._count > 1:
-            _log(f"{self._count - failed} of {self._count} recordings transcribed in {clock(time.monotonic() - began)}")
-        if failed and self._arguments.output_dir and self._count > 1:
-            _log(f"{failed} of {self._count} failed: the same command with --skip-existing sends only those")
-        return 1 if failed else 0
+        return self._report.finish()
 
     def _transcribe(self, path: Path, output: Path | None, number: int) -> None:
         """Send a recording; save or print its transcript. Raises RequestFailed."""
         began = time.monotonic()
-        with ProgressBar(path.name, number, self._count, shown=self._shows_bar) as bar, self._upload(path, bar) as upload:
+        shown = self._report.shows_bar
+        with ProgressBar(path.name, number, self._count, shown=shown) as bar, self._upload(path, bar) as upload:
             transcript = self._print_stream(path, upload, bar) if self._arguments.stream else self._last_line(upload, bar)
-        if output:
-            save(content(transcript), output)
-            if not self._arguments.quiet and not self._summarizes:
-                _log(f"{path} -> {output}")
-        elif not self._arguments.stream:
-            if self._announces:
-                _log(f"==> {path}")
-            print(content(transcript).rstrip("\n"), flush=True)
-        self._print_warnings(path, transcript)
-        if self._summarizes:
-            _log(f"{path}{f' -> {output}' if output else ''}: {summary(transcript, time.monotonic() - began)}")
+        self._report.done(path, output, transcript, time.monotonic() - began)
 
     def _last_line(self, upload: Path, bar: ProgressBar) -> Line:
         """The transcript. The lines before it update the progress bar. Raises RequestFailed."""
@@ -140,9 +156,8 @@ class Run:
 
     def _print_stream(self, path: Path, upload: Path, bar: ProgressBar) -> Line:
         """Print each segment as it arrives. Raises RequestFailed; after a lost connection it says how to resume."""
-        if self._announces:
-            with bar.hidden():
-                _log(f"==> {path}")
+        with bar.hidden():
+            self._report.announce(path)
         end, line = 0.0, Line()
         try:
             for line in self._server.stream(self._session, upload, bar.sent, in_pieces=True):
@@ -210,37 +225,12 @@ class Run:
         how = f"{soundtrack.codec}, copied" if soundtrack.is_copied else f"encoded as {soundtrack.codec}, 16 kHz"
         sizes = f"{megabytes(soundtrack.path.stat().st_size)} instead of {megabytes(path.stat().st_size)}"
         with bar.hidden():
-            _log(f"{path}: sending its sound track only ({how}: {sizes}): {reason}")
-
-    # Warnings
-
-    def _print_warnings(self, path: Path, transcript: Line) -> None:
-        """Print each warning once, and the reason of an empty transcript."""
-        warnings, no_words = [str(warning) for warning in transcript.get("warnings") or []], is_empty(transcript)
-        for warning in warnings:
-            if no_words and ("no speech" in warning or "left out" in warning):
-                continue  # the reason below covers it
-            if warning not in self._warned:
-                _log(f"{path}: warning: {warning}")
-            self._warned.setdefault(warning, []).append(path)
-        if no_words:
-            _log(f"{path}: {why_empty(transcript, warnings)}")
-
-    def _repeat_warnings(self) -> None:
-        """Print which other recordings had the same warning."""
-        for warning, (_, *others) in self._warned.items():
-            if others:
-                names = ", ".join(path.name for path in others[:MAX_NAMES]) + (", …" if len(others) > MAX_NAMES else "")
-                _log(f"the same warning for {len(others)} more ({names}): {shortened(warning)}")
+            log(f"{path}: sending its sound track only ({how}: {sizes}): {reason}")
 
 
 def _update(bar: ProgressBar, line: Line) -> None:
     if progress := line.get("progress"):
         bar.transcribed(progress["seconds"], progress["duration"])
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

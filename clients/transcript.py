@@ -32,8 +32,9 @@ def save(content: str, output: Path) -> None:
         part.write_bytes(content.encode(errors="replace"))
         part.replace(output)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RequestFailed("not saved", f"cannot write {output}: {error.strerror}") from None
+    finally:  # also after Ctrl-C
+        part.unlink(missing_ok=True)
 
 
 def segment_line(line: Mapping[str, Any]) -> str:

@@ -44,6 +44,8 @@ def make_server(app: FastAPI, configuration: Configuration) -> uvicorn.Server:
             http=TimedProtocol,
             ws="websockets-sansio",
             ws_max_size=2 * 1024 * 1024,
+            # a realtime session that has too much sound reads no further for a while, and no pongs either
+            ws_ping_timeout=120,
             h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(configuration.grace_seconds)),

@@ -29,6 +29,8 @@ from .jobs.runner import JobRunner
 from .jobs.store import JobStore
 from .keys import Keys
 from .openapi import describe
+from .page import routes as page
+from .realtime import route as realtime
 from .refusals import MethodNotAllowed, error_response
 from .spool import Spool
 from .telemetry import Telemetry
@@ -73,7 +75,8 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
     document = functools.cache(lambda: describe(app))
     app.openapi = lambda: document()  # type: ignore[method-assign]  # FastAPI's own way to replace its document
     app.state.gateway, app.state.jobs = gateway, runner
-    for router in (status.router, transcriptions.router, jobs.router):
+    app.state.realtime = realtime.Sessions(configuration.realtime_sessions)
+    for router in (page.router, status.router, transcriptions.router, jobs.router, realtime.router):
         app.include_router(router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)

@@ -30,7 +30,7 @@ class Configuration:
     its URL. `private_hosts`: hosts that may have a private address then. `page_hosts`: hosts whose pages yt-dlp may
     read. `webhook_secret`: signs the calls of webhooks. `job_days`: how long results are kept. `max_job_bytes`: the most
     that the recordings of all jobs may take on the disk. `max_running_jobs`: how many run at once. `grace_seconds`: how
-    long open requests may take when the server stops.
+    long open requests may take when the server stops. `realtime_sessions`: the most realtime sessions that may be open.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +51,7 @@ class Configuration:
     max_job_bytes: int = 20 * 1024**3
     max_running_jobs: int = 4
     grace_seconds: float = 60.0
+    realtime_sessions: int = 32
 
     @property
     def is_local(self) -> bool:
@@ -83,6 +84,7 @@ class Configuration:
             max_job_bytes=int(_number("WHISPER_MAX_JOB_BYTES", environ, 20 * 1024**3)),
             max_running_jobs=int(_number("WHISPER_MAX_RUNNING_JOBS", environ, 4)),
             grace_seconds=_number("WHISPER_GRACE_SECONDS", environ, 60.0),
+            realtime_sessions=int(_number("WHISPER_REALTIME_SESSIONS", environ, 32)),
         )
 
 

@@ -121,8 +121,9 @@ def _duration(tail: bytes) -> float:
 
 def _in_our_form(reply: Reply) -> Reply:
     """TorchServe's own errors, {"code", "type", "message"}, as OpenAI's error object."""
-    if reply.status < 400 or b'"error"' in bytes(reply.body if isinstance(reply.body, bytes) else b""):
+    body = reply.body if isinstance(reply.body, bytes) else b""
+    if reply.status < 400 or b'"error"' in body:
         return reply
-    if reply.status in (503, 507):
+    if reply.status in (503, 507) and b"Worker died" not in body:
         return error_reply(Overloaded("the server has no room for the request now: try again later", retry_after=15))
     return error_reply(_DIED)

@@ -78,4 +78,6 @@ def _candidates() -> Iterator[Path]:
     for name in _CHECKPOINT_FILES:
         yield from (*models.glob(f"*/{name}"), *models.glob(f"*/*/{name}"), *converted.glob(f"*/{name}"))
     if model := os.environ.get("WHISPER_MODEL"):
-        yield from (Path(model), *(path for name in _CHECKPOINT_FILES for path in Path(model).glob(name)))
+        yield Path(model)
+        for name in ("*.pt", *_CHECKPOINT_FILES):
+            yield from (*Path(model).glob(name), *Path(model).glob(f"*/{name}"))

@@ -12,9 +12,13 @@ from whispercore.errors import ConfigurationError
 from whispercore.settings import unknown_variables
 
 from .configuration import Address, Configuration, StartError
+from .management import SOCKET_FILE
+from .torchserve import PREFIX
 
 MEGABYTE = 1_000_000
 FREE_BYTES = 200 * MEGABYTE
+LONGEST_TEMP = 107 - len(f"/{PREFIX}12345678/{SOCKET_FILE}")
+"""Bytes of the path of TEMP: sockets lie in a folder in it, and a socket's path has at most 107 bytes (unix(7))."""
 
 
 def check(configuration: Configuration) -> None:
@@ -24,6 +28,7 @@ def check(configuration: Configuration) -> None:
             check_free(address)
     for folder, variable in ((configuration.logs, "LOG_LOCATION"), (configuration.temporary, "TEMP")):
         _check_writable(folder, variable)
+    _check_length(configuration.temporary)
 
 
 def check_variables(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -62,3 +67,8 @@ def _check_writable(folder: Path, variable: str) -> None:
         raise StartError(
             f"{folder} has {free // MEGABYTE} MB free, {FREE_BYTES // MEGABYTE} MB are needed: free some, or set {variable} to another disk"
         )
+
+
+def _check_length(temporary: Path) -> None:
+    if len(os.fsencode(temporary)) > LONGEST_TEMP:
+        raise StartError(f"{temporary} is too long a path for sockets: set TEMP to a folder whose path has at most {LONGEST_TEMP} bytes")

@@ -32,6 +32,21 @@ choose_state_dir() {
     export WHISPER_STATE_DIR
 }
 
+# SageMaker unpacks model.tar.gz into a folder. Weights there are served in place of the image's own. When it holds several, WHISPER_MODEL is
+# the path of one. `code` holds the scripts of AWS's own containers, which this one does not use.
+use_sagemaker_model() {
+    local folder=${SAGEMAKER_BASE_DIR:-/opt/ml}/model
+    [[ -n $(find "$folder/" -mindepth 1 -maxdepth 1 ! -name code 2>/dev/null) ]] || return 0
+    [[ ${WHISPER_MODEL:-} == "$folder"/* ]] || export WHISPER_MODEL=$folder
+}
+
+# SageMaker asks on 8080: the gateway, whose /ping is true readiness, listens there, and TorchServe moves to ports of the container's own.
+use_sagemaker_ports() {
+    [[ ${TS_INFERENCE_ADDRESS:-http://0.0.0.0:8080} == *:8080 ]] || return 0
+    export WHISPER_GATEWAY_ADDRESS=http://0.0.0.0:8080 WHISPER_ALLOW_ANONYMOUS=true
+    export TS_INFERENCE_ADDRESS=http://127.0.0.1:18080 TS_MANAGEMENT_ADDRESS=http://127.0.0.1:18081 TS_METRICS_ADDRESS=http://127.0.0.1:18082
+}
+
 # Ends when WHISPER_MODEL is misspelt, before anything is installed.
 check_model() {
     local model=${WHISPER_MODEL:-$(yaml_setting model)} folder=${WHISPER_MODELS_DIR:-$(yaml_setting models_dir)} python=${WHISPER_VENV:+$WHISPER_VENV/bin/python}

@@ -49,6 +49,7 @@ class TorchServe:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
         self._lock = lock_file(self.folder / LOCK_FILE)
         self._guard = self._guarded()
+        self._written, self._written_seen = 0, 0.0
         self.watchdog_token = secrets.token_hex(16)
         environment = _environment(self.folder) | {handshake.WATCHDOG_TOKEN: self.watchdog_token}
         if configuration.gateway:
@@ -97,11 +98,14 @@ class TorchServe:
 
     @property
     def unchanged_seconds(self) -> float:
-        """Seconds since the worker last wrote the number of open requests; 0 before the first time."""
+        """Seconds since this property first saw what the worker last wrote; 0 before the first time. No jump of the clock changes it."""
         try:
-            return time.time() - (self.folder / OPEN_REQUESTS).stat().st_mtime
+            written = (self.folder / OPEN_REQUESTS).stat().st_mtime_ns
         except OSError:
             return 0.0
+        if written != self._written:
+            self._written, self._written_seen = written, time.monotonic()
+        return time.monotonic() - self._written_seen
 
     @property
     def worker_health(self) -> WorkerHealth:

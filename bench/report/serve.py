@@ -119,5 +119,14 @@ def _memory(content: dict[str, Any]) -> str:
     return (
         f"The worker's memory over {settings['requests']} requests, the bundled model: {result['after_warmup_mb']:.0f} MB "
         f"after the first {settings['warmup']}, then {result['low_mb']:.0f} to {result['high_mb']:.0f} MB, "
-        f"{result['last_mb']:.0f} MB at the end; {flat}.\n"
+        f"{result['last_mb']:.0f} MB at the end; {flat}.\n{_slopes(result.get('processes', {}))}"
     )
+
+
+def _slopes(processes: dict[str, dict[str, float]]) -> str:
+    """How much the memory of each process grows over the second half of the requests."""
+    grows = (
+        f"{role} {figures['mb_per_1000']:+.1f} MB ({figures['half_mb']:.0f} to {figures['end_mb']:.0f} MB)"
+        for role, figures in processes.items()
+    )
+    return f"In 1,000 requests of the second half: {', '.join(grows)}.\n" if processes else ""

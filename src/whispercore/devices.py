@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,10 +19,11 @@ def choose_device(settings: Settings) -> str:
     """cpu or cuda. Raises ConfigurationError when the settings ask for a GPU and PyTorch sees none."""
     if settings.engine == "fake" or settings.device == "cpu":
         return "cpu"
-    import torch  # here: the fake engine needs no torch
+    if has_torch():
+        import torch  # here: engines fake and ct2 need no torch
 
-    if torch.cuda.is_available():
-        return "cuda"
+        if torch.cuda.is_available():
+            return "cuda"
     if settings.device == "cuda":
         raise ConfigurationError("device 'cuda' asked for, but PyTorch sees no GPU: check the driver, or set device: cpu", param="device")
     return "cpu"
@@ -63,9 +65,16 @@ def logical_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def has_torch() -> bool:
+    """Whether PyTorch is installed. Engine ct2 works without it on a CPU, from a checkpoint in CTranslate2's form."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions that this PyTorch uses."""
-    import torch  # here: the fake engine needs no torch
+    if not has_torch():
+        return False
+    import torch  # here: engines fake and ct2 need no torch
 
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(is_supported() for is_supported in checks if is_supported)

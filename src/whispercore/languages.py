@@ -13,7 +13,11 @@ import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from whisper.tokenizer import LANGUAGES, TO_LANGUAGE_CODE
+from . import openai_whisper
+
+LANGUAGES: Mapping[str, str] = MappingProxyType(openai_whisper.tokenizer.LANGUAGES)
+"""Whisper's codes, and the English names of their languages."""
+_CODES_BY_NAME: Mapping[str, str] = openai_whisper.tokenizer.TO_LANGUAGE_CODE
 
 DETECT = ("", "auto", "automatic", "autodetect", "auto detect", "detect", "none", "null", "und", "mul")
 """How clients ask for detection. `und` and `mul` are the ISO 639 codes for an undetermined language and for several."""
@@ -68,7 +72,7 @@ def whisper_code(tag: str) -> str | None:
 
 def closest(tag: str) -> str | None:
     """The code or English name most similar to `tag`; None if none is similar."""
-    close = difflib.get_close_matches(_plain(tag)[:64], [*LANGUAGES, *TO_LANGUAGE_CODE], n=1)
+    close = difflib.get_close_matches(_plain(tag)[:64], [*LANGUAGES, *_CODES_BY_NAME], n=1)
     return close[0] if close else None
 
 
@@ -82,7 +86,7 @@ def _plain(tag: str) -> str:
 
 def _codes() -> dict[str, str]:
     """Every code and name, as normalized by `_plain` → Whisper's code."""
-    codes = {**{_plain(name): code for name, code in TO_LANGUAGE_CODE.items()}, **{code: code for code in LANGUAGES}}
+    codes = {**{_plain(name): code for name, code in _CODES_BY_NAME.items()}, **{code: code for code in LANGUAGES}}
     for group in re.split(r"[|\n]", _OTHER_CODES.strip()):
         own, *others = group.split()
         codes |= dict.fromkeys(others, own)

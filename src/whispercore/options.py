@@ -95,6 +95,7 @@ class Options:
         (),
         "transcribe only these clips: start,end,start,end,… in seconds; the last end may be left out",
         minimum=0.0,
+        maximum=1e9,  # thirty years; without a limit its number of samples may overflow
         max_items=MAX_LONG_ITEMS,
     )
     channels: Channels = _option(  # noqa: RUF009

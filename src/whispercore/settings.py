@@ -15,13 +15,16 @@ from .errors import ConfigurationError
 ENVIRONMENT_PREFIX = "WHISPER_"
 OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "LOCKED", "GRACE_SECONDS", "CONSOLE_LEVEL"),
-    *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA"),
-    *("IMAGE_TESTS", "IMAGE_BUILD", "HEALTH_FILE", "NOT_READY_FILE", "WATCHDOG_TOKEN"),
+    *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA", "IMAGE_TESTS", "IMAGE_BUILD"),
+    *("API_KEY", "OUTPUT_BUCKET", "OUTPUT_PREFIX", "OUTPUT_FORMATS", "OUTPUT_OPTIONS"),
+    *("HEALTH_FILE", "NOT_READY_FILE", "WATCHDOG_TOKEN"),
     *("GATEWAY_ADDRESS", "TORCHSERVE_URL", "TORCHSERVE_METRICS_URL", "SPOOL_DIR", "DATA_DIR"),
+    *("SERVER_URL", "API_KEY"),
     *("API_KEYS_FILE", "CORS_ORIGINS", "ALLOW_URLS", "ALLOW_ANONYMOUS"),
     *("URL_PRIVATE_HOSTS", "URL_PAGE_HOSTS", "WEBHOOK_SECRET", "JOB_DAYS", "MAX_JOB_BYTES", "MAX_RUNNING_JOBS"),
+    "REALTIME_SESSIONS",
 )
-"""Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, the clients and the tests."""
+"""Variables with this prefix that are not settings: those of serve.sh, server/, gateway/, deploy/, the clients and the tests."""
 _MISSPELT = 0.75
 """difflib's ratio above which an unknown variable counts as a misspelling of a known one."""
 

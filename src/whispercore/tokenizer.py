@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from whisper.tokenizer import Tokenizer as OpenAITokenizer
-from whisper.tokenizer import get_tokenizer
-
+from . import openai_whisper
 from .types import Task
+
+if TYPE_CHECKING:
+    from whisper.tokenizer import Tokenizer as OpenAITokenizer
 
 SECONDS_PER_TIMESTAMP = 0.02
 ENGLISH_ONLY_VOCABULARY = 51_864
@@ -17,7 +19,10 @@ ENGLISH_ONLY_VOCABULARY = 51_864
 
 @lru_cache(maxsize=256)
 def _openai_tokenizer(multilingual: bool, num_languages: int, language: str | None, task: str | None) -> OpenAITokenizer:
-    return get_tokenizer(multilingual, num_languages=num_languages, language=language, task=task)
+    tokenizer: OpenAITokenizer = openai_whisper.tokenizer.get_tokenizer(
+        multilingual, num_languages=num_languages, language=language, task=task
+    )
+    return tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.node.packages import node_project
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
-from tests.serve.server import FRONTS, ROOT, Server
+from tests.serve.server import FRONTS, Server
 
 EXPECTED = words(TRANSCRIPTS["timer.flac"])
-SOURCES = ROOT / "tests" / "node"
 pytestmark = FRONTS
 
 
 @pytest.fixture(scope="module")
 def project() -> Path:
-    """A copy of tests/node with its packages in the state folder; they are installed again when the lock file
-    changes."""
-    if not (shutil.which("node") and shutil.which("npm")):
-        pytest.skip("node or npm is not installed: the Node client is not tested")
-    folder = Path(os.environ.get("WHISPER_STATE_DIR") or ROOT / "build") / "node"
-    lock = folder / "package-lock.json"
-    up_to_date = lock.is_file() and lock.read_bytes() == (SOURCES / "package-lock.json").read_bytes() and (folder / "node_modules").is_dir()
-    shutil.copytree(SOURCES, folder, dirs_exist_ok=True)
-    if not up_to_date:
-        done = subprocess.run(["npm", "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            lock.unlink()
-            pytest.fail(f"npm ci failed: {done.stderr}")
-    return folder
+    return node_project()
 
 
 @pytest.fixture(scope="module")

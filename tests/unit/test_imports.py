@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "whispercore"
 FORBIDDEN = {"ts", "boto3", "ray", "gradio", "fastapi", "requests", "rich", "yt_dlp"}
 GROUND = (
     ("types", "errors", "catalogue"),
+    ("openai_whisper",),
     ("settings", "options", "tokenizer", "languages"),
     ("devices",),
 )

@@ -41,6 +41,7 @@ def test_defaults_are_openai_whispers() -> None:
         ("suppress_tokens", (1,) * 1001),
         ("clip_timestamps", (-1.0,)),
         ("clip_timestamps", (2.0, 1.0)),
+        ("clip_timestamps", (0.0, 1e308)),
         ("no_repeat_ngram_size", -1),
         ("repetition_penalty", 0.0),
         ("hallucination_silence_threshold", -1.0),

@@ -95,8 +95,8 @@ def test_a_misspelt_variable_is_told(name: str, meant: str) -> None:
 
 
 def test_variables_that_resemble_none_are_only_named() -> None:
-    environ = {"WHISPER_LANGUAGE": "en", "WHISPER_API_KEY": "x", "HOME": "/", "WHISPER": "1", "WINDOWID": "3"}
-    assert unknown_variables(environ) == ("WHISPER_LANGUAGE", "WHISPER_API_KEY")
+    environ = {"WHISPER_LANGUAGE": "en", "WHISPER_COLOUR": "x", "HOME": "/", "WHISPER": "1", "WINDOWID": "3"}
+    assert unknown_variables(environ) == ("WHISPER_LANGUAGE", "WHISPER_COLOUR")
     assert Settings.load({}, environ) == Settings()
 
 

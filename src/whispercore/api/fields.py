@@ -1,7 +1,8 @@
 """The fields of a request, each under this server's own name, with the value as the client sent it.
 
 Fields come from a form, from the keys of a JSON object, or from the query. Beside a raw body, options are headers:
-`X-Whisper-<Option-With-Dashes>`, for example `X-Whisper-Beam-Size: 5`. An empty value and JSON's null count as not
+`X-Whisper-<Option-With-Dashes>`, for example `X-Whisper-Beam-Size: 5`. Where a proxy drops them, as SageMaker does,
+they may be parameters of Content-Type: `audio/flac; x-whisper-beam-size=5`. An empty value and JSON's null count as not
 sent. A list is JSON, text with commas, or a repeated field `name[]`. An object is JSON, or one field `name[part]` per
 part, as OpenAI's clients send it.
 """
@@ -17,6 +18,7 @@ from typing import Any, Literal, TypeAlias, get_origin, get_type_hints
 
 from ..errors import InvalidRequest
 from ..options import Options, Reply
+from .multipart import parameters
 from .values import MAX_LIST_TEXT, NONE_WORDS, for_message, parse_json
 
 Audio: TypeAlias = bytes | bytearray | memoryview
@@ -142,9 +144,12 @@ def _body_fields(row: Mapping[str, Any], content: Mapping[str, Any] | None) -> I
 
 def _header_fields(headers: Mapping[str, Any]) -> Iterator[Field]:
     for label, value in headers.items():
-        if label.lower().startswith(OPTION_HEADER) and isinstance(value, str):
-            name = label.lower().removeprefix(OPTION_HEADER).replace("-", "_")
-            yield from _expand(name, label, _utf8(value).strip())
+        if not isinstance(value, str):
+            continue
+        for option, text in [(label, _utf8(value)), *(parameters(value) if label.lower() == "content-type" else ())]:
+            if option.lower().startswith(OPTION_HEADER):
+                name = option.lower().removeprefix(OPTION_HEADER).replace("-", "_")
+                yield from _expand(name, option, text.strip())
 
 
 def _expand(name: str, label: str, value: Any) -> Iterator[Field]:

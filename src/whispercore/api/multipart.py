@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from email.message import Message
 from email.utils import collapse_rfc2231_value
+from urllib.parse import unquote
 
 from ..errors import InvalidRequest
 
@@ -18,6 +19,20 @@ _END_OF_HEADERS = b"\r\n\r\n"
 def is_form(content_type: str) -> bool:
     """Whether Content-Type names a multipart form, in any case."""
     return content_type.partition(";")[0].strip().lower() == "multipart/form-data"
+
+
+def parameters(content_type: str) -> list[tuple[str, str]]:
+    """The parameters of a Content-Type in their order, without quotes (RFC 2045).
+
+    A value outside of ASCII is `name*=utf-8''` and its bytes with percent signs (RFC 2231).
+    """
+    found = _message("Content-Type", content_type).get_params(failobj=[])
+    return [_decoded(name, collapse_rfc2231_value(value)) for name, value in found[1:]]
+
+
+def _decoded(name: str, value: str) -> tuple[str, str]:
+    """The standard library leaves RFC 2231 as it is when the parameter's name has hyphens."""
+    return (name[:-1], unquote(value.split("'", 2)[-1])) if name.endswith("*") else (name, value)
 
 
 def form_fields(body: bytes | bytearray | memoryview, content_type: str) -> dict[str, memoryview | list[memoryview]]:

@@ -18,7 +18,8 @@ Made by `python -m whispercore.api.reference`; a test holds it against the code.
 ## Options of a request
 
 An option is a form field, a field of a JSON object, or a query field on `/invocations`. Beside a raw body it is a
-header `X-Whisper-<Option>`, with dashes: `X-Whisper-Beam-Size: 5`. The paths of OpenAI's API take all of them too.
+header `X-Whisper-<Option>`, with dashes: `X-Whisper-Beam-Size: 5`. Where a proxy drops headers, it is a parameter of
+Content-Type: `audio/flac; x-whisper-beam-size=5`. The paths of OpenAI's API take all of them too.
 
 - An empty field counts as not sent.
 - A field that is not in these tables gets a 400, and so does an option that the engine does not support.

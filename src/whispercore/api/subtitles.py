@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from whisper.utils import SubtitlesWriter, format_timestamp
-
+from .. import openai_whisper
 from ..types import Segment, Word
 
+_SubtitlesWriter: Any = openai_whisper.utils.SubtitlesWriter
 MIN_DURATION = 100
 """Milliseconds that a cue without duration is displayed, unless the next cue begins earlier."""
 
@@ -71,7 +71,7 @@ def in_sequence(cues: Iterable[Cue]) -> Iterator[Cue]:
         yield from (Cue(edges[number], edges[number + 1], cue.text) for number, cue in enumerate(group))
 
 
-class _Writer(SubtitlesWriter):  # type: ignore[misc]  # untyped
+class _Writer(_SubtitlesWriter):  # type: ignore[misc]  # untyped
     """openai-whisper's split of segments into cues, with times in milliseconds."""
 
     def format_timestamp(self, seconds: float) -> int:
@@ -112,5 +112,5 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _time(milliseconds: int, marker: str) -> str:
-    stamp: Callable[..., str] = format_timestamp
+    stamp: Callable[..., str] = openai_whisper.utils.format_timestamp
     return stamp(milliseconds / 1000, always_include_hours=marker == ",", decimal_marker=marker)

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from whisper.tokenizer import LANGUAGES
-
+from ..languages import LANGUAGES
 from ..options import Reply
 from ..tokenizer import Tokenizer
 from ..types import AudioTrack, Dropped, Segment, Transcript, Word

@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from whisper.tokenizer import LANGUAGES
-
 from ..errors import InvalidRequest
-from ..languages import closest, whisper_code
+from ..languages import LANGUAGES, closest, whisper_code
 from ..options import FALLBACK_TEMPERATURES, Granularity, Options, ResponseFormat
 
 MAX_TEXT = 10_000

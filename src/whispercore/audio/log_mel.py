@@ -1,20 +1,15 @@
-"""Log-mel spectrograms of windows, equal to those that `whisper.transcribe` computes."""
+"""Log-mel spectrograms of windows in PyTorch, equal to those that `whisper.transcribe` computes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import pad
-from whisper.audio import HOP_LENGTH, N_FFT, N_FRAMES, mel_filters, pad_or_trim
+from whisper.audio import HOP_LENGTH, N_FRAMES, mel_filters, pad_or_trim
 
 from ..types import Samples, Window
-
-_WHOLE_MARGIN = N_FFT // 2
-"""Samples after a window that its last frame needs. With fewer the recording ends there, and silence follows."""
-_RANGE = 8.0
-"""Powers of ten. Mel powers further below the maximum are raised to this distance from it."""
+from .spectrogram import N_FFT, RANGE, frame_range, frames_between, loudest_or_nan
 
 
 def log_mel(window: Window, n_mels: int, device: str = "cpu") -> torch.Tensor:
@@ -55,31 +50,10 @@ def log_mels_of(audio: torch.Tensor, ranges: torch.Tensor, loudest: torch.Tensor
     first, counted, kept = (column[:, None, None] for column in ranges.unbind(1))
     indices = torch.arange(power.shape[2], device=audio.device)
     own = power.masked_fill((indices < first) | (indices >= first + counted), -torch.inf).amax(dim=(1, 2))
-    floor = (torch.where(loudest.isnan(), own, loudest) - _RANGE)[:, None, None]
+    floor = (torch.where(loudest.isnan(), own, loudest) - RANGE)[:, None, None]
     frames = torch.arange(N_FRAMES, device=audio.device)
     selected = (first + frames).clamp(max=power.shape[2] - 1).expand(-1, n_mels, -1)
     return ((power.gather(2, selected).maximum(floor) + 4.0) / 4.0).masked_fill(frames >= kept, 0.0)
-
-
-def frame_range(window: Window) -> tuple[int, int, int]:
-    """Of the frames of the window's samples: the first one, the number searched for the maximum, the number kept."""
-    frames = _frames(len(window.samples), window.margin)
-    last = (len(window.samples) + N_FFT) // HOP_LENGTH + 1
-    counted = min(frames.stop, last) - frames.start
-    return frames.start, counted, min((len(window.samples) - sum(window.margin)) // HOP_LENGTH, counted, N_FRAMES)
-
-
-def loudest_or_nan(window: Window) -> float:
-    """The window's `loudest`; NaN stands for None, the window's own maximum."""
-    return math.nan if window.loudest is None else window.loudest
-
-
-def loudest(samples: Samples, margin: tuple[int, int], n_mels: int) -> float:
-    """log10 of the strongest mel power in a piece of a recording.
-
-    The maximum over all pieces is the recording's `loudest`.
-    """
-    return float(_log_power(samples, margin, n_mels, "cpu").max())
 
 
 def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int, device: str) -> torch.Tensor:
@@ -90,20 +64,12 @@ def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int, device: s
     the cost.
     """
     transform = _transform(pad(torch.from_numpy(samples).to(device), (0, N_FFT)))
-    return _mel_power(transform[:, _frames(len(samples), margin)], n_mels)
+    return _mel_power(transform[:, frames_between(len(samples), margin)], n_mels)
 
 
 def _transform(audio: torch.Tensor) -> torch.Tensor:
     """Samples (…, n) → complex64 (…, 201, frames)."""
     return torch.stft(audio, N_FFT, HOP_LENGTH, window=torch.hann_window(N_FFT, device=audio.device), return_complex=True)
-
-
-def _frames(length: int, margin: tuple[int, int]) -> slice:
-    """The frames of the samples between the margins, including those that reach beyond the recording's end."""
-    before, after = margin
-    first = before // HOP_LENGTH
-    inside = (length - before - after) // HOP_LENGTH
-    return slice(first, (length + N_FFT) // HOP_LENGTH if after < _WHOLE_MARGIN else first + inside)
 
 
 def _mel_power(transform: torch.Tensor, n_mels: int) -> torch.Tensor:
@@ -116,5 +82,5 @@ def _scaled(window: Window, power: torch.Tensor) -> torch.Tensor:
     """A window's frames as the model takes them: scaled, bounded below by the maximum, zero beyond the window."""
     loudest = power.max() if window.loudest is None else window.loudest
     frames = (len(window.samples) - sum(window.margin)) // HOP_LENGTH
-    scaled: torch.Tensor = pad_or_trim((power[:, :frames].clamp(min=loudest - _RANGE) + 4.0) / 4.0, N_FRAMES)
+    scaled: torch.Tensor = pad_or_trim((power[:, :frames].clamp(min=loudest - RANGE) + 4.0) / 4.0, N_FRAMES)
     return scaled

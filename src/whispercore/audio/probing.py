@@ -2,25 +2,31 @@
 
 Some demuxers parse all tags of a file in a single call of FFmpeg that Python cannot interrupt. A file that the other
 process has opened in time is opened again here, at the same cost. Small files cannot be slow and are not tried.
+
+The other process forks for each file, so that a file on which FFmpeg crashes costs milliseconds, not the start of Python.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, LifoQueue
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import UnreadableAudio
 from .source import Source
+
+if TYPE_CHECKING:
+    from .recording import Recording
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +37,22 @@ MEMORY_BYTES = 4 << 30
 """Of address space, more than the process has when it begins to serve."""
 WAIT_SECONDS = 60.0
 """For an answer, on a machine so busy that a process gets no processor time."""
-_READY, _DONE = b"r", b"d"
+_READY = b"r"
+_NO_MEMORY = 2
+"""The exit status of a process whose file needs too much memory."""
+_TOO_SLOW = "opening the file takes more than {seconds} s of processor time: it has too many tags or streams"
+_TOO_LARGE = "opening the file takes more memory than is allowed: it is damaged, or has too many streams"
+_CRASH = "opening the file makes FFmpeg crash: it is damaged"
+_FAULTS = {-signal.SIGXCPU: _TOO_SLOW, -signal.SIGALRM: _TOO_SLOW, _NO_MEMORY: _TOO_LARGE}
+_ATTEMPTS = 2
+"""With processes that are killed from outside."""
 
 
 class Prober:
     """Processes that open recordings, started as they are needed. Any number of threads may use it.
 
-    Where no such process can be started, as in some sandboxes, files are not tried, and a warning is logged once.
+    Where no such process can be started, as in some sandboxes, files are not tried, and a warning is logged once. Where one has been
+    started before, the next file has another one started: then memory or processes were short for a while.
     """
 
     def __init__(self, processes: int = 2, seconds: int = PROCESSOR_SECONDS) -> None:
@@ -46,7 +61,7 @@ class Prober:
         for _ in range(processes):
             self._idle.put(None)
         self._processes, self._seconds = processes, seconds
-        self._disabled = threading.Event()
+        self._disabled, self._has_started = threading.Event(), False
 
     def start(self) -> None:
         """Start the first process now, so that the first recording does not wait for it."""
@@ -62,32 +77,37 @@ class Prober:
             return
         with contextlib.ExitStack() as files:
             descriptor = _descriptor(source, files)
-            if descriptor is None:
-                return
-            process = self._idle.get()
-            try:
+            if descriptor is not None and (fault := self._fault(descriptor)):
+                raise UnreadableAudio(f"{fault}; convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result")
+
+    def _fault(self, descriptor: int) -> str | None:
+        """What is wrong with the file; None when it has been tried, or when no process can be started."""
+        process, status = self._idle.get(), -signal.SIGKILL
+        try:
+            for _ in range(_ATTEMPTS):
                 process = process if process and process.alive else self._new_process()
-                if process is None or process.opens(descriptor):
-                    return
-                process.kill()
-                process = None
-            finally:
-                self._idle.put(process)
-        raise UnreadableAudio(
-            f"opening the file takes more than {self._seconds} s of processor time: it has too many tags or streams; "
-            "convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result"
-        )
+                if process is None:
+                    return None
+                status = process.open(descriptor)
+                if status != -signal.SIGKILL:  # that comes from outside, such as the kernel's when the machine has no memory left
+                    break
+        finally:
+            self._idle.put(process)
+        return _FAULTS.get(status, _CRASH).format(seconds=self._seconds) if status else None
 
     def _new_process(self) -> _Process | None:
-        """A process that is ready; None when none can be started, after which files are not tried any more."""
+        """A process that is ready; None when none can be started. When not even the first one can, files are not tried any more."""
         if self._disabled.is_set():
             return None
         try:
-            return _Process(self._seconds)
+            process = _Process(self._seconds)
         except OSError as error:
-            self._disabled.set()
+            if not self._has_started:
+                self._disabled.set()
             logger.warning("uploads are not opened in another process first, because none can be started: %s", error)
             return None
+        self._has_started = True
+        return process
 
     def close(self) -> None:
         """End the processes, each when it has answered."""
@@ -132,9 +152,10 @@ class _Process:
     def __init__(self, seconds: int) -> None:
         """Raises OSError when the process does not start."""
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(WAIT_SECONDS)
+        self._socket.settimeout(WAIT_SECONDS + 10)  # the process itself gives up earlier
         root = Path(__file__).resolve().parents[2]
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; serve({theirs.fileno()}, {seconds})"
+        call = f"serve({theirs.fileno()}, {seconds}, {WAIT_SECONDS})"
+        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; {call}"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -155,13 +176,19 @@ class _Process:
     def alive(self) -> bool:
         return self._process.poll() is None
 
-    def opens(self, descriptor: int) -> bool:
-        """Whether trying to open the file ended within the limits."""
+    def open(self, descriptor: int) -> int:
+        """Have the file tried. Returns 0 when that ended within the limits, else the exit status of the process that tried.
+
+        Negative: the signal that ended it. -SIGKILL also when there is no answer; then this process has ended.
+        """
         try:
             socket.send_fds(self._socket, [b"f"], [descriptor])
-            return self._socket.recv(1) == _DONE
-        except OSError:  # the process has ended, or does not answer
-            return False
+            if answer := self._socket.recv(1):
+                return int.from_bytes(answer, "big", signed=True)
+        except OSError:
+            pass
+        self.kill()
+        return -signal.SIGKILL
 
     def kill(self) -> None:
         self._process.kill()
@@ -169,24 +196,42 @@ class _Process:
         self._socket.close()
 
 
-def serve(descriptor: int, seconds: int) -> None:
-    """Open the files that come through the socket `descriptor`, until it is closed, each within `seconds`.
+def serve(descriptor: int, seconds: int, wait_seconds: float) -> None:
+    """Try the files that come through the socket `descriptor`, until it is closed.
 
-    Runs in the other process.
+    `seconds`: of processor time for each, `wait_seconds` of the clock. Runs in the other process.
     """
-    from .recording import open_recording  # here: the parent needs it only later
+    from . import recording  # here: the parent needs it only later
 
-    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY_BYTES, own + MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=descriptor) as requests:
         requests.sendall(_READY)
         while True:
             message, descriptors, _, _ = socket.recv_fds(requests, 1, 1)
             if not message:
                 return
-            used = math.ceil(time.process_time())
-            resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
-            with os.fdopen(descriptors[0], "rb") as file, contextlib.suppress(Exception):
-                open_recording(file).close()
-            requests.sendall(_DONE)
+            child = os.fork()  # safe: no library has started a thread here
+            if not child:
+                status = 1
+                try:
+                    status = _try(recording.open_recording, descriptors[0], seconds, wait_seconds)
+                finally:
+                    os._exit(status)
+            os.close(descriptors[0])
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            requests.sendall(status.to_bytes(1, "big", signed=True))
+
+
+def _try(open_recording: Callable[[BinaryIO], Recording], descriptor: int, seconds: int, wait_seconds: float) -> int:
+    """Open a file within the limits. Returns the exit status of the process that was made for it."""
+    own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    for kind, limit in ((resource.RLIMIT_AS, own + MEMORY_BYTES), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    signal.setitimer(signal.ITIMER_REAL, wait_seconds)
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            open_recording(file).close()
+    except Exception as error:  # found again when the file is read
+        # Without the limit the worker would take that memory.
+        return _NO_MEMORY if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError) else 0
+    return 0

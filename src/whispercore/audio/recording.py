@@ -224,6 +224,8 @@ class Recording:
             for packet in self._container.demux(self._stream):
                 self._file.budget.check()
                 yield packet
+        except IndexError:  # PyAV's, at the end of a file in which further streams began on the way (PyAV issue 692)
+            yield None
         except (av.FFmpegError, OSError, ValueError):
             self._cut_off = True
             yield None

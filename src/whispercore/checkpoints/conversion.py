@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import ctranslate2
 from ctranslate2.converters.utils import fuse_linear
 from ctranslate2.specs.attention_spec import MultiHeadAttentionSpec
 from ctranslate2.specs.common_spec import LayerNormSpec, LinearSpec
@@ -16,31 +15,11 @@ from ctranslate2.specs.transformer_spec import FeedForwardSpec
 from ctranslate2.specs.whisper_spec import WhisperConfig, WhisperSpec
 from whisper.model import ModelDimensions
 
-from ..devices import choose_precision
-from ..settings import Settings
 from ..tokenizer import Tokenizer
 from .huggingface import generation_config
 from .staging import staged
 from .tensors import AlignmentHeads, State
 from .vocabulary import token_names, tokenizer_json
-
-_DEFAULT = {"cpu": "int8", "cuda": "float16"}
-"""The fastest compute type on a device whose transcripts match float32's."""
-
-
-def precision(settings: Settings, device: str) -> str:
-    """CTranslate2's compute type for the settings on `device`.
-
-    Raises ConfigurationError when the processor has no such type.
-    """
-    return choose_precision("ct2", settings, device, supported(device))
-
-
-def supported(device: str) -> tuple[str, ...]:
-    """CTranslate2's compute types on `device` that the setting `dtype` may name. The first one is the default."""
-    types = ctranslate2.get_supported_compute_types(device) - {"int16"}
-    first = _DEFAULT[device] if _DEFAULT[device] in types else "float32"
-    return (first, *sorted(types - {first}))
 
 
 def convert(dims: ModelDimensions, state: State, folder: Path, quantization: str, *, alignment_heads: AlignmentHeads) -> None:

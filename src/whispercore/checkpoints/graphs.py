@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ..errors import ConfigurationError
 from .tensors import State
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 _ENCODER, _DECODER = "encoder.onnx", "decoder.onnx"
 _METADATA_KEY = {"onnx": "dims", "sherpa": "sot_sequence"}
@@ -181,10 +181,11 @@ def _stored(folder: Path, graph: onnx.ModelProto) -> dict[str, torch.Tensor]:
 
     Raises ConfigurationError.
     """
+    import torch  # here: engine ct2 works without both
     from onnx import numpy_helper
 
     open_map = cache(lambda path: np.memmap(path, np.uint8, mode="c"))  # one map per file: each keeps the file open
-    tensors = dict[str, torch.Tensor]()
+    tensors: dict[str, torch.Tensor] = {}
     for initializer in graph.graph.initializer:
         external = {entry.key: entry.value for entry in initializer.external_data}
         path = folder / Path(external.get("location", "")).name  # a graph cannot point outside its folder

@@ -6,17 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from whisper.model import ModelDimensions
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigurationError
 from ..tokenizer import Tokenizer
 from .tensors import AlignmentHeads, State
-from .vocabulary import tokenizer_json
+
+if TYPE_CHECKING:  # engine ct2 works without them
+    import torch
+    from whisper.model import ModelDimensions
 
 _WEIGHTS = "model.safetensors"
 _OUTPUT, _EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
@@ -156,6 +154,9 @@ def read_state(folder: Path) -> dict[str, torch.Tensor]:
 
     Raises ConfigurationError when a file is broken, or the output layer differs from the embedding.
     """
+    import torch  # here: engine ct2 works without both
+    from safetensors import SafetensorError, safe_open
+
     tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         try:
@@ -190,6 +191,10 @@ def read_heads(path: Path) -> tuple[tuple[int, int], ...] | None:
 def write(dims: ModelDimensions, tensors: State, folder: Path, *, alignment_heads: AlignmentHeads) -> None:
     """Write a new `folder` that transformers loads: weights in their own precision, configuration, tokenizer, feature
     extractor."""
+    from safetensors.torch import save_file  # here: engine ct2 works without both
+
+    from .vocabulary import tokenizer_json
+
     folder.mkdir()
     named = {name: tensor.contiguous() for name, tensor in state(tensors).items() if name != _OUTPUT}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})

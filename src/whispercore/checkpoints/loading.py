@@ -20,6 +20,7 @@ from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper
 from ..errors import ConfigurationError
 from ..settings import model_name
 from .locations import form_of
+from .shapes import check_dimensions
 from .tensors import AlignmentHeads, State
 
 _FOLDER_FILES = ("model.bin", "config.json")
@@ -27,11 +28,6 @@ _FOLDER_SUFFIXES = (".onnx", ".safetensors")
 """Files that lie in a checkpoint's folder and are not a checkpoint of their own."""
 _WHISPER_CPP_MAGIC = (b"lmgg", b"GGUF")
 """The first four bytes of whisper.cpp's files."""
-_ALLOWED_DIMENSIONS = {"n_mels": (80, 128), "n_audio_ctx": (1500,), "n_vocab": (51_864, 51_865, 51_866), "n_text_ctx": (448,)}
-"""What all Whisper models have in common.
-
-Timestamps are the last tokens of the vocabulary, so an added token would be read as one.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +111,9 @@ def checked_model(path: Path, dimensions: Mapping[str, Any]) -> Whisper:
     """
     try:
         model = empty_model(ModelDimensions(**dimensions))
-        uneven = dimensions["n_audio_state"] % dimensions["n_audio_head"] or dimensions["n_text_state"] % dimensions["n_text_head"]
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise ConfigurationError(f"{path} has other dimensions than a Whisper model's: {error}", param="model") from None
-    wrong = [
-        f"{name} is {dimensions[name]}, not {' or '.join(map(str, allowed))}"
-        for name, allowed in _ALLOWED_DIMENSIONS.items()
-        if dimensions[name] not in allowed
-    ]
-    if wrong or uneven:
-        message = f"{path} has other dimensions than a Whisper model's: {wrong[0] if wrong else 'its heads do not share its width evenly'}"
-        raise ConfigurationError(message, param="model")
+    check_dimensions(path, dimensions)
     return model
 
 

@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import whisper
-
 from ..devices import choose_device
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
@@ -37,11 +35,13 @@ def choose_model(settings: Settings, *, look: bool = True) -> Settings:
     """The settings with a model's name in place of `auto`: the first of PREFERRED in `models_dir`, else the bundled
     model.
 
-    Without `look`, and for the fake engine, always the bundled model. Raises ConfigurationError when the settings
-    require a GPU and there is none.
+    Without `look`, and for the fake engine, always the bundled model. A path to a folder that holds one checkpoint, as
+    platforms make it that unpack a model there, becomes that checkpoint's path. Raises ConfigurationError when there
+    are several, and when the settings require a GPU and there is none.
     """
     if settings.model != AUTO:
-        return settings
+        inside = _only_checkpoint(Path(settings.model)) if look else None
+        return replace(settings, model=str(inside)) if inside else settings
     names = PREFERRED[choose_device(settings)] if look and settings.engine != "fake" else ()
     candidates = (replace(settings, model=name) for name in names)
     return next((candidate for candidate in candidates if _find(candidate)), replace(settings, model=BUNDLED))
@@ -77,6 +77,18 @@ def _candidates(settings: Settings) -> Iterator[Path]:
         yield settings.models_path / model
     if repository := faster_whisper_repository(settings.model):
         yield settings.models_path / repository
+
+
+def _only_checkpoint(model: Path) -> Path | None:
+    """The checkpoint in the folder at `model`; None when `model` is no path, a checkpoint itself, or has none in it."""
+    folder = model.expanduser()
+    if len(model.parts) < 2 or not folder.is_dir() or is_folder(folder):
+        return None
+    found = sorted([*folder.glob("*.pt"), *filter(is_folder, folder.glob("*/"))])
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ConfigurationError(f"{model} holds several checkpoints: {names}; set WHISPER_MODEL to the path of one", param="model")
+    return found[0] if found else None
 
 
 def is_demonstration(settings: Settings) -> bool:
@@ -176,13 +188,25 @@ def _hashed_files(path: Path) -> list[Path]:
 
 
 def _missing(settings: Settings, path: Path) -> str:
+    if path.is_dir():
+        content = ", ".join(sorted(item.name for item in path.iterdir())) or "nothing"
+        return f"no checkpoint in {path}, which holds {content}: a checkpoint is a .pt file or a folder (docs/engines.md)"
     folder = settings.models_path
     subfolders = (*folder.glob("*/"), *folder.glob("*/*/"))
     folders = {str(path.relative_to(folder)) for path in subfolders if is_folder(path)}
     available = ", ".join(sorted({*folders, *(file.stem for file in folder.glob("*.pt"))})) or "none"
-    is_published = settings.model in whisper.available_models() or faster_whisper_repository(settings.model)
+    is_published = settings.model in _openai_names() or faster_whisper_repository(settings.model)
     download = f"; get it: python3 clients/download_model.py {settings.model}" if is_published or is_repository(settings.model) else ""
     return f"no checkpoint at {path}; in {folder}: {available}{download}"
+
+
+def _openai_names() -> list[str]:
+    """OpenAI's names of its models; none where openai-whisper cannot be imported, for lack of PyTorch."""
+    try:
+        from whisper import available_models  # here: it imports PyTorch, and engine ct2 works without
+    except ImportError:
+        return []
+    return list(available_models())
 
 
 def is_repository(name: str) -> bool:

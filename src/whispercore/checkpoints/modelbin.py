@@ -13,19 +13,21 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 
 from ..errors import ConfigurationError
 from .huggingface import read_heads
 
+if TYPE_CHECKING:
+    import torch  # engine ct2 works without it
+
 _WEIGHTS = "model.bin"
 _WHISPER = (6, "WhisperSpec", 3)
 """The format's version, the model's name and revision."""
-_DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
-"""By the numbers in the file."""
+_DTYPES = {"float32": 4, "int8": 1, "int16": 2, "int32": 4, "float16": 2, "bfloat16": 2}
+"""PyTorch's names of the types, in the order of the numbers in the file, and the bytes of an element."""
 _VARIABLE = re.compile(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/(weight|bias|gamma|beta|encodings)")
 _LAYER = {
     "self_attention/layer_norm": ("attn_ln",),
@@ -56,7 +58,7 @@ class Variable:
     """A variable's shape and type, and its place in the file: `start` and `size` in bytes."""
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: str
     start: int
     size: int
 
@@ -88,7 +90,7 @@ def read_dimensions(folder: Path) -> dict[str, int]:
         n_audio_ctx, _ = stored["encoder/position_encodings/encodings"].shape
         n_text_ctx, text_width = stored["decoder/position_encodings/encodings"].shape
         n_vocab, _ = stored["decoder/embeddings/weight"].shape
-        heads = {side: int(_tensor(folder, stored[f"{side}/num_heads"])) for side in _SIDES}
+        heads = {side: _integer(folder, stored[f"{side}/num_heads"]) for side in _SIDES}
     except (KeyError, ValueError) as error:
         raise ConfigurationError(f"{folder / _WEIGHTS} lacks {error}, which a Whisper model has", param="model") from None
     return {
@@ -187,8 +189,8 @@ def _variables(file: BinaryIO, end: int) -> Iterator[tuple[str, Variable]]:
         (rank,) = _numbers(file, "<B")
         shape = _numbers(file, f"<{rank}I")
         dtype, size = _numbers(file, "<BI")
-        variable = Variable(shape, _DTYPES[dtype], file.tell(), size)
-        if file.seek(size, 1) > end or size != variable.dtype.itemsize * int(np.prod(shape, dtype=np.int64)):
+        variable = Variable(shape, [*_DTYPES][dtype], file.tell(), size)
+        if file.seek(size, 1) > end or size != _DTYPES[variable.dtype] * int(np.prod(shape, dtype=np.int64)):
             raise EOFError(f"{name} has not the {size} bytes it should")
         yield name, variable
 
@@ -207,5 +209,12 @@ def _string(file: BinaryIO) -> str:
 
 def _tensor(folder: Path, variable: Variable) -> torch.Tensor:
     """The variable's data, copied: variables are not aligned in the file."""
+    import torch  # here: engine ct2 works without it
+
     data = np.fromfile(folder / _WEIGHTS, np.uint8, variable.size, offset=variable.start)
-    return torch.from_numpy(data).view(variable.dtype).reshape(variable.shape)
+    return torch.from_numpy(data).view(getattr(torch, variable.dtype)).reshape(variable.shape)
+
+
+def _integer(folder: Path, variable: Variable) -> int:
+    """A variable that is one integer."""
+    return int(np.fromfile(folder / _WEIGHTS, np.dtype(variable.dtype), 1, offset=variable.start)[0])

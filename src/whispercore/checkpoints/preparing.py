@@ -9,8 +9,8 @@ from ..devices import choose_device, choose_engine
 from ..errors import ConfigurationError
 from ..settings import Settings
 from . import graphs, modelbin
-from .loading import checked_model, load_checkpoint
 from .locations import ct2_folder, exported_folder, locate, replace_outdated
+from .shapes import check_dimensions
 
 
 def prepare(settings: Settings) -> str:
@@ -30,21 +30,26 @@ def prepare(settings: Settings) -> str:
     path = locate(settings)
     if form == "ct2":
         return _convert(settings, path, device)
+    from .loading import load_checkpoint  # here: engine ct2 works without PyTorch
+
     load_checkpoint(path)
     return f"{path} is ready for engine '{engine}'"
 
 
 def _convert(settings: Settings, path: Path, device: str) -> str:
     """`prepare` for engine ct2."""
-    from .conversion import convert, precision  # here: the other engines work without ctranslate2
+    from .compute_types import precision  # here: the other engines work without ctranslate2
 
     quantization = precision(settings, device)
     folder = ct2_folder(settings, path, quantization)
     if folder == path:
-        checked_model(path, modelbin.read_dimensions(path))
+        check_dimensions(path, modelbin.read_dimensions(path))
         return f"{path} is ready for engine 'ct2', as it is"
     if (folder / "model.bin").is_file():
         return f"{folder} is ready for engine 'ct2'"
+    from .conversion import convert  # here: CTranslate2's converters import transformers, and all of this PyTorch
+    from .loading import load_checkpoint
+
     checkpoint = load_checkpoint(path)
     convert(checkpoint.dims, checkpoint.state, folder, quantization, alignment_heads=checkpoint.alignment_heads)
     replace_outdated(folder, path)
@@ -55,6 +60,7 @@ def _export(settings: Settings, engine: str, device: str) -> str:
     """`prepare` for engines onnx and sherpa. Engine sherpa runs on the CPU only."""
     try:
         from . import onnx_export, sherpa_export  # here: the other engines work without the package onnx
+        from .loading import load_checkpoint
     except ImportError as error:
         message = f"engine '{engine}' cannot export ({error}); {installation(engine)}"
         raise ConfigurationError(message, param="engine") from error

@@ -12,7 +12,7 @@ from typing import Protocol, cast, runtime_checkable
 import numpy as np
 
 from ..catalogue import ENGINES, installation
-from ..devices import choose_device, choose_engine, decoding_threads
+from ..devices import choose_device, choose_engine, decoding_threads, has_torch
 from ..errors import ConfigurationError
 from ..settings import Settings
 from ..tokenizer import Tokenizer
@@ -154,7 +154,7 @@ def _load(name: str, settings: Settings, device: str) -> Engine:
 
 def _set_torch_threads(name: str, settings: Settings) -> None:
     """The threads of PyTorch, by the engine's entry in the catalogue. They are the process's: the engine loaded last sets them."""
-    if (threads := ENGINES[name].torch_threads) != "unchanged":
+    if (threads := ENGINES[name].torch_threads) != "unchanged" and has_torch():
         import torch  # here: not every engine needs it
 
         torch.set_num_threads(decoding_threads(settings) if threads == "all" else 1)

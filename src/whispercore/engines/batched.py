@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
-
-import torch
 
 from ..errors import EngineError
 from ..tokenizer import Tokenizer
@@ -84,7 +84,7 @@ class BatchedEngine(ABC, Generic[M, F]):
         if self.model is None:
             raise EngineError("the engine is closed")
         try:
-            with torch.no_grad():
+            with _without_gradients():
                 return self._decode(self.model, windows)
         except self.errors as error:
             raise error if isinstance(error, EngineError) else engine_error(error, self.runtime, len(windows)) from error
@@ -95,7 +95,8 @@ class BatchedEngine(ABC, Generic[M, F]):
 
     def free_memory(self) -> None:
         """Give the GPU memory that PyTorch caches back to the device. Without a GPU in use nothing happens."""
-        torch.cuda.empty_cache()
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()
 
     def close(self) -> None:
         """Free the weights."""
@@ -156,7 +157,15 @@ class BatchedEngine(ABC, Generic[M, F]):
         return decoded
 
 
+def _without_gradients() -> AbstractContextManager[object]:
+    """`torch.no_grad()` when the engine has imported PyTorch. Engine ct2 works without it."""
+    torch = sys.modules.get("torch")
+    return torch.no_grad() if torch else nullcontext()
+
+
 def pytorch_description(model: str, device: str, precision: str) -> dict[str, str | int | float | bool]:
     """The `description` of an engine that runs in PyTorch. `device`: cpu or cuda."""
+    import torch  # here: engine ct2 works without it
+
     name = "cpu" if device == "cpu" else torch.cuda.get_device_name(device)
     return {"model": model, "device": name, "precision": precision, "threads": torch.get_num_threads()}

@@ -10,15 +10,15 @@ from functools import partial
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from ctranslate2 import DataType, Device, StorageView, set_random_seed
 from ctranslate2.models import Whisper, WhisperGenerationResult
 
-from ..audio.log_mel import log_mels
+from ..audio.spectrogram import log_mel_arrays
 from ..checkpoints import ct2_folder, locate
-from ..checkpoints.conversion import precision, supported
+from ..checkpoints.compute_types import precision, supported
 from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
 from ..devices import available_memory, decoding_threads, multiplies_bfloat16
@@ -28,7 +28,6 @@ from ..tokenizer import Tokenizer
 from ..types import TEXT_CONTEXT, Decoded, Decoding, Window
 from . import Engine
 from .batched import BatchedEngine, SampledSequence, TokenTimes, best_sequence
-from .pytorch.encoder import Encoder, load_encoder
 from .rules import (
     LAST_TIMESTAMP,
     AlignmentText,
@@ -38,6 +37,9 @@ from .rules import (
     prompt_length,
     suppressed_tokens,
 )
+
+if TYPE_CHECKING:
+    from .pytorch.encoder import Encoder
 
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
@@ -92,8 +94,10 @@ def precisions(device: str) -> tuple[str, ...]:
 
 def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
     """PyTorch's encoder in bfloat16, where it is faster: for int8, on a processor that multiplies bfloat16, from a checkpoint in floats."""
-    if not compute_type.startswith("int8") or not multiplies_bfloat16() or (is_ct2(checkpoint) and not is_float(checkpoint)):
+    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not multiplies_bfloat16():
         return None
+    from .pytorch.encoder import load_encoder  # here: this engine works without PyTorch
+
     return load_encoder(checkpoint)
 
 
@@ -142,7 +146,7 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
             max_batch=max_batch,
             description={
                 "model": name,
-                "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+                "device": _gpu_name() if device == "cuda" else "cpu",
                 "precision": model.compute_type,
                 "encoder": "torch bfloat16" if encoder else model.compute_type,
                 "threads": threads,
@@ -174,10 +178,10 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
         return [result for _, result in sorted(zip(by_prompt, decoded, strict=True), key=itemgetter(0))]
 
     def _encode(self, model: Whisper, windows: Sequence[Window]) -> StorageView:
-        mels = log_mels(windows, self.n_mels)
+        mels = log_mel_arrays(windows, self.n_mels)
         if self._encoder:
-            return StorageView.from_array(self._encoder(mels).numpy())
-        return model.encode(StorageView.from_array(mels.numpy()), to_cpu=False)
+            return StorageView.from_array(self._encoder(mels))
+        return model.encode(StorageView.from_array(mels), to_cpu=False)
 
     def _detect_languages(self, model: Whisper, features: StorageView, indices: list[int]) -> Iterator[Mapping[str, float]]:
         for probabilities in model.detect_language(_rows(features, indices)):
@@ -245,6 +249,12 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
             sampling_temperature=decoding.temperature or 1.0,
         )
         return results
+
+
+def _gpu_name() -> str:
+    import torch  # here: on a CPU this engine works without it
+
+    return torch.cuda.get_device_name()
 
 
 def _best(decoding: Decoding, result: WhisperGenerationResult) -> SampledSequence:

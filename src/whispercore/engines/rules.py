@@ -8,14 +8,14 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, groupby
 
-from whisper.audio import TOKENS_PER_SECOND
-
 from ..errors import EngineError, OutOfMemory
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, complete_segments
-from ..types import HOP, MAX_PROMPT, Decoded, Decoding, Window
+from ..types import FRAMES_PER_SECOND, HOP, MAX_PROMPT, Decoded, Decoding, Window
 
 LAST_TIMESTAMP = 1500
 """<|30.00|> in steps of 0.02 s."""
+_STEPS_PER_SECOND = FRAMES_PER_SECOND // 2
+"""Of the encoder's output."""
 _NO_MEMORY = ("out of memory", "allocate memory", "available memory", "bad_alloc", "resource_exhausted", "alloc_failed")
 """Parts of the messages of runtimes that lack memory. Most of them have no exception of its own for that."""
 
@@ -123,7 +123,7 @@ def text_to_align(tokenizer: Tokenizer, window: Window, decoded: Decoded) -> Ali
 
 def with_times(decoded: Decoded, steps: Sequence[int], probs: Sequence[float]) -> Decoded:
     """`decoded` with the times and probabilities of its tokens. `steps`: of the encoder's output, 0.02 s each."""
-    times = tuple(max(step, 0) / TOKENS_PER_SECOND for step in steps)
+    times = tuple(max(step, 0) / _STEPS_PER_SECOND for step in steps)
     return replace(decoded, token_times=times, token_probs=tuple(probs))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..audio.parts import Part
 from ..audio.recording import Recording
 from ..options import Options
 from ..transcript.tasks import RecordingLanguage
@@ -41,7 +42,7 @@ class Assembly:
             self._early = [segment for segment in self._early if segment.start >= until]
         return bool(parts)
 
-    def transcript(self, options: Options, language: RecordingLanguage, recordings: Sequence[Recording]) -> Transcript:
+    def transcript(self, options: Options, language: RecordingLanguage, recordings: Sequence[Recording | Part]) -> Transcript:
         """The whole transcript, when all tracks are over.
 
         `recordings`: each pass over the recording, read to its end.
@@ -58,3 +59,28 @@ class Assembly:
             language_probability=language.probability,
             audio_tracks=audio_tracks if len(audio_tracks) > 1 else (),
         )
+
+
+def joined(parts: Sequence[Transcript]) -> Transcript:
+    """The transcript of a recording from those of its parts, in order. The language is that of the first part with words."""
+    spoken = next((part for part in parts if part.segments), parts[0])
+    segments = tuple(segment for part in parts for segment in part.segments)
+    return replace(
+        parts[-1],
+        text="".join(segment.text for segment in segments).strip(),
+        language=spoken.language,
+        language_probability=spoken.language_probability,
+        segments=segments,
+        dropped=tuple(sorted((dropped for part in parts for dropped in part.dropped), key=lambda dropped: dropped.start)),
+    )
+
+
+def in_another_language(parts: Sequence[Transcript]) -> list[int]:
+    """The parts, by number, to transcribe again in the language of `joined`, when no language was asked for.
+
+    A part detects the language by its own first words. A part without words may have lost some, in any language.
+    """
+    language = joined(parts).language
+    first = next((number for number, part in enumerate(parts) if part.segments), len(parts))
+    later = [(number, part) for number, part in enumerate(parts) if number > first]
+    return [number for number, part in later if (part.language != language if part.segments else part.dropped)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from ..audio.cutting import cut_incrementally
-from ..audio.packing import pack_chunks
+from ..audio.packing import PackedWindow, pack_chunks
+from ..audio.parts import Part
 from ..audio.probing import Prober
 from ..audio.source import Source
 from ..audio.threads import AudioThreads
@@ -67,7 +68,7 @@ class Job:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Part,
         options: Options,
         runtime: Runtime,
         place: Place,
@@ -176,8 +177,11 @@ class Job:
         options, runtime, threads = self.options, self._runtime, self._runtime.audio_threads
         if options.strategy == "sequential":
             return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels, threads)
-        chunks = cut_incrementally(self._passes.open(channel).blocks(), options, threads)
-        windows = pack_chunks(chunks, alone=options.multilingual)
+        if part := self._passes.part:
+            windows: Iterable[PackedWindow | None] = part.windows
+        else:
+            chunks = cut_incrementally(self._passes.open(channel).blocks(), options, threads)
+            windows = pack_chunks(chunks, alone=options.multilingual)
         fill_gaps = not runtime.fixed_tokens
         return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, fill_gaps=fill_gaps)
 

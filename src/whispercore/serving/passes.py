@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..audio.parts import Part
 from ..audio.probing import Prober
 from ..audio.recording import Recording, open_recording
 from ..audio.source import Source
@@ -16,16 +17,22 @@ MAX_CHANNELS = 8
 """Channels that can be transcribed apart, at most."""
 
 
+def is_divisible(options: Options) -> bool:
+    """Whether a recording can be transcribed in parts: its windows do not depend on each other, and are read once."""
+    return options.strategy == "chunked" and options.channels == "mono"
+
+
 class Passes:
     """The passes over one recording: one for each channel that is transcribed apart, two for the strategy `sequential`.
 
-    `recordings`: every pass that has been opened. `duration`: seconds by the header; `expected_duration`: else by the bit
-    rate; None when there is neither, and before `open_first`.
+    `part`: a part of a recording, which has been read already, in place of passes; else None. `recordings`: every pass
+    that has been opened, or the part. `duration`: seconds by the header; `expected_duration`: else by the bit rate; None
+    when there is neither, and before `open_first`.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Part,
         options: Options,
         max_seconds: float,
         threads: AudioThreads | None = None,
@@ -34,10 +41,11 @@ class Passes:
         is_cancelled: Callable[[], bool] | None = None,
     ) -> None:
         """`prober`: opens the upload in another process first; for uploads of strangers. `is_cancelled`: stop reading."""
-        self.recordings: list[Recording] = []
+        self.part = source if isinstance(source, Part) else None
+        self.recordings: list[Recording | Part] = []
         self.duration: float | None = None
         self.expected_duration: float | None = None
-        self._source: Source | None = source
+        self._source: Source | None = None if isinstance(source, Part) else source
         self._options = options
         self._max_seconds = max_seconds
         self._threads = threads
@@ -48,11 +56,17 @@ class Passes:
     def open_first(self) -> Sequence[int | None]:
         """Open the recording. Returns the channels to transcribe, None for all of them mixed into one.
 
-        Raises WhisperError as `open_recording` does, InvalidRequest for too many channels.
+        Raises WhisperError as `open_recording` does, InvalidRequest for too many channels, and for a part with options that
+        need the whole recording.
         """
         options = self._options
-        is_read_once = options.strategy == "chunked" and options.channels == "mono"
-        if not is_read_once and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
+        if self.part is not None:
+            if not is_divisible(options):
+                raise InvalidRequest("a part of a recording has no channels, and only the strategy chunked takes it", param="file")
+            self.recordings.append(self.part)
+            self.duration = self.expected_duration = self.part.duration
+            return (None,)
+        if not is_divisible(options) and not isinstance(self._source, bytes | bytearray | memoryview | str | Path | None):
             self._source = self._source.read()  # an open file has one position, so passes cannot share it
         if self._prober and self._source is not None:
             self._prober.check(self._source)
@@ -76,7 +90,7 @@ class Passes:
         """Close every pass and let go of the upload."""
         for recording in self.recordings:
             recording.close()
-        self._source = None
+        self._source = self.part = None
 
     def _open(self, channel: int | None) -> Recording:
         assert self._source is not None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..api.values import read_options
+from ..audio.parts import Part
 from ..audio.probing import Prober
 from ..audio.source import Source, byte_count
 from ..audio.threads import AudioThreads
@@ -90,7 +91,7 @@ class Transcriber:
 
     def submit(
         self,
-        source: Source,
+        source: Source | Part,
         options: Options,
         *,
         client: str = "",
@@ -110,7 +111,8 @@ class Transcriber:
         _check_model(self.engine, options)
         _check_cost(self.settings, options)
         prober = self.prober if probe else None
-        place = self.admission.enter(client, min(byte_count(source) / BYTES_PER_SECOND, self.settings.max_audio_seconds))
+        seconds = source.duration if isinstance(source, Part) else byte_count(source) / BYTES_PER_SECOND
+        place = self.admission.enter(client, min(seconds, self.settings.max_audio_seconds))
         job = Job(source, options, self._runtime, place, prober=prober, on_end=self._forget, on_news=on_news, on_progress=on_progress)
         with self._lock:
             self._jobs.add(job)

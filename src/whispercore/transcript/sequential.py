@@ -16,8 +16,8 @@ from itertools import pairwise
 import numpy as np
 
 from ..audio.cutting import speech
-from ..audio.log_mel import loudest
 from ..audio.recording import Recording
+from ..audio.spectrogram import loudest
 from ..audio.threads import AudioThreads
 from ..options import Options
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, complete_segments

@@ -65,6 +65,31 @@ def test_an_unknown_option_header() -> None:
     parse({"body": SOUND}, {"X-Other": "5"})
 
 
+@pytest.mark.parametrize(
+    ("content_type", "language"),
+    [
+        ("audio/flac; x-whisper-language=en", "en"),
+        ('audio/webm;codecs=opus; X-Whisper-Language="de"', "de"),
+        ("audio/flac; x-whisper-initial-prompt*=utf-8''Gr%C3%BC%C3%9Fe; x-whisper-language=fr", "fr"),
+        ("audio/L16; rate=16000; channels=1", None),
+        ("audio/flac;;; =; x-whisper-language=en", "en"),
+    ],
+)
+def test_options_may_be_parameters_of_content_type(content_type: str, language: str | None) -> None:
+    """SageMaker forwards Content-Type, and no other header of the client's."""
+    options = parse({"body": SOUND}, {"content-type": content_type}).options
+    assert options.language == language
+    assert options.initial_prompt == ("Grüße" if "prompt" in content_type else None)
+
+
+def test_an_error_names_the_parameter_of_content_type() -> None:
+    header = {"Content-Type": "audio/flac; x-whisper-beam-size=99"}
+    assert refused({"body": SOUND}, header).param == "x-whisper-beam-size"
+    assert refused({"body": SOUND}, {"Content-Type": "audio/flac; x-whisper-beams=5"}).param == "x-whisper-beams"
+    twice = refused({"body": SOUND}, {"Content-Type": "audio/flac; x-whisper-language=en", "X-Whisper-Language": "en"})
+    assert "given twice" in twice.message
+
+
 def test_an_unknown_field_gets_a_suggestion() -> None:
     error = refused({"file": SOUND, "beam_sise": b"5"})
     assert (error.status, error.param, error.code) == (400, "beam_sise", "unknown_parameter")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.unit.audio.test_recording import encode
-from whispercore.audio import budget, open_recording, read_samples
+from whispercore.audio import budget, open_recording, probing, read_samples
 from whispercore.audio.probing import Prober
 from whispercore.audio.tags import MAX_COMMENTS
 from whispercore.errors import Cancelled, UnreadableAudio
@@ -169,6 +169,64 @@ def test_opening_that_takes_too_long_is_ended(file: bytes, prober: Prober) -> No
     prober.close()
 
 
+@pytest.fixture
+def poisoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Sets what the other process does with a file that begins with POISON: statements with the names `os` and `signal`."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def poison(deed: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import os, signal, sys, time\nsys.path.insert(0, {str(SAMPLES.parent / 'src')!r})\n"
+            "import whispercore.audio.recording as recording\nplain = recording.open_recording\n"
+            f"def opened(file):\n    file.seek(0)\n    if file.read(6) == b'POISON':\n        {deed}\n    return plain(file)\n"
+            "recording.open_recording = opened\n"
+        )
+
+    return poison
+
+
+POISON = b"POISON" + bytes(100_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "makes FFmpeg crash"),
+        ("os.abort()", "makes FFmpeg crash"),
+        ("while True: pass", "more than 1 s of processor time"),
+        ("time.sleep(600)", "more than 1 s of processor time"),
+        ("bytearray(64 << 30)", "more memory than is allowed"),
+    ],
+)
+def test_a_file_that_ends_or_hangs_the_other_process_is_refused(
+    deed: str, reason: str, poisoned: Callable[[str], None], prober: Prober, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing, "WAIT_SECONDS", 5.0)
+    poisoned(deed)
+    with pytest.raises(UnreadableAudio, match=reason):
+        prober.check(POISON)
+    prober.check(MP3 * 4)
+    prober.close()
+
+
+@pytest.mark.slow
+def test_a_file_is_tried_again_when_the_other_process_is_killed_from_outside(
+    poisoned: Callable[[str], None], prober: Prober, tmp_path: Path
+) -> None:
+    first = tmp_path / "tried"
+    poisoned(f"open({str(first)!r}, 'x').close(); os.kill(os.getpid(), signal.SIGKILL)")
+    prober.check(POISON)  # the second attempt fails as no audio, which is found again when the file is read
+    assert first.exists()
+    first.unlink()
+    poisoned("os.kill(os.getpid(), signal.SIGKILL)")
+    prober.close()
+    again = Prober(processes=1, seconds=1)
+    with pytest.raises(UnreadableAudio, match="makes FFmpeg crash"):
+        again.check(POISON)
+    again.close()
+
+
 def test_where_no_process_can_be_started_files_are_not_tried(
     prober: Prober, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,6 +235,20 @@ def test_where_no_process_can_be_started_files_are_not_tried(
     prober.check(MP3 * 4)
     prober.check(MP3 * 4)
     assert caplog.text.count("are not opened in another process first") == 1
+    prober.close()
+
+
+@pytest.mark.slow
+def test_when_no_process_can_be_started_for_a_while_later_files_are_tried_again(prober: Prober, monkeypatch: pytest.MonkeyPatch) -> None:
+    prober.check(MP3 * 4)
+    process = prober._idle.get()
+    process.kill()
+    prober._idle.put(process)
+    with monkeypatch.context() as shortage:
+        shortage.setattr("sys.executable", "/bin/false")
+        prober.check(matroska(60_000))  # not tried
+    with pytest.raises(UnreadableAudio, match="opening the file takes more"):
+        prober.check(matroska(60_000))
     prober.close()
 
 

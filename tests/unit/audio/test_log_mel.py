@@ -12,8 +12,9 @@ import whisper
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whispercore.audio.log_mel import log_mel, log_mels, log_mels_batched, loudest
+from whispercore.audio.log_mel import log_mel, log_mels, log_mels_batched
 from whispercore.audio.recording import read_samples
+from whispercore.audio.spectrogram import log_mel_arrays, loudest
 from whispercore.types import WINDOW_SAMPLES, Decoding, Samples, Window
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -123,8 +124,10 @@ def test_a_batch_is_its_windows() -> None:
 
 @pytest.mark.parametrize("n_mels", [80, 128])
 def test_windows_together_have_the_same_frames(n_mels: int) -> None:
-    """A batch, as a GPU computes it: the lengths and maxima of the other windows do not change a window."""
+    """A batch, as a GPU computes it and as NumPy does: the other windows' lengths and maxima do not change a window."""
     recording = noise(40 * 16_000 + 77)
     cuts = [cut(recording, seek, frames) for seek, frames in ((0, 3000), (0, 700), (1234, 3000), (3999, 3000))]
     windows = [*cuts, cut(recording, 1000, 500, 1.5), *(Window(recording[:length], 0.0, Decoding()) for length in (1, 159, 160, 16_001))]
     assert torch.allclose(log_mels_batched(windows, n_mels, "cpu"), log_mels(windows, n_mels), atol=1e-5)
+    numpy = torch.from_numpy(log_mel_arrays(windows, n_mels))
+    torch.testing.assert_close(numpy, log_mels(windows, n_mels), rtol=0, atol=2e-5)

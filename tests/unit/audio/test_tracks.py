@@ -12,7 +12,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.unit.audio.test_recording import mux
+from tests.unit.audio.test_recording import encode, mux, sweep
 from whispercore.api.reply import render
 from whispercore.api.values import read_options
 from whispercore.audio.recording import open_recording
@@ -133,3 +133,14 @@ def test_hundreds_of_tracks_and_titles_of_several_lines_are_told_shortly() -> No
         (warning,) = recording.warnings
         assert len(recording.tracks) == 41
     assert len(warning) < 400 and warning.isprintable() and "and 25 more" in warning
+
+
+@pytest.mark.parametrize("codec", ["mp2", "ac3"])
+def test_tracks_that_begin_on_the_way_are_left_out(codec: str) -> None:
+    """Two programmes of a broadcast, one after the other: a receiver begins a new track where the second one begins."""
+    first, second = (
+        encode(sweep(1.0, 48_000), "mpegts", codec, 48_000, options={"mpegts_start_pid": pid, "mpegts_pmt_start_pid": table})
+        for pid, table in (("256", "4096"), ("512", "4098"))
+    )
+    with open_recording(first + second) as recording:
+        assert sum(map(len, recording.blocks())) / SAMPLE_RATE == pytest.approx(1.0, abs=0.1)

@@ -298,8 +298,17 @@ def test_percentiles() -> None:
 
 
 def test_drift_is_the_largest_change_after_the_warm_up() -> None:
-    figures = soak.summary([(0, 100.0), (100, 500.0), (200, 400.0), (300, 404.0), (400, 392.0)])
+    worker = [(0, 100.0), (100, 500.0), (200, 400.0), (300, 404.0), (400, 392.0)]
+    figures = soak.summary([(number, {"worker": megabytes}) for number, megabytes in worker])
     assert (figures["drift"], figures["low_mb"], figures["high_mb"]) == (0.02, 392.0, 404.0)
+
+
+def test_the_slope_of_each_process_is_that_of_the_second_half() -> None:
+    measured = [(number, {"worker": 100.0 + min(number, 500), "jvm": 200.0 + number / 100}) for number in range(0, 1001, 100)]
+    processes = soak.summary([*measured[:-1], (1000, measured[-1][1] | {"prober": 1.0})])["processes"]
+    assert processes.keys() == {"worker", "jvm"}, "only what was there all the time"
+    assert processes["worker"] == {"start_mb": 100.0, "half_mb": 600.0, "end_mb": 600.0, "mb_per_1000": 0.0}
+    assert processes["jvm"]["mb_per_1000"] == pytest.approx(10.0)
 
 
 class _Constant:

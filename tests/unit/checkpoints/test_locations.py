@@ -60,6 +60,30 @@ def test_folders_are_found_by_name(tmp_path: Path, name: str, folder: str, files
         locate(Settings(model="none", models_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize(
+    "files", [["tuned.pt"], ["tuned/model.safetensors", "tuned/config.json"], ["tuned/model.bin"], ["tuned/decoder.onnx"]]
+)
+def test_a_folder_that_holds_one_checkpoint_is_that_checkpoint(tmp_path: Path, files: list[str]) -> None:
+    """As SageMaker and others unpack a model. Scripts beside it do not count."""
+    for file in [*files, "code/inference.py", "notes.txt"]:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"x")
+    settings = choose_model(Settings(model=str(tmp_path)))
+    assert settings.model_id == "tuned"
+    assert locate(Settings(model=str(tmp_path))) == tmp_path / Path(files[0]).parts[0]
+
+
+def test_a_folder_that_holds_several_checkpoints_or_none_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(b"x")
+    with pytest.raises(ConfigurationError, match=r"no checkpoint in .*, which holds weights.bin: a checkpoint is a .pt file or a folder"):
+        locate(Settings(model=str(tmp_path)))
+    for name in ("a.pt", "b.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigurationError, match=r"holds several checkpoints: a.pt, b.pt; set WHISPER_MODEL to the path of one"):
+        locate(Settings(model=str(tmp_path)))
+    assert locate(Settings(model=str(tmp_path / "b.pt"))) == tmp_path / "b.pt"
+
+
 def test_a_missing_model_says_what_there_is_and_how_to_get_it(settings: Settings) -> None:
     with pytest.raises(ConfigurationError, match=r"large-v3-turbo\.pt.*: small-random; get it: python3 clients/download_model\.py turbo"):
         locate(replace(settings, model="turbo"))

@@ -20,7 +20,7 @@ from whispercore.checkpoints import (
     prepare,
     write_random,
 )
-from whispercore.checkpoints.conversion import precision
+from whispercore.checkpoints.compute_types import precision
 from whispercore.engines import load_engine
 from whispercore.errors import ConfigurationError
 from whispercore.settings import Settings

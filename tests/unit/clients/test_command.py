@@ -52,6 +52,12 @@ def test_the_subcommands_are_listed() -> None:
         assert done.returncode == 2 and done.stderr.endswith(f"error: {message}\n")
 
 
+def test_every_subcommand_is_a_function_of_a_client() -> None:
+    for target, _ in command.SUBCOMMANDS.values():
+        module, _, function = target.partition(".")
+        assert f"\ndef {function}(" in (CLIENTS / f"{module}.py").read_text(encoding="utf-8")
+
+
 def test_no_server_is_one_clear_line() -> None:
     done = run("transcribe", "samples/timer.flac", "--url", "http://127.0.0.1:9/predictions/whisper")
     assert done.returncode == 1
@@ -63,4 +69,4 @@ def test_no_server_is_one_clear_line() -> None:
 def test_a_missing_package_is_one_clear_line() -> None:
     done = run("transcribe", "samples/timer.flac", flags=("-S",))
     assert done.returncode == 1
-    assert done.stderr == "error: whispercore transcribe needs the package requests: pip install 'whispercore[clients]'\n"
+    assert done.stderr == "error: whispercore transcribe needs the package requests: pip install whispercore\n"

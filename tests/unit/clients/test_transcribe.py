@@ -6,8 +6,6 @@ import importlib.util
 import io
 import json
 import os
-import pty
-import select
 import shutil
 import signal
 import socket
@@ -40,6 +38,8 @@ import recordings  # noqa: E402
 import soundtrack  # noqa: E402
 import transcribe  # noqa: E402
 import transcript  # noqa: E402
+
+from tests.unit.clients.terminals import on_a_terminal, read_until  # noqa: E402
 
 BUSY = json.dumps({"error": {"message": "too many requests are open", "type": "server_error", "param": None, "code": "overloaded"}})
 TORCHSERVE = json.dumps({"code": 503, "type": "ServiceUnavailableException", "message": "no worker is available"})
@@ -580,26 +580,6 @@ def test_json_is_the_transcript_without_the_stream_around_it(
 ) -> None:
     assert transcribe.main([files[0], "--url", server.url("predictions/whisper"), "--format", wanted]) == 0
     assert json.loads(capsys.readouterr().out) == {"text": "Grüße", "duration": 60.0, "language": "de", "model": "base"}
-
-
-def on_a_terminal(*arguments: str) -> tuple[subprocess.Popen[bytes], int]:
-    """transcribe.py with a terminal of 120 columns as its standard error."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
-    command = [sys.executable, str(CLIENTS / "transcribe.py"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
-    os.close(theirs)
-    return process, ours
-
-
-def read_until(terminal: int, wanted: str, seconds: float = 30) -> str:
-    """What has appeared on the terminal once `wanted` has."""
-    said, deadline = "", time.monotonic() + seconds
-    while wanted not in said:
-        assert time.monotonic() < deadline, f"{wanted!r} did not appear in {said!r}"
-        if select.select([terminal], [], [], 0.1)[0]:
-            said += os.read(terminal, 65536).decode()
-    return said
 
 
 def test_a_bar_on_a_terminal(server: Server, files: list[str]) -> None:

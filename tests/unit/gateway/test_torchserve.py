@@ -93,6 +93,7 @@ def test_the_upload_goes_by_the_spool_and_the_fields_as_json(served: Served) -> 
         ((503, "application/json", OWN_503), 503, "overloaded"),
         ((507, "application/json", OWN_503), 503, "overloaded"),
         ((500, "application/json", b'{"code": 500, "message": "Worker died."}'), 500, "worker_died"),
+        ((507, "application/json", b'{"code": 507, "message": "Worker died."}'), 500, "worker_died"),
         ((500, "text/html", b"<h1>"), 500, "worker_died"),
         (
             (422, "application/json", b'{"error":{"message":"m","type":"t","param":null,"code":"unreadable_audio"}}'),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,6 +45,7 @@ def test_the_configuration_is_config_properties() -> None:
     [
         *("models/nano.pt", "models/tuned/model.safetensors", "models/owner/name/model.bin", "converted/nano-0-int8/model.bin"),
         *("converted/nano-0-float32-onnx/decoder.onnx", "own/config.json", "own/model-00001-of-00002.safetensors"),
+        *("own/tuned.pt", "own/tuned/model.bin"),
     ],
 )
 def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
@@ -57,6 +60,28 @@ def test_a_checkpoint_is_looked_at_again_when_any_of_its_files_changes(tmp_path:
         fingerprints += [checkpoint._fingerprint(tmp_path), checkpoint._fingerprint(tmp_path)]
     empty, first, same_first, second, same_second = fingerprints
     assert first == same_first and second == same_second and len({empty, first, second}) == 3
+
+
+def test_a_temporary_folder_whose_path_is_too_long_for_sockets_ends_the_start(tmp_path: Path) -> None:
+    def check(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        any_ports = {f"TS_{name}_ADDRESS": f"http://127.0.0.1:{port}" for name, port in free_ports().items()}
+        preflight.check(
+            Configuration.load(
+                ENVIRONMENT | any_ports | {"LOG_LOCATION": str(tmp_path), "TEMP": str(folder), "WHISPER_GATEWAY_ADDRESS": "off"}
+            )
+        )
+
+    with tempfile.TemporaryDirectory() as short:
+        check(Path(short, "a" * (preflight.LONGEST_TEMP - len(short) - 1)))
+        with pytest.raises(StartError, match=r"too long a path for sockets: set TEMP to .* at most 63 bytes"):
+            check(Path(short, "a" * (preflight.LONGEST_TEMP - len(short))))
+
+
+def free_ports() -> dict[str, int]:
+    with contextlib.ExitStack() as stack:
+        names = ("INFERENCE", "MANAGEMENT", "METRICS")
+        return {name: stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for name in names}
 
 
 def test_a_misspelt_variable_ends_the_start() -> None:

@@ -73,6 +73,25 @@ def test_it_starts_from_a_folder_that_has_a_package_of_the_same_name(tmp_path: P
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(
+    ("files", "model", "served"),
+    [
+        ([], "the-images-own", "the-images-own"),
+        (["code/inference.py"], "the-images-own", "the-images-own"),
+        (["tuned.pt"], "the-images-own", "ml/model"),
+        (["tuned.pt"], "", "ml/model"),
+        (["a.pt", "b.pt"], "ml/model/b.pt", "ml/model/b.pt"),
+    ],
+)
+def test_weights_in_sagemakers_folder_replace_the_images_own(tmp_path: Path, files: list[str], model: str, served: str) -> None:
+    for file in files:
+        (tmp_path / "ml" / "model" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ml" / "model" / file).write_bytes(b"x")
+    named = tmp_path / model if model else ""
+    done = run('use_sagemaker_model; echo "$WHISPER_MODEL"', SAGEMAKER_BASE_DIR=tmp_path / "ml", WHISPER_MODEL=named)
+    assert (done.stdout, done.stderr) == (f"{tmp_path / served}\n", "")
+
+
 def test_the_engines_with_packages_of_their_own_are_the_catalogues() -> None:
     """setup.sh runs before there is a Python to import the catalogue with, and in the image without src/."""
     assert run('echo "${EXTRA_ENGINES[@]}"').stdout.split() == list(EXTRAS)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from ...checkpoints import load_checkpoint
+from ...types import Samples
 from .model import load_model
 
-Encoder = Callable[[Tensor], Tensor]
+Encoder = Callable[[Samples], Samples]
 """Log-mel float32 (windows, mels, 3000) → features float32 (windows, 1500, width)."""
 
 
@@ -28,9 +28,10 @@ def load_encoder(path: Path) -> Encoder:
     empty = loaded.embedding.new_empty(0)
     model = replace(loaded, embedding=empty, unembed=replace(loaded.unembed, weight=empty))
 
-    def encode(mels: Tensor) -> Tensor:
+    def encode(mels: Samples) -> Samples:
         # one window at a time: its activations fit into a core's cache, those of a batch do not
         with torch.inference_mode():
-            return torch.cat([model.encode(mel[None]) for mel in mels]).float()
+            features: Samples = torch.cat([model.encode(mel[None]) for mel in torch.from_numpy(mels)]).float().numpy()
+        return features
 
     return encode

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ...audio.log_mel import frame_range, log_mels, log_mels_of, loudest_or_nan
+from ...audio.log_mel import log_mels, log_mels_of
+from ...audio.spectrogram import frame_range, loudest_or_nan
 from ...tokenizer import Tokenizer
 from ...types import WINDOW_FRAMES, Decoding, Window
 from ..noise import streams

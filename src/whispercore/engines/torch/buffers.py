@@ -36,7 +36,7 @@ class AdmissionBuffers:
     """One row a window. `numbers` (windows, 13) and `reals` (windows, 3): their columns are named above.
 
     `slot`; `sot`: the position of <|startoftranscript|>; `detect`: whether to detect the language after it;
-    `first_frame`, `searched_frames`, `kept_frames` and `loudest`: see `log_mel.frame_range`; the others as in
+    `first_frame`, `searched_frames`, `kept_frames` and `loudest`: see `spectrogram.frame_range`; the others as in
     `state.Rows`. `tokens` (windows, LENGTH + 1): the start sequence; `candidates` (windows, languages): the languages to
     choose from; `suppressed` (windows, vocabulary); `audio` (windows, SAMPLES).
     """
