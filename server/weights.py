@@ -1,4 +1,4 @@
-"""Chooses the checkpoint to serve, and fetches it with clients/download_model.py when it is missing."""
+"""Chooses the checkpoints to serve, and fetches them with clients/download_model.py when they are missing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 from catalogue import AUTO, NANO, paths, unknown
+
+from whispercore.settings import first_model, split_models
 
 from . import ROOT
 from .configuration import MODEL_CONFIG, StartError, is_path
@@ -25,12 +27,38 @@ _UNREACHABLE = 4
 
 
 def provide(stop: StopSignals) -> bool:
-    """Set WHISPER_MODEL and WHISPER_MODELS_DIR to a checkpoint that exists, and fetch one when it is missing.
+    """Set WHISPER_MODEL, WHISPER_MODELS and WHISPER_MODELS_DIR to checkpoints that exist, and fetch those that are missing.
 
-    Returns False after a stop signal. Raises StartError when the checkpoint is missing and cannot be fetched.
+    Returns False after a stop signal. Raises StartError when a checkpoint is missing and cannot be fetched.
     """
-    model = _setting("model", AUTO)
-    if _setting("engine", AUTO) == "fake" or is_path(model, Path.cwd()):
+    if _setting("engine", AUTO) == "fake":
+        return True
+    models = split_models(_setting("models", ""))
+    first = first_model(_setting("model", AUTO), models)
+    folders = {name: _provide_other(name, stop) for name in models if name not in (AUTO, first)}
+    if not _provide_first(first, stop):
+        return False
+    served = Path(os.environ["WHISPER_MODELS_DIR"])
+    others = (name if folder in (None, served) else str(_checkpoint(folder, name)) for name, folder in folders.items())
+    if models:
+        os.environ["WHISPER_MODELS"] = ",".join(others)
+    return not stop.requested
+
+
+def _provide_other(name: str, stop: StopSignals) -> Path | None:
+    """The folder that holds a model of the list; None for a path, and after a stop signal. Raises StartError when it cannot be fetched."""
+    if stop.requested or is_path(name, Path.cwd()):
+        return None
+    folder = _folder_of(name) or _fetch(name, stop)
+    if not (folder or stop.requested):
+        raise _unavailable(name)
+    return folder
+
+
+def _provide_first(model: str, stop: StopSignals) -> bool:
+    """`provide` for the model that is loaded at the start."""
+    if is_path(model, Path.cwd()):
+        os.environ["WHISPER_MODEL"] = model
         return True
     for name in PREFERRED[_device()] if model == AUTO else (model,):
         folder = _folder_of(name) or _fetch(name, stop)
@@ -40,7 +68,7 @@ def provide(stop: StopSignals) -> bool:
             os.environ.update(WHISPER_MODEL=name, WHISPER_MODELS_DIR=str(folder))
             return True
     if model != AUTO:
-        raise StartError(f"no checkpoint at {_folders()[0] / paths(model)[0]}, and it cannot be fetched (see above): {_fetch_hint(model)}")
+        raise _unavailable(model)
     os.environ["WHISPER_MODEL"] = NANO
     return True
 
@@ -76,7 +104,12 @@ def _folders() -> tuple[Path, Path]:
 
 def _folder_of(name: str) -> Path | None:
     """The first of the folders that holds a checkpoint of this name, or None."""
-    return next((folder for folder in _folders() if any(_is_checkpoint(folder / path) for path in paths(name))), None)
+    return next((folder for folder in _folders() if _checkpoint(folder, name)), None)
+
+
+def _checkpoint(folder: Path, name: str) -> Path | None:
+    """The checkpoint of this name in a folder, or None."""
+    return next((folder / path for path in paths(name) if _is_checkpoint(folder / path)), None)
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -105,6 +138,11 @@ def _fetch(name: str, stop: StopSignals) -> Path | None:
     if child.wait() not in (0, _UNREACHABLE) and not stop.requested:
         raise StartError(f"'{name}' cannot be put into {folder}: see above")
     return folder if child.returncode == 0 else None
+
+
+def _unavailable(model: str) -> StartError:
+    path = _folders()[0] / paths(model)[0]
+    return StartError(f"no checkpoint at {path}, and it cannot be fetched (see above): {_fetch_hint(model)}")
 
 
 def _writable(folder: Path) -> bool:

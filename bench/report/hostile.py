@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,8 @@ def readme(folder: Path = RESULTS) -> str:
     kills = [kill for kill in result["kills"] if kill["signal"] == "SIGKILL"]
     if kills:
         lines.append(f"After a kill -9 of a process the next good reply came within {max(kill['good_seconds'] for kill in kills):.0f} s.")
-    return "\n".join(lines) + "\nMeasured by `python -m bench hostile`: [docs/measured.md](docs/measured.md#attacks).\n"
+    lines.append("Measured by `python -m bench hostile`: [docs/measured.md](docs/measured.md#attacks).")
+    return textwrap.fill(" ".join(lines), 118, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def update(page: Path = MEASURED, folder: Path = RESULTS) -> None:

@@ -200,7 +200,7 @@ def _transcribe(
     results = {SUFFIXES[output.formats[0]]: response}
     for name in output.formats[1:]:
         reply = replace(opened.attachment.request.reply, response_format=name)
-        body = render(transcript, reply, tokenizer=opened.tokenizer, model=opened.model)
+        body = render(transcript, reply, tokenizer=opened.job.tokenizer, model=opened.model)
         results[SUFFIXES[name]] = replace(response, content_type=body.content_type, payload=body.payload)
     places = _write(objects, output, record, results)
     _forget_error(objects, output, record)

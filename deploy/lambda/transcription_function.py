@@ -61,7 +61,7 @@ class Function:
 
     def close(self) -> None:
         """Free the model."""
-        self.intake.transcriber.close()
+        self.intake.models.close()
 
     def _http(self, event: Mapping[str, Any], request_id: str, deadline: Deadline) -> Any:
         try:

@@ -82,12 +82,26 @@ def multiplies_bfloat16() -> bool:
 
 def available_memory() -> int:
     """Bytes of memory available to this process: the machine's available memory, at most the container's limit."""
+    return _memory("MemAvailable")
+
+
+def device_memory(device: str) -> int:
+    """Bytes of memory of the first GPU, or for `cpu` of the machine, at most the container's limit."""
+    if device == "cpu":
+        return _memory("MemTotal")
+    import torch  # here: a CPU needs no torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _memory(name: str) -> int:
+    """Bytes in this line of the machine's memory, at most the container's limit."""
     fields = dict(line.split(":") for line in _MEMORY.read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    size = int(fields[name].split()[0]) * 1024
     try:
-        return min(available, int(_CONTAINER_LIMIT.read_text()))
+        return min(size, int(_CONTAINER_LIMIT.read_text()))
     except (OSError, ValueError):  # no container, or "max"
-        return available
+        return size
 
 
 def _siblings(core: int) -> str:

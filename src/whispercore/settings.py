@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +13,8 @@ from .catalogue import ENGINES
 from .errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "WHISPER_"
+AUTO = "auto"
+"""The setting `model` that chooses the best model there is."""
 OTHER_VARIABLES = (
     *("STATE_DIR", "VENV", "PYTHON", "TORCH", "LOCKED", "GRACE_SECONDS", "CONSOLE_LEVEL"),
     *("OPEN_REQUESTS_FILE", "CLOSING_FILE", "DOWNLOAD_URL", "SPEECH_DATA", "IMAGE_TESTS", "IMAGE_BUILD"),
@@ -42,7 +44,18 @@ class Settings:
     """
 
     model: str = _setting(
-        "auto", "the path of a checkpoint, or its name in models_dir; auto: base (on a GPU large-v3-turbo), or nano if that is missing"
+        AUTO, "the path of a checkpoint, or its name in models_dir; auto: base (on a GPU large-v3-turbo), or nano if that is missing"
+    )
+    models: str = _setting(
+        "", "names or paths, with commas, of several models to serve; the first one is `model`, unless that is set too; empty: one model"
+    )
+    models_memory: int = _setting(
+        0, "the bytes that all loaded models may take, as estimated; 0: 80 % of the memory of the machine, or of the GPU", minimum=0
+    )
+    models_idle_seconds: float = _setting(
+        900.0,
+        "a model other than the first is unloaded after this long without a request; 0: only when another one needs its room",
+        minimum=0,
     )
     models_dir: str = _setting("whisper-models", "the folder of the checkpoints")
     converted_dir: str = _setting("build/models", "the folder of the checkpoints converted for ct2, onnx and sherpa")
@@ -94,7 +107,8 @@ class Settings:
         unknown_variables(environ)
         settings = replace(cls(), **{name: _parse(name, value) for name, value in (section or {}).items()})
         overrides = {name: environ[variable] for name in _FIELDS if (variable := ENVIRONMENT_PREFIX + name.upper()) in environ}
-        return replace(settings, **{name: _parse(name, value) for name, value in overrides.items() if value != ""})
+        settings = replace(settings, **{name: _parse(name, value) for name, value in overrides.items() if value != ""})
+        return replace(settings, model=first_model(settings.model, split_models(settings.models)))
 
     @property
     def models_path(self) -> Path:
@@ -107,6 +121,12 @@ class Settings:
         return model_name(Path(self.model))
 
     @property
+    def other_models(self) -> tuple[str, ...]:
+        """The models that are served besides `model`: names or paths."""
+        by_name = {model_name(Path(item)): item for item in split_models(self.models)}
+        return tuple(item for name, item in by_name.items() if name not in (AUTO, self.model_id))
+
+    @property
     def converted_path(self) -> Path:
         """`converted_dir` as a path, ~ expanded."""
         return Path(self.converted_dir).expanduser()
@@ -115,6 +135,9 @@ class Settings:
 class SettingKeywords(TypedDict, total=False):
     """`Settings` as keyword arguments, for type checkers and completion; `model` and `engine` are parameters."""
 
+    models: str
+    models_memory: int
+    models_idle_seconds: float
     models_dir: str | Path
     converted_dir: str | Path
     device: str
@@ -141,6 +164,16 @@ class SettingKeywords(TypedDict, total=False):
 def model_name(path: Path) -> str:
     """The file's name without .pt, or the folder's: nano, large-v3-turbo, faster-whisper-tiny.en, …"""
     return path.name.removesuffix(".pt")
+
+
+def split_models(models: str) -> list[str]:
+    """The names and paths in the setting `models`."""
+    return [item for part in models.split(",") if (item := part.strip())]
+
+
+def first_model(model: str, models: Sequence[str]) -> str:
+    """The model that is loaded at the start, by the setting `model` and the items of `models`."""
+    return models[0] if models and model == AUTO else model
 
 
 _FIELDS = {item.name: item for item in fields(Settings)}

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pytest
-
 from gateway.keys import digest_of
 from tests.browser.actions import download, failure, shown_text
 from tests.browser.gateway import Gateway, running_gateway
@@ -15,7 +13,6 @@ from tests.browser.gateway import Gateway, running_gateway
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytest.importorskip("gateway.realtime", reason="this gateway has no live captions")
 PHRASE = "timer for five minutes"
 KEY = "wk-a-key-for-the-tests"
 

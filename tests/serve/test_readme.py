@@ -49,8 +49,9 @@ def test_the_command_works(server: Server, command: str, tmp_path: Path) -> None
     if program == "curl" and shutil.which("curl") is None:
         pytest.skip("curl is not installed on this machine")
     adapted = command.replace("http://localhost:8080/predictions/whisper", server.url).replace(
-        "--output-dir subtitles", f"--output-dir {tmp_path}"
+        "http://localhost:8000", f"http://127.0.0.1:{server.gateway_port}"
     )
+    adapted = adapted.replace("--output-dir subtitles", f"--output-dir {tmp_path}")
     for own, sample in OWN.items():
         adapted = adapted.replace(own, sample)
     if program == "python3":

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WIDTH = 120
-README_LINES = 130
-CODE = ("src", "handler", "server", "clients", "model-archiver", "serve.sh")
+README_LINES = 140
+CODE = ("src", "handler", "server", "gateway", "clients", "model-archiver", "serve.sh")
 
 # The changelog is a list of past changes: its links and lines stay as they were written.
 HISTORY = {ROOT / "CHANGELOG.md"}

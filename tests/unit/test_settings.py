@@ -129,3 +129,20 @@ def test_the_keywords_of_a_transcriber_are_the_settings() -> None:
     own = {"model", "engine"}  # parameters of Transcriber
     folders = {"models_dir": str | Path, "converted_dir": str | Path}
     assert get_type_hints(SettingKeywords) == {name: hint for name, hint in hints.items() if name not in own} | folders
+
+
+@pytest.mark.parametrize(
+    ("model", "models", "first", "others"),
+    [
+        ("auto", "", "auto", ()),
+        ("auto", "base,tiny.en", "base", ("tiny.en",)),
+        ("auto", " base , tiny.en,, base", "base", ("tiny.en",)),
+        ("small", "base,tiny.en", "small", ("base", "tiny.en")),
+        ("tiny.en", "base,tiny.en", "tiny.en", ("base",)),
+        ("auto", "auto,tiny.en", "auto", ("tiny.en",)),
+        ("/m/base.pt", "base,/m/own.pt", "/m/base.pt", ("/m/own.pt",)),
+    ],
+)
+def test_the_first_of_several_models_is_the_default(model: str, models: str, first: str, others: tuple[str, ...]) -> None:
+    settings = Settings.load({"model": model, "models": models}, {})
+    assert (settings.model, settings.other_models) == (first, others)

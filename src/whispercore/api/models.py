@@ -1,9 +1,11 @@
-"""Model names: which names mean the served model, OpenAI's list of models, and the warnings about the model."""
+"""Model names: which names mean a served model, OpenAI's list of models, and the warnings about the model."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import NotFound
 from .reply import Body, json_body
@@ -34,23 +36,39 @@ def remarks(requested: str, served: str, *, demonstration: bool) -> tuple[str, .
     return (*(() if is_served(requested, served) else (mismatch,)), *((DEMONSTRATION,) if demonstration else ()))
 
 
-def render_models(served: str, requested: str = "", warnings: Sequence[str] = (), *, max_audio_bytes: int) -> Body:
-    """OpenAI's list of models, which has one entry; or, for the model `requested`, its entry.
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model of the server. `loaded`: whether it is in memory; otherwise the first request for it loads it."""
 
-    `max_audio_bytes`: the largest upload, an addition to OpenAI's fields. Clients can check it before they send a file.
-    Raises NotFound for a model that is not served.
+    name: str
+    loaded: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+def render_models(served: Sequence[ServedModel], requested: str = "", *, max_audio_bytes: int) -> Body:
+    """OpenAI's list of models, first the default one; or, for the model `requested`, its entry.
+
+    `loaded`, and `max_audio_bytes`, the largest upload, are additions to OpenAI's fields. Clients can check the size
+    before they send a file. Raises NotFound for a model that is not served.
     """
-    if requested and not is_served(requested, served):
-        raise NotFound(f"no such model: {for_message(requested)}; there is: {served}", param="model", code="model_not_found")
-    model = {
-        "id": served,
+    if not requested:
+        return json_body({"object": "list", "data": [_entry(model, max_audio_bytes) for model in served]})
+    if model := next((model for model in served if is_served(requested, model.name)), None):
+        return json_body(_entry(model, max_audio_bytes))
+    there_is = ", ".join(model.name for model in served)
+    raise NotFound(f"no such model: {for_message(requested)}; there is: {there_is}", param="model", code="model_not_found")
+
+
+def _entry(model: ServedModel, max_audio_bytes: int) -> dict[str, Any]:
+    return {
+        "id": model.name,
         "object": "model",
         "created": 0,
         "owned_by": "self-hosted",
+        "loaded": model.loaded,
         "max_audio_bytes": max_audio_bytes,
-        **warning_fields(warnings),
+        **warning_fields(model.warnings),
     }
-    return json_body(model if requested else {"object": "list", "data": [model]})
 
 
 def _short_name(name: str) -> str:

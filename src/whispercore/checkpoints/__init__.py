@@ -6,7 +6,7 @@ Found, loaded, converted for an engine.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .locations import choose_model, converted_folder, ct2_folder, exported_folder, is_demonstration, locate, sha256
+from .locations import choose_model, converted_folder, ct2_folder, exported_folder, is_demonstration, locate, sha256, size
 from .preparing import prepare
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ __all__ = [
     "locate",
     "prepare",
     "sha256",
+    "size",
     "write_checkpoint",
     "write_random",
 ]

@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _prepare(config: Path | None, model: str | None) -> str:
     settings = Settings.load(_section(config) if config else None)
-    return prepare(replace(settings, model=model) if model else settings)
+    if model:
+        return prepare(replace(settings, model=model))
+    return "\n".join(prepare(replace(settings, model=each)) for each in (settings.model, *settings.other_models))
 
 
 def _random(size: str, out: Path, dtype: str) -> str:

@@ -180,6 +180,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size(path: Path) -> int:
+    """The bytes of the file, or of a folder's configuration and weights."""
+    return sum(part.stat().st_size for part in _hashed_files(path))
+
+
 def _hashed_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]

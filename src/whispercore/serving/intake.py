@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ..api.models import remarks, render_models
+from ..api.models import ServedModel, remarks, render_models
 from ..api.request import Request, client_request_id
 from ..errors import EngineError, WhisperError
 from ..options import Reply
 from . import self_test, watchdog
 from .backlog import WATCHDOG
 from .health import Health
+from .models import Models
 from .open_request import OpenRequest, both_ids
 from .response import Response, error_response, whole_response
 from .sharing import SharedJobs, wants_own_job
@@ -30,12 +31,15 @@ class Intake:
     """Receives the requests of one front end, TorchServe's mailbox or the gateway. Not thread-safe."""
 
     def __init__(self, transcriber: Transcriber, *, watchdog_token: str = "") -> None:
-        """`watchdog_token`: what the launcher's watchdog shows of itself; empty: there is none."""
+        """`transcriber`: of the default model; its settings name the others.
+
+        `watchdog_token`: what the launcher's watchdog shows of itself; empty: there is none. Raises what `Models` raises.
+        """
         self.transcriber = transcriber
+        self.models = Models(transcriber)
         self._watchdog_token = watchdog_token
-        self.jobs = SharedJobs(transcriber)
-        self.health = Health(transcriber)
-        self._model = transcriber.settings.model_id
+        self.jobs = SharedJobs(self.models)
+        self.health = Health(transcriber, self.models.others)
 
     @property
     def is_ready(self) -> bool:
@@ -81,16 +85,16 @@ class Intake:
         alone: bool,
     ) -> OpenRequest:
         on_progress = on_news if request.reply.stream else None
-        attachment = self.jobs.begin(request, client=client, alone=alone, on_news=on_news, on_progress=on_progress)
+        model = self.models.choose(request.model)
+        attachment = self.jobs.begin(request, model=model, client=client, alone=alone, on_news=on_news, on_progress=on_progress)
         opened = OpenRequest(
             server_id,
             request_id,
             attachment,
             arrived,
             resent_bytes=len(request.audio),
-            model=self._model,
-            remarks=self._remarks(request.model),
-            tokenizer=self.transcriber.engine.tokenizer,
+            model=model,
+            remarks=self._remarks(request.model, model),
         )
         if attachment.joined:
             logger.info("request %s shares the work of another: the same audio and options", opened)
@@ -118,12 +122,13 @@ class Intake:
         return client if client.isprintable() else ascii(client), others
 
     def _list_models(self, request: Request, request_id: str) -> Response:
-        limit = self.transcriber.settings.max_audio_bytes
-        return whole_response(render_models(self._model, request.model, self._remarks(""), max_audio_bytes=limit), request_id)
+        loaded = self.models.loaded
+        models = [ServedModel(name, loaded[name], self._remarks("", name)) for name in self.models.names]
+        return whole_response(render_models(models, request.model, max_audio_bytes=self.transcriber.settings.max_audio_bytes), request_id)
 
-    def _remarks(self, asked: str) -> tuple[str, ...]:
-        """What a reply has to say about the model when the request asked for the model `asked`."""
-        return remarks(asked, self._model, demonstration=self.transcriber.is_demonstration)
+    def _remarks(self, asked: str, model: str) -> tuple[str, ...]:
+        """What a reply of `model` has to say about it when the request asked for the model `asked`."""
+        return remarks(asked, model, demonstration=self.models.is_demonstration(model))
 
 
 def header(headers: Mapping[str, Any], name: str) -> str:

@@ -109,6 +109,11 @@ class Job:
         return self._ended.is_set()
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the model that transcribes the recording."""
+        return self._runtime.tokenizer
+
+    @property
     def progress(self) -> Progress:
         """What is final so far."""
         with self._lock:

@@ -12,10 +12,9 @@ from ..api.routes import content_type, stream_content_type
 from ..api.stream import stream_chunk, stream_end, stream_error, stream_progress
 from ..api.transcript_json import warnings_of
 from ..errors import Cancelled, EngineError, WhisperError
-from ..tokenizer import Tokenizer
 from ..types import Progress, Transcript
 from .backlog import WATCHDOG
-from .job import Job
+from .models import AnyJob
 from .response import Response, error_response
 from .sharing import Attachment
 
@@ -33,7 +32,7 @@ class OpenRequest:
 
     `server_id`: the server's id of the request. `request_id`: the client's x-request-id, else the server's id.
     `arrived`: time.monotonic. `resent_bytes`: the size of the body, which the server hands over at each call until the
-    reply has started (`reply_started`). `model`: the name of the model served. `remarks`: warnings about the model.
+    reply has started (`reply_started`). `model`: the name of the model that answers. `remarks`: warnings about the model.
     `cancelled`: the client has gone. `sent`: the progress that a stream has sent.
     """
 
@@ -44,7 +43,6 @@ class OpenRequest:
     resent_bytes: int
     model: str
     remarks: tuple[str, ...]
-    tokenizer: Tokenizer
     reply_started: bool = False
     cancelled: bool = False
     sent: Progress = field(default_factory=Progress)
@@ -53,7 +51,7 @@ class OpenRequest:
         return both_ids(self.server_id, self.request_id)
 
     @property
-    def job(self) -> Job:
+    def job(self) -> AnyJob:
         """The job that answers the request; others may share it."""
         return self.attachment.job
 
@@ -150,15 +148,15 @@ class OpenRequest:
             return b""
         segments, self.sent = progress.segments[len(self.sent.segments) :], progress
         request = self.attachment.request
-        return stream_chunk(segments, progress, request.reply, request.route, tokenizer=self.tokenizer)
+        return stream_chunk(segments, progress, request.reply, request.route, tokenizer=self.job.tokenizer)
 
     def _rest(self, transcript: Transcript) -> tuple[str, bytes]:
         """Content type and bytes of the whole reply, or of the rest of a stream."""
         reply, route = self.attachment.request.reply, self.attachment.request.route
         if not reply.stream:
-            body = render(transcript, reply, route, tokenizer=self.tokenizer, model=self.model)
+            body = render(transcript, reply, route, tokenizer=self.job.tokenizer, model=self.model)
             return body.content_type, body.payload
-        end = stream_end(transcript, reply, route, tokenizer=self.tokenizer, model=self.model)
+        end = stream_end(transcript, reply, route, tokenizer=self.job.tokenizer, model=self.model)
         return self._content_type, self._news() + end
 
 

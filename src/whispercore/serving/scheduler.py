@@ -9,13 +9,15 @@ import logging
 import threading
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from queue import SimpleQueue
 
 from ..engines import Engine, RefillingEngine
 from ..errors import EngineError, OutOfMemory, Overloaded, WhisperError
 from ..types import Decoded, Window
 from .backlog import Backlog, OnOutcome, Outcome, QueuedRequest, QueuedWindow
+from .turns import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,14 @@ FORGETTING = 0.98
 
 @dataclass(slots=True)
 class Counters:
-    """What the scheduler has done since it began."""
+    """What the schedulers of a process have done since it began. Change them while holding `lock`."""
 
     windows: int = 0
     batches: int = 0
     retries_at_higher_temperature: int = 0
     out_of_memory: int = 0
     failed_batches: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,17 @@ class LastBatch:
 class Scheduler:
     """One queue, one thread for each engine, and one thread for outcomes.
 
-    Several engines are the same model on several devices.
+    Several engines are the same model on several devices. Several schedulers may serve several models on the same
+    devices: `turns` has the turn at the device of each engine, None where the models run beside each other.
 
     `submit` returns at once. The outcome thread calls `on_outcome`, one window at a time: processing a window's text
     takes 0.8 ms of CPU, 1.8 ms with words, and the engines decode meanwhile.
     """
 
-    def __init__(self, *engines: Engine) -> None:
+    def __init__(self, *engines: Engine, turns: Sequence[Turn] | None = None, counters: Counters | None = None) -> None:
+        """`counters`: those of the other schedulers of the process, which count together."""
         self.engines = engines
-        self.counters = Counters()
+        self.counters = counters or Counters()
         self.batch_limit = min(engine.max_batch for engine in engines)
         self._backlog = Backlog()
         self._changed = threading.Condition()
@@ -80,7 +85,9 @@ class Scheduler:
         self.last_success: float | None = None
         self._outcome_thread = threading.Thread(target=self._process_outcomes, name="outcomes", daemon=True)
         self._threads = [
-            threading.Thread(target=self._run, args=(engine,), name=f"scheduler-{number}", daemon=True)
+            threading.Thread(
+                target=self._run, args=(engine, turns[number % len(turns)] if turns else None), name=f"scheduler-{number}", daemon=True
+            )
             for number, engine in enumerate(engines)
         ]
         for thread in (self._outcome_thread, *self._threads):
@@ -133,12 +140,13 @@ class Scheduler:
         self._outcomes.put(None)
         self._outcome_thread.join()
 
-    def _run(self, engine: Engine) -> None:
+    def _run(self, engine: Engine, turn: Turn | None) -> None:
         last = LastBatch()
         while (key := self._next_key(last)) is not None:
-            self._progress[engine] = time.monotonic()
-            last = self._refill(engine, key) if isinstance(engine, RefillingEngine) else self._decode_batch(engine, key)
-            del self._progress[engine]
+            with turn or nullcontext():
+                self._progress[engine] = time.monotonic()
+                last = self._refill(engine, key, turn) if isinstance(engine, RefillingEngine) else self._decode_batch(engine, key)
+                del self._progress[engine]
 
     def _next_key(self, last: LastBatch) -> Hashable | None:
         """Wait for windows. Returns the batch key of those that are next; None at the end of a closing scheduler."""
@@ -191,9 +199,9 @@ class Scheduler:
         self._deliver_all(batch, outcomes)
         return LastBatch(len({queued.request for queued in batch}), ended, ended - began)
 
-    def _refill(self, engine: RefillingEngine, key: Hashable) -> LastBatch:
+    def _refill(self, engine: RefillingEngine, key: Hashable, turn: Turn | None) -> LastBatch:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""
-        feed = _Feed(self, engine, key)
+        feed = _Feed(self, engine, key, turn)
         try:
             engine.decode_feed(feed)
         except OutOfMemory as error:
@@ -219,7 +227,7 @@ class Scheduler:
 
     def count(self, windows: Sequence[Window]) -> None:
         """Count a batch."""
-        with self._changed:
+        with self.counters.lock:
             self.counters.batches += 1
             self.counters.windows += len(windows)
             self.counters.retries_at_higher_temperature += sum(window.decoding.temperature > 0 for window in windows)
@@ -304,14 +312,15 @@ class Scheduler:
     def _shrink(self, engine: Engine, windows: int, error: OutOfMemory) -> None:
         """Free cached memory and make smaller batches from now on."""
         engine.free_memory()
-        with self._changed:
+        with self.counters.lock:
             self.counters.out_of_memory += 1
+        with self._changed:
             if windows > 1:
                 self.batch_limit = min(self.batch_limit, windows // 2)
         logger.warning("%s with %d windows; batches are at most %d from now on", error.message, windows, self.batch_limit)
 
     def _note_failure(self, windows: int, error: WhisperError) -> None:
-        with self._changed:
+        with self.counters.lock:
             self.counters.failed_batches += 1
         logger.error("a batch of %d windows failed: %s", windows, error.message)
 
@@ -319,15 +328,20 @@ class Scheduler:
 class _Feed:
     """The queued windows of one batch key, for an engine that refills its slots.
 
-    `unfinished`: windows that were taken and are not done.
+    `unfinished`: windows that were taken and are not done. While another model wants the turn, there are no more: the
+    engine finishes those that it has, and its turn ends.
     """
 
-    def __init__(self, scheduler: Scheduler, engine: Engine, key: Hashable) -> None:
-        self._scheduler, self._engine, self._key = scheduler, engine, key
+    def __init__(self, scheduler: Scheduler, engine: Engine, key: Hashable, turn: Turn | None) -> None:
+        self._scheduler, self._engine, self._key, self._turn = scheduler, engine, key, turn
+        self._began = False
         self.unfinished: dict[int, QueuedWindow] = {}
 
     def take(self, most: int) -> list[Window]:
         """Up to `most` windows that are queued now."""
+        if self._began and self._turn and self._turn.is_wanted:
+            return []
+        self._began = True
         room = min(most, self._scheduler.batch_limit - len(self.unfinished))
         batch = self._scheduler.feed(self._key, room) if room > 0 else []
         self.unfinished.update((id(queued.window), queued) for queued in batch)

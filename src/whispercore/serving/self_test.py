@@ -91,8 +91,7 @@ class SelfTest:
 
     def _test(self, poll: float) -> None:
         began = time.monotonic()
-        until = began + self._policy.deadline(self._transcriber.scheduler.longest_seconds)
-        reason = self._failure(until, poll)
+        reason = self._failure(poll)
         now = time.monotonic()
         if self._last_success >= began:  # of whichever request: then the engine works
             self._policy.note_success(now, now - began)
@@ -103,15 +102,19 @@ class SelfTest:
             if self._policy.note_failure(now) is not Verdict.TEST_AGAIN:
                 self._on_failure(f"two tests in a row transcribed nothing: {reason}")
 
-    def _failure(self, until: float, poll: float) -> str:
-        """Transcribe the recording until `until`, or until another one's success. Returns why there was no transcript."""
+    def _failure(self, poll: float) -> str:
+        """Transcribe the recording, until the deadline or another one's success. Returns why there was no transcript."""
         began = time.monotonic()
         try:
             job = self._transcriber.submit(recording(), options(self._transcriber.engine.name), client=WATCHDOG)
         except WhisperError as error:
             return error.message
         try:
-            while time.monotonic() < until and self._last_success < began and not self._closing.is_set():
+            while (
+                time.monotonic() - began < self._policy.deadline(self._health.longest_seconds)
+                and self._last_success < began
+                and not self._closing.is_set()
+            ):
                 try:
                     job.result(poll)
                     return ""

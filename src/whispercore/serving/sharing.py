@@ -12,8 +12,7 @@ from ..api.request import Request, parse
 from ..api.upload import check_audio_bytes
 from ..errors import Overloaded
 from .backlog import WATCHDOG
-from .job import Job
-from .transcriber import Transcriber
+from .models import AnyJob, Models
 
 _PIECE = 1024 * 1024
 
@@ -27,7 +26,7 @@ class Attachment:
     """
 
     request: Request
-    job: Job
+    job: AnyJob
     client: str
     likeness: Hashable
     joined: bool
@@ -44,8 +43,8 @@ class SharedJobs:
     Not thread-safe: a front end calls it from one thread.
     """
 
-    def __init__(self, transcriber: Transcriber) -> None:
-        self.transcriber = transcriber
+    def __init__(self, models: Models) -> None:
+        self.models = models
         self.closing = False
         self.shared = 0
         self._alike: dict[Hashable, list[Attachment]] = {}  # in order of arrival; see `_likeness`
@@ -63,13 +62,14 @@ class SharedJobs:
         if self.closing:
             raise Overloaded("the server is stopping: send the request to another, or again in a minute", code="stopping", retry_after=60)
         request = parse(fields, headers)
-        check_audio_bytes(request.audio, self.transcriber.settings.max_audio_bytes)
+        check_audio_bytes(request.audio, self.models.default.settings.max_audio_bytes)
         return request
 
     def begin(
         self,
         request: Request,
         *,
+        model: str = "",
         client: str = "",
         alone: bool = False,
         on_news: Callable[[], None] | None = None,
@@ -77,19 +77,21 @@ class SharedJobs:
     ) -> Attachment:
         """Begin a job for the request, or join that of an equal one, unless `alone`. The callbacks are those of `Job`.
 
-        Requests that share a job count for the limits on open requests, too. Raises what `Transcriber.submit` raises.
+        `model`: the name of the model; empty: the default one. Requests that share a job count for the limits on open
+        requests, too. Raises what `Models.submit` raises.
         """
-        transcriber = self.transcriber
+        model = model or self.models.default_name
         if client != WATCHDOG:
-            transcriber.admission.check_number(client, len(self), self._requests[client])
-        likeness = _likeness(request, client)
+            self.models.default.admission.check_number(client, len(self), self._requests[client])
+        likeness = _likeness(request, model, client)
         equal = None if alone else self._equal(request, likeness)
         if equal:
             self.shared += 1
             request = replace(request, audio=equal.request.audio)  # frees the copy
             attachment = Attachment(request, equal.job, client, likeness, joined=True)
         else:
-            job = transcriber.submit(request.audio, request.options, client=client, on_news=on_news, on_progress=on_progress, probe=True)
+            call = {"client": client, "on_news": on_news, "on_progress": on_progress, "probe": True}
+            job = self.models.submit(model, request.audio, request.options, **call)
             attachment = Attachment(request, job, client, likeness, joined=False)
         self._alike.setdefault(likeness, []).append(attachment)
         self._requests[client] += 1
@@ -113,10 +115,10 @@ class SharedJobs:
         return None
 
 
-def _likeness(request: Request, client: str) -> Hashable:
+def _likeness(request: Request, model: str, client: str) -> Hashable:
     """What equal requests have in common, cheaper to compare than 100 MB of audio, which takes 20 ms."""
     middle = len(request.audio) // 2
-    return client, request.options, len(request.audio), bytes(request.audio[middle : middle + 64])
+    return client, model, request.options, len(request.audio), bytes(request.audio[middle : middle + 64])
 
 
 def _same(one: Audio, other: Audio) -> bool:

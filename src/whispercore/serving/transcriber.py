@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +16,8 @@ from ..audio.source import Source, byte_count
 from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
-from ..devices import logical_cores, reading_threads
-from ..engines import Engine, load_engines
+from ..devices import choose_device, logical_cores, reading_threads
+from ..engines import Engine, RefillingEngine, load_engines
 from ..errors import ConfigurationError, InvalidRequest
 from ..options import OptionKeywords, Options
 from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
@@ -26,6 +26,7 @@ from .admission import BYTES_PER_SECOND, Admission
 from .job import Job, Runtime
 from .readers import Readers
 from .scheduler import Scheduler
+from .turns import Turn
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -39,12 +40,19 @@ class Transcriber:
     """
 
     def __init__(
-        self, model: Settings | str | Path | None = None, *, engine: Engine | str | None = None, **settings: Unpack[SettingKeywords]
+        self,
+        model: Settings | str | Path | None = None,
+        *,
+        engine: Engine | str | None = None,
+        beside: Transcriber | None = None,
+        **settings: Unpack[SettingKeywords],
     ) -> None:
         """`model`: a checkpoint's name or path. `engine`: an engine's name. `settings`: other settings by name.
 
         Settings that are not given come from `Settings.load`. `model` may also be `Settings` whose checkpoint has been
-        prepared for its engine, and `engine` an engine that is loaded. Raises ConfigurationError.
+        prepared for its engine, and `engine` an engine that is loaded. `beside`: a transcriber of another model, whose
+        threads, places and turns at the devices this one shares; it must be closed after this one.
+        Raises ConfigurationError.
         """
         loaded = None if isinstance(engine, str) else engine
         asked = _settings(model, engine if isinstance(engine, str) else None, dict(settings))
@@ -57,11 +65,15 @@ class Transcriber:
         # The attention of the bundled nano follows the sound in some windows only. Without alignment its windows are
         # decoded once, with timestamp tokens, instead of twice.
         self.aligns = ENGINES[self.engine.name].aligns and not self.is_demonstration
-        self.scheduler = Scheduler(*self.engines)
-        self._audio_threads = AudioThreads(logical_cores())
-        self.prober = Prober()
-        self._readers = Readers(reading_threads(self.settings))
-        self.admission = Admission(self.settings, len(self.engines), lambda: self.scheduler.speed)
+        self._turns: list[Turn] | None = beside._turns if beside else _turns(self.settings, self.engines)
+        counters = beside.scheduler.counters if beside else None
+        self.scheduler: Scheduler = Scheduler(*self.engines, turns=self._turns, counters=counters)
+        self._audio_threads: AudioThreads = beside._audio_threads if beside else AudioThreads(logical_cores())
+        self.prober: Prober = beside.prober if beside else Prober()
+        self._readers: Readers = beside._readers if beside else Readers(reading_threads(self.settings))
+        self.admission: Admission = (
+            beside.admission if beside else Admission(self.settings, len(self.engines), lambda: self.scheduler.speed)
+        )
         self._runtime = Runtime(
             scheduler=self.scheduler,
             admission=self.admission,
@@ -77,8 +89,9 @@ class Transcriber:
         self._jobs: set[Job] = set()
         self._lock = threading.Lock()
         self._closed = threading.Event()
-        self._limits = threading.Thread(target=self._limit_reading, name="limits", daemon=True)
-        self._limits.start()
+        self._limits = None if beside else threading.Thread(target=self._limit_reading, name="limits", daemon=True)
+        if self._limits:
+            self._limits.start()
 
     def __call__(self, source: Source, *, timestamps: bool = True, **options: Unpack[OptionKeywords]) -> Transcript:
         """Transcribe one recording and wait for it.
@@ -121,8 +134,13 @@ class Transcriber:
 
     @property
     def open_requests(self) -> int:
-        """Jobs that have not ended, without the watchdog's."""
+        """Jobs that have not ended, without the watchdog's; those of all models that share the places."""
         return self.admission.open_requests
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job of this model is under way."""
+        return not self._jobs
 
     @property
     def waiting_audio_seconds(self) -> float:
@@ -130,16 +148,17 @@ class Transcriber:
         return self.admission.waiting_seconds
 
     def close(self) -> None:
-        """Cancel the open jobs, stop all threads and free the engines."""
+        """Cancel the open jobs, stop all threads but those that are another transcriber's, and free the engines."""
         with self._lock:
             jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
-        self._readers.close()
-        self._audio_threads.close()
-        self.prober.close()
-        self._closed.set()
-        self._limits.join()
+        if self._limits:  # the threads are its own
+            self._readers.close()
+            self._audio_threads.close()
+            self.prober.close()
+            self._closed.set()
+            self._limits.join()
         self.scheduler.close()
         for engine in self.engines:
             engine.close()
@@ -172,6 +191,16 @@ def _settings(model: Settings | str | Path | None, engine: str | None, others: d
     settings = others | {name: value for name, value in named.items() if value is not None}
     overridden = {ENVIRONMENT_PREFIX + name.upper() for name in settings}
     return Settings.load(settings, {name: value for name, value in os.environ.items() if name not in overridden})
+
+
+def _turns(settings: Settings, engines: Sequence[Engine]) -> list[Turn] | None:
+    """The turns at the devices of the engines, one for each. None on a GPU for engines that refill their slots.
+
+    Kernels of several such engines share a GPU well, and an engine would wait until all slots of another are empty.
+    """
+    if all(isinstance(engine, RefillingEngine) for engine in engines) and choose_device(settings) == "cuda":
+        return None
+    return [Turn() for _ in engines]
 
 
 def _check_engine(engine: Engine, options: Options) -> None:

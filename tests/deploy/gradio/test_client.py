@@ -14,7 +14,7 @@ import requests
 
 from gateway.keys import digest_of
 from tests.browser.gateway import Gateway, running_gateway
-from tests.deploy.gradio.conftest import running_app
+from tests.deploy.gradio.app import running_app
 from tests.serve.recordings import SAMPLES, assert_understood
 from tests.serve.server import ROOT
 

@@ -7,6 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
+import ray
 import requests
 from ray import serve
 
@@ -30,6 +31,7 @@ def main() -> None:
     bad = requests.post(f"{address}/v1/audio/transcriptions", files={"file": ("a.wav", b"words")}, data=form, timeout=60)
     print(json.dumps({"ready": ready.status_code, "good": [good.status_code, good.json()], "bad": [bad.status_code, bad.json()]}))
     serve.shutdown()
+    ray.shutdown()
 
 
 if __name__ == "__main__":

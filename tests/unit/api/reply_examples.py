@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from whispercore.api.error_reply import render_error
-from whispercore.api.models import render_models
+from whispercore.api.models import ServedModel, render_models
 from whispercore.api.reply import render
 from whispercore.api.request import parse
 from whispercore.api.routes import Route
@@ -122,7 +122,7 @@ def examples() -> dict[str, str]:
     noisy = replace(TRANSCRIPT, dropped=(Dropped(5.0, 5.6, " Thank you.", "no_speech"),), warnings=("corrupt packets skipped: 2",))
     film = replace(TRANSCRIPT, audio_tracks=(AudioTrack(0, "eng"), AudioTrack(1, "deu", "Commentary")))
     failure = EngineError("the engine failed: out of registers")
-    models = render_models(MODEL, max_audio_bytes=157_286_400)
+    models = render_models([ServedModel(MODEL)], max_audio_bytes=157_286_400)
     return {
         "json": whole(TRANSCRIPT),
         "json_words": fields(replace(FIRST_SEGMENT, segments=WITH_WORDS.segments[:1]), "segments"),

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from whispercore.api.models import DEMONSTRATION, is_served, remarks, render_models
+from whispercore.api.models import DEMONSTRATION, ServedModel, is_served, remarks, render_models
 from whispercore.checkpoints import is_demonstration, sha256
 from whispercore.checkpoints.locations import NANO_SHA256
+from whispercore.errors import NotFound
 from whispercore.settings import Settings
 
 MODELS = Path(__file__).resolve().parents[3] / "whisper-models"
@@ -68,10 +69,18 @@ def test_a_converted_folder_is_recognised_by_its_name(tmp_path: Path, name: str,
 
 
 def test_the_list_of_models() -> None:
-    models = json.loads(render_models("nano", max_audio_bytes=1000).payload)
+    models = json.loads(render_models([ServedModel("nano"), ServedModel("base", loaded=False)], max_audio_bytes=1000).payload)
     assert models["object"] == "list"
-    assert [set(model) for model in models["data"]] == [{"id", "object", "created", "owned_by", "max_audio_bytes"}]
-    model = json.loads(render_models("base", "openai/whisper-base", max_audio_bytes=1000).payload)
-    assert (model["id"], model["max_audio_bytes"]) == ("base", 1000)
-    demonstration = json.loads(render_models("nano", warnings=["a demonstration"], max_audio_bytes=1000).payload)
+    fields = {"id", "object", "created", "owned_by", "loaded", "max_audio_bytes"}
+    assert [(model["id"], model["loaded"], set(model)) for model in models["data"]] == [("nano", True, fields), ("base", False, fields)]
+    demonstration = json.loads(render_models([ServedModel("nano", warnings=("a demonstration",))], max_audio_bytes=1000).payload)
     assert demonstration["data"][0]["warnings"] == ["a demonstration"]
+
+
+def test_one_model_of_the_list() -> None:
+    served = [ServedModel("base"), ServedModel("tiny.en")]
+    for requested, name in (("openai/whisper-tiny.en", "tiny.en"), ("base", "base"), ("whisper-1", "base")):
+        model = json.loads(render_models(served, requested, max_audio_bytes=1000).payload)
+        assert (model["id"], model["max_audio_bytes"]) == (name, 1000)
+    with pytest.raises(NotFound, match=r"there is: base, tiny\.en"):
+        render_models(served, "large-v3", max_audio_bytes=1000)

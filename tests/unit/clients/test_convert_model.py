@@ -288,8 +288,9 @@ def test_a_missing_package_is_named(form: str, package: str, tmp_path: Path, mon
     from whispercore import checkpoints
 
     todo = conversion(str(NANO), form, folder=tmp_path)
-    monkeypatch.setitem(sys.modules, package, None)
-    for name in ("conversion", "onnx_export", "sherpa_export"):
+    for module in [package, *(module for module in sys.modules if module.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    for name in ("conversion", "compute_types", "onnx_export", "sherpa_export"):
         monkeypatch.delitem(sys.modules, f"whispercore.checkpoints.{name}", raising=False)
         monkeypatch.delattr(checkpoints, name, raising=False)
     with pytest.raises(ConfigurationError, match=f"form '{form}' needs .*{package}.*pip install"):

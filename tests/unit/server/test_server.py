@@ -19,6 +19,7 @@ from server import checkpoint, connections, preflight, torchserve, weights
 from server.configuration import Address, Configuration, StartError, worker_paths
 from server.signals import StopSignals
 from server.workerlog import WorkerLog, own_folder
+from whispercore.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -209,6 +210,38 @@ def test_an_incomplete_folder_of_that_name_ends_the_start(models: Path) -> None:
     (models / "base" / "config.json").touch()
     with pytest.raises(StartError, match="'base' cannot be put into "):
         weights.provide(StopSignals())
+
+
+def test_several_models_are_fetched_and_the_first_is_the_default(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, fetched = models.parent / "state" / "weights", list[str]()
+    for file in (models / "base" / "model.bin", state / "small" / "model.bin", models / "own.pt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+
+    def fetch(name: str, stop: StopSignals) -> Path:
+        fetched.append(name)
+        (models / f"{name}.pt").touch()
+        return models
+
+    monkeypatch.setattr(weights, "_fetch", fetch)
+    monkeypatch.setenv("WHISPER_MODELS", f"base, small,tiny.en ,{models / 'own.pt'},base")
+    assert provided() == ("base", str(models)) and fetched == ["tiny.en"]
+    assert os.environ["WHISPER_MODELS"].split(",") == [str(state / "small"), "tiny.en", str(models / "own.pt")]
+    settings = Settings.load()
+    assert (settings.model, settings.other_models) == ("base", (str(state / "small"), "tiny.en", str(models / "own.pt")))
+
+
+def test_a_model_of_the_list_that_cannot_be_fetched_ends_the_start(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "nano.pt").touch()
+    monkeypatch.setenv("WHISPER_MODELS", "nano,small")
+    with pytest.raises(StartError, match=r"no checkpoint at .*small\.pt"):
+        weights.provide(StopSignals())
+
+
+def test_paths_in_the_list_of_models_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = worker_paths(ENVIRONMENT | {"WHISPER_MODELS": "base, mine/own.pt,Systran/faster-whisper-tiny"})
+    assert paths["WHISPER_MODELS"] == f"base,{tmp_path / 'mine' / 'own.pt'},Systran/faster-whisper-tiny"
 
 
 def test_a_path_is_left_to_the_worker(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

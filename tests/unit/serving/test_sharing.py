@@ -9,6 +9,7 @@ import pytest
 from tests.unit.doubles import PATIENCE, Recorder, wav
 from whispercore.api.request import Request
 from whispercore.errors import Overloaded, TooLarge
+from whispercore.serving.models import Models
 from whispercore.serving.sharing import SharedJobs, wants_own_job
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
@@ -23,7 +24,7 @@ def engine() -> Recorder:
 def jobs(engine: Recorder) -> Iterator[SharedJobs]:
     engine.gate.clear()
     with Transcriber(Settings(max_audio_bytes=1024 * 1024), engine=engine) as transcriber:
-        yield SharedJobs(transcriber)
+        yield SharedJobs(Models(transcriber))
         engine.gate.set()
 
 
@@ -54,7 +55,7 @@ def test_the_job_is_cancelled_when_its_last_request_leaves(jobs: SharedJobs) -> 
     jobs.detach(first)
     assert not second.job.ended
     jobs.detach(second)
-    assert second.job.ended and jobs.transcriber.open_requests == 0
+    assert second.job.ended and jobs.models.default.open_requests == 0
     assert not jobs.begin(upload(jobs, wav(2))).joined, "a cancelled job is not shared"
 
 
@@ -79,7 +80,7 @@ def test_clients_do_not_share_jobs(jobs: SharedJobs) -> None:
 def test_requests_that_share_a_job_count_for_their_clients_share(engine: Recorder) -> None:
     engine.gate.clear()
     with Transcriber(Settings(max_open_requests=4), engine=engine) as transcriber:
-        jobs = SharedJobs(transcriber)
+        jobs = SharedJobs(Models(transcriber))
         for _ in range(2):
             jobs.begin(upload(jobs, wav(2)), client="a")
         with pytest.raises(Overloaded) as refused:

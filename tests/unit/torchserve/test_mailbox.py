@@ -332,6 +332,65 @@ def test_a_stream_begins_also_while_its_recording_waits_to_be_opened(mailbox: Ma
     assert drive(mailbox, rows)["a"][-1].last is True
 
 
+@pytest.fixture
+def two_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Mailbox, threading.Event]]:
+    """A mailbox of the models `first` and `second`, and an event that lets `second` be loaded."""
+    gate = threading.Event()
+    monkeypatch.setattr("whispercore.serving.models.prepare", lambda settings: gate.wait(PATIENCE))
+    mailbox = Mailbox(Transcriber(Settings(engine="fake", model="first", models="first,second")))
+    yield mailbox, gate
+    gate.set()
+    mailbox.intake.models.close()
+
+
+def listed(mailbox: Mailbox) -> dict[str, bool]:
+    """The models of the list, and whether they are loaded."""
+    models = json.loads(mailbox.exchange([PolledRow("list", {}, {"url_path": "v1/models"})])["list"].payload)["data"]
+    return {model["id"]: model["loaded"] for model in models}
+
+
+def test_a_request_waits_for_its_model_and_the_others_do_not(two_models: tuple[Mailbox, threading.Event]) -> None:
+    mailbox, _ = two_models
+    second = [ask("second", wav(2), TRANSCRIPTIONS, model="whisper-second"), ask("again", wav(2), TRANSCRIPTIONS, model="second")]
+    first = [ask(name, wav(2), TRANSCRIPTIONS, model=name) for name in ("whisper-1", "unknown")]
+    answered: dict[str, Response] = {}
+    while len(answered) < 2:
+        answered |= mailbox.exchange([*second, *(row for row in first if row.server_id not in answered)])
+    assert answered.keys() == {"whisper-1", "unknown"} and len(mailbox) == 2
+    assert "asks for model unknown, but first is served" in json.loads(answered["unknown"].payload)["warnings"][0]
+    assert listed(mailbox) == {"first": True, "second": False}
+
+
+def test_the_replies_of_a_model_that_has_been_loaded(two_models: tuple[Mailbox, threading.Event]) -> None:
+    mailbox, gate = two_models
+    rows = [ask("second", wav(2), TRANSCRIPTIONS, model="second"), ask("stream", wav(2), TRANSCRIPTIONS, model="second", stream="true")]
+    assert mailbox.exchange(rows) == {}
+    gate.set()
+    responses = {name: sent[-1] for name, sent in drive(mailbox, rows).items()}
+    assert {response.headers.get("x-whisper-model") for response in responses.values()} == {"second"}
+    assert json.loads(responses["second"].payload)["text"] and "warnings" not in json.loads(responses["second"].payload)
+    assert listed(mailbox) == {"first": True, "second": True}
+
+
+def test_a_client_that_leaves_does_not_wait_for_its_model(two_models: tuple[Mailbox, threading.Event]) -> None:
+    mailbox, gate = two_models
+    assert mailbox.exchange([ask("second", wav(2), model="second")]) == {} and len(mailbox) == 1
+    mailbox.exchange([])
+    assert len(mailbox) == 0 and len(mailbox.intake.jobs) == 0
+    gate.set()
+    assert drive(mailbox, [ask("next", wav(2), model="second")])["next"][-1].status == 200
+    assert mailbox.intake.transcriber.scheduler.counters.windows == 1
+
+
+def test_equal_requests_for_two_models_share_no_job(two_models: tuple[Mailbox, threading.Event]) -> None:
+    mailbox, gate = two_models
+    gate.set()
+    rows = [ask(name, wav(2), model=name) for name in ("first", "second")]
+    responses = {name: response for name, [response] in drive(mailbox, rows).items()}
+    assert [json.loads(responses[name].payload)["model"] for name in ("first", "second")] == ["first", "second"]
+    assert mailbox.intake.jobs.shared == 0
+
+
 class Nano(FakeEngine):
     """Replaces an engine that has loaded the checkpoint of the settings."""
 

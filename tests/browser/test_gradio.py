@@ -1,4 +1,4 @@
-"""The app in Debian's Chromium: each tab, and an error that the user sees."""
+"""The Gradio app in Debian's Chromium: each tab, and an error that the user sees."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.browser.gateway import Gateway
+from tests.deploy.gradio.app import running_app
 from tests.serve.recordings import SAMPLES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 SENTENCE = "Set a timer for five minutes."
+
+
+@pytest.fixture(scope="module")
+def app(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the app."""
+    with running_app(gateway.url, tmp_path_factory.mktemp("app") / "log") as address:
+        yield address
 
 
 @pytest.fixture
@@ -50,6 +59,7 @@ def test_the_microphone(page: Page) -> None:
     stop.wait_for()
     page.wait_for_function("() => /0:0[5-9]/.test(document.body.innerText)")
     stop.click()
+    page.get_by_role("button", name="Play", exact=True).locator("visible=true").wait_for()  # the recording has been uploaded
     page.get_by_role("button", name="Transcribe").locator("visible=true").click()
     assert "timer for five minutes" in result(page)
 
