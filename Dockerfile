@@ -22,7 +22,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini $PACKAGES \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 1000 --gid 0 --home-dir /var/lib/whisper --no-create-home whisper \
- && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/models
+ && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/data /var/lib/whisper/models
 
 FROM system AS weights
 ARG MODEL=base

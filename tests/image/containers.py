@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,14 @@ from tests.serve.server import wait_for
 NAME = "localhost/whisper-image-test"
 ARGUMENTS = shlex.split(os.environ.get("WHISPER_IMAGE_BUILD", ""))
 """More arguments for `buildah bud`, such as those for another base image."""
-LOCKED_DOWN = ("--read-only", "--tmpfs=/tmp", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges")
+LOCKED_DOWN = (
+    "--read-only",
+    "--tmpfs=/tmp",
+    "--volume=/var/lib/whisper/data",
+    "--network=none",
+    "--cap-drop=ALL",
+    "--security-opt=no-new-privileges",
+)
 BUILD_SECONDS, START_SECONDS, GRACE_SECONDS = 1800, 300, 75
 
 
@@ -43,12 +51,18 @@ def base_image() -> str:
 
 
 def copy_context(folder: Path) -> None:
-    """Copy what git has or would add, so that a test can change a file. The times of the files stay the same."""
+    """Copy what git has or would add, so that a test can change a file. The times of the files stay the same.
+
+    The Dockerfile gets a label of its own, so that the first build uses no layer of an earlier test, and the second one
+    uses those of the first. `buildah bud --no-cache` does not do: a later build prefers the older layers.
+    """
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     for name in filter(None, listed.stdout.split("\0")):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
+    file = folder / "Dockerfile"
+    file.write_text(file.read_text().replace("\nSHELL ", f"\nLABEL test={uuid.uuid4()}\nSHELL ", 1))
 
 
 def build(context: Path, tag: str, *arguments: str) -> tuple[float, str]:
@@ -99,7 +113,7 @@ def running(tag: str, *arguments: str) -> Iterator[tuple[str, float]]:
         assert runs(name), logs(name)
         yield name, time.monotonic() - began
     finally:
-        podman("rm", "--force", "--time=5", name)
+        podman("rm", "--force", "--volumes", "--time=5", name)
 
 
 def runs(name: str) -> bool:
