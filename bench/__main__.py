@@ -19,8 +19,8 @@ from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
 from .report import engines as engines_report
 from .report import gateway as gateway_report
-from .report import image as image_report
 from .report import hostile as hostile_report
+from .report import image as image_report
 from .report import serve as serve_report
 from .report import startup as startup_report
 from .work import SCRATCH

@@ -29,6 +29,7 @@ LSTM = ("onnx::LSTM_209", "onnx::LSTM_210", "onnx::LSTM_211")
 """The names of the LSTM's weights in the model: of the input, of the state, biases."""
 
 Weights = Mapping[str, Samples]
+Shape = Sequence[int | str]
 
 
 def encoder(weights: Weights) -> onnx.ModelProto:
@@ -72,20 +73,17 @@ def recurrent(weights: Weights) -> onnx.ModelProto:
         helper.make_node("Add", ["u", "b"], ["v"]),
         helper.make_node("Sigmoid", ["v"], ["p"]),
     ]
-    state = [1, "b", FEATURES]
+    state: Shape = [1, "b", FEATURES]
     return model(nodes, tensors, {"x": ["n", "b", FEATURES], "h": state, "c": state}, {"p": ["n", 1, "b", 1], "h1": state, "c1": state})
 
 
-Shapes = Mapping[str, Sequence[int | str]]
-
-
-def model(nodes: Sequence[onnx.NodeProto], tensors: Weights, inputs: Shapes, outputs: Shapes) -> onnx.ModelProto:
+def model(nodes: Sequence[onnx.NodeProto], tensors: Weights, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> onnx.ModelProto:
     """A checked model of float tensors."""
-    values = [
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in ends.items()] for ends in (inputs, outputs)
+    ends = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in end.items()] for end in (inputs, outputs)
     ]
     initializers = [numpy_helper.from_array(np.ascontiguousarray(tensor), name) for name, tensor in tensors.items()]
-    graph = helper.make_graph(nodes, "silero_vad_v6", *values, initializer=initializers)
+    graph = helper.make_graph(nodes, "silero_vad_v6", ends[0], ends[1], initializer=initializers)
     made = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 18)])
     onnx.checker.check_model(made, full_check=True)
     return made

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from whispercore.audio import silero
 from whispercore.audio.recording import read_samples
 from whispercore.audio.silero import CONTEXT, FRAME, initial_state, network
 from whispercore.audio.vad import VoiceDetector
@@ -98,3 +101,14 @@ def test_isolated_words_are_not_missed_whatever_the_pause_and_the_level(level: f
     probabilities = detect(np.concatenate(recording))
     missed = [span for span in spans if probabilities[span[0] // FRAME : span[1] // FRAME + 1].max() < 0.5]
     assert not missed
+
+
+def test_the_networks_are_what_the_recipe_makes_of_sileros_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the recipe needs the package onnx")
+    spec = importlib.util.find_spec("faster_whisper")
+    assert spec and spec.origin
+    recipe = Path(__file__).parents[3] / "whisper-models" / "silero" / "prepare.py"
+    source = Path(spec.origin).parent / "assets" / "silero_vad_v6.onnx"
+    subprocess.run([sys.executable, str(recipe), str(source), str(tmp_path)], check=True)
+    for name in ("encoder.onnx", "recurrent.onnx"):
+        assert (tmp_path / name).read_bytes() == (Path(silero.__file__).parent / "silero_vad_v6" / name).read_bytes()
