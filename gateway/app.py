@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import anyio
 from anyio.to_thread import run_sync
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from whispercore import __version__
 from whispercore.api.values import for_message
-from whispercore.errors import ConfigurationError, EngineError, NotFound, WhisperError
+from whispercore.errors import ConfigurationError, EngineError, InvalidRequest, NotFound, WhisperError
 
 from . import status, transcriptions
 from .backend import Backend
@@ -36,6 +39,8 @@ from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
 
+METHODS = ("DELETE", "GET", "POST", "PUT")
+"""Of all routes."""
 KEYS_SECONDS = 5.0
 """How often to look whether the file of keys has changed."""
 logger = logging.getLogger(__name__)
@@ -46,16 +51,19 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
     if not (configuration.is_local or configuration.keys_file or configuration.allow_anonymous):
         message = f"without API keys the gateway listens on this machine only, not on {configuration.host}: set WHISPER_API_KEYS_FILE"
         raise ConfigurationError(f"{message}, or WHISPER_ALLOW_ANONYMOUS=true when something else decides who can connect")
-    gateway = Gateway(
-        configuration=configuration,
-        backend=backend,
-        spool=Spool(configuration.spool),
-        keys=Keys(configuration.keys_file) if configuration.keys_file else None,
-        usage=Usage(configuration.data / "usage.sqlite"),
-        telemetry=Telemetry(),
-    )
-
-    runner = JobRunner(gateway, JobStore(configuration.data / "jobs"))
+    try:
+        gateway = Gateway(
+            configuration=configuration,
+            backend=backend,
+            spool=Spool(configuration.spool),
+            keys=Keys(configuration.keys_file) if configuration.keys_file else None,
+            usage=Usage(configuration.data / "usage.sqlite"),
+            telemetry=Telemetry(),
+        )
+        runner = JobRunner(gateway, JobStore(configuration.data / "jobs"))
+    except (OSError, sqlite3.Error) as error:
+        message = f"{configuration.data} or {configuration.spool} cannot be written ({error}): set WHISPER_DATA_DIR to a folder that can"
+        raise ConfigurationError(message, param="WHISPER_DATA_DIR") from None
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,6 +88,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         app.include_router(router)
     app.add_exception_handler(WhisperError, _on_whisper_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_query)
     app.add_exception_handler(ClientDisconnect, lambda request, error: Response(status_code=499))
     app.add_exception_handler(Exception, _on_error)
     if configuration.cors_origins:
@@ -112,10 +121,26 @@ async def _on_whisper_error(request: Request, error: Any) -> Response:
 async def _on_http_error(request: Request, error: Any) -> Response:
     path = for_message(request.url.path)
     if error.status_code == 405:
-        return error_response(MethodNotAllowed(f"{path} does not take {for_message(request.method)}: use {error.headers['Allow']}"))
+        methods = ", ".join(_methods(request))
+        reply = error_response(MethodNotAllowed(f"{path} does not take {for_message(request.method)}: use {methods}"))
+        reply.headers["allow"] = methods
+        return reply
     if error.status_code == 404:
         return error_response(NotFound(f"no such path: {path}; transcriptions are at /v1/audio/transcriptions"))
     return error_response(EngineError(str(error.detail)))
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes that have the path of a request. Starlette names those of the first one only."""
+    tried = ({**request.scope, "method": method} for method in METHODS)
+    return [scope["method"] for scope in tried if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)]
+
+
+async def _on_bad_query(request: Request, error: Any) -> Response:
+    """A field of the query has the wrong type, as in `limit=many`."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
