@@ -5,7 +5,6 @@ Exit status: 0 after a clean stop, 1 when it could not start.
 
 from __future__ import annotations
 
-import sqlite3
 import sys
 
 import uvicorn
@@ -29,9 +28,6 @@ def main() -> int:
         app = create_app(configuration, _backend(configuration))
     except ConfigurationError as error:
         print(f"gateway: {error.message}", file=sys.stderr)
-        return 1
-    except (OSError, sqlite3.OperationalError) as error:
-        print(f"gateway: {configuration.data} cannot be written ({error}): set WHISPER_DATA_DIR to a folder that can", file=sys.stderr)
         return 1
     server = make_server(app, configuration)
     server.run()

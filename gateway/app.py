@@ -62,7 +62,7 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
         )
         runner = JobRunner(gateway, JobStore(configuration.data / "jobs"))
     except (OSError, sqlite3.Error) as error:
-        message = f"{configuration.data} or {configuration.spool} cannot be written ({error}): set WHISPER_DATA_DIR to a folder that can"
+        message = f"{configuration.data} cannot be written ({error}): set WHISPER_DATA_DIR to a folder that can"
         raise ConfigurationError(message, param="WHISPER_DATA_DIR") from None
 
     @asynccontextmanager
