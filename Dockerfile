@@ -4,6 +4,7 @@
 #   docker build -t whisper-torchserve --build-arg DEVICE=cpu .     for CPUs, much smaller
 #   docker build -t whisper-torchserve --build-arg MODEL=small .    with these weights in place of OpenAI's base
 #   docker build -t whisper-torchserve --build-arg ENGINE=hf .      with the packages of engine hf, jax, onnx or sherpa, and served by it
+#   docker build -t whisper-torchserve --build-arg LOCKED=1 .       with the packages of locks/, each checked against its hash
 #
 # The layers are ordered by how seldom they change: system, Python environment, weights, converted checkpoint, code, whisper.mar.
 # PyTorch's wheels contain CUDA, so GPUs and CPUs share one small base image; the NVIDIA container toolkit adds the driver.
@@ -21,7 +22,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini $PACKAGES \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 1000 --gid 0 --home-dir /var/lib/whisper --no-create-home whisper \
- && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/models
+ && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/data /var/lib/whisper/models
 
 FROM system AS weights
 ARG MODEL=base
@@ -46,12 +47,15 @@ ARG DEVICE=gpu
 # PyTorch's index of CPU builds where it can be reached.
 ARG TORCH_INDEX=
 WORKDIR /opt/whisper
+# 1: the versions and hashes of locks/, which are for Python 3.11. Empty: the newest versions that the requirements files allow.
+ARG LOCKED=
 COPY requirements.txt requirements-gateway.txt requirements-serve.txt ./
+COPY locks locks/
 COPY server/setup.sh server/
 # The same virtual environment that serve.sh makes elsewhere: PyTorch, TorchServe, a Java runtime. Its files are compiled here, because the
 # container's user cannot write compiled files. Compiling may fail for files that packages contain for other versions of Python.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    export ROOT="$PWD" && . server/setup.sh \
+    export ROOT="$PWD" WHISPER_LOCKED="$LOCKED" && . server/setup.sh \
  && case $DEVICE in \
       gpu) export WHISPER_DEVICE=cuda ;; \
       cpu) export WHISPER_DEVICE=cpu ;; \
@@ -62,7 +66,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 ARG ENGINE=
 COPY requirements-*.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
-    export ROOT="$PWD" && . server/setup.sh && VIRTUAL_ENV=/opt/venv WHISPER_ENGINE=${ENGINE:-auto} use_engine \
+    export ROOT="$PWD" WHISPER_LOCKED="$LOCKED" && . server/setup.sh && VIRTUAL_ENV=/opt/venv WHISPER_ENGINE=${ENGINE:-auto} use_engine \
  && { /opt/venv/bin/python -m compileall -q -j 0 /opt/venv/lib >/dev/null || true; }
 
 ARG MODEL=base
@@ -99,9 +103,6 @@ RUN umask 002 \
  && find "$WHISPER_STATE_DIR/models" -exec touch --date=@0 {} +
 
 FROM environment
-LABEL org.opencontainers.image.title="Whisper on TorchServe" \
-      org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
-      org.opencontainers.image.licenses="Apache-2.0"
 # Without 8081 and 8082: `docker run -P` publishes every exposed port to the network, and these two are for administrators.
 EXPOSE 8000 8080
 STOPSIGNAL SIGTERM
@@ -124,3 +125,16 @@ COPY samples samples/
 COPY server server/
 COPY src src/
 RUN umask 002 && ./serve.sh --setup
+
+# Last, because a change in an argument runs again all that follows it. The release sets them: .github/workflows/release.yml.
+ARG VERSION=
+ARG REVISION=
+ARG CREATED=
+ARG SOURCE=
+LABEL org.opencontainers.image.title="Whisper on TorchServe" \
+      org.opencontainers.image.description="Self-hosted speech to text: OpenAI's Whisper behind TorchServe" \
+      org.opencontainers.image.licenses="Apache-2.0 AND MIT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.source="${SOURCE}"

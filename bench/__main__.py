@@ -20,6 +20,7 @@ from .report import accuracy as accuracy_report
 from .report import engines as engines_report
 from .report import gateway as gateway_report
 from .report import hostile as hostile_report
+from .report import image as image_report
 from .report import serve as serve_report
 from .report import startup as startup_report
 from .work import SCRATCH
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
-    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, hostile_report):
+    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, hostile_report, image_report):
         table.update()
     for report in (accuracy_report, hostile_report):
         if not report.update_readme():

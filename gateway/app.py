@@ -17,6 +17,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from whispercore import __version__
 from whispercore.api.values import for_message
@@ -38,6 +39,8 @@ from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
 
+METHODS = ("DELETE", "GET", "POST", "PUT")
+"""Of all routes."""
 KEYS_SECONDS = 5.0
 """How often to look whether the file of keys has changed."""
 logger = logging.getLogger(__name__)
@@ -117,19 +120,29 @@ async def _on_whisper_error(request: Request, error: Any) -> Response:
     return error_response(error)
 
 
-async def _on_bad_query(request: Request, error: Any) -> Response:
-    fault = error.errors()[0]
-    name = str(fault["loc"][-1])
-    return error_response(InvalidRequest(f"{for_message(name)}: {fault['msg']}", param=name))
-
-
 async def _on_http_error(request: Request, error: Any) -> Response:
     path = for_message(request.url.path)
     if error.status_code == 405:
-        return error_response(MethodNotAllowed(f"{path} does not take {for_message(request.method)}: use {error.headers['Allow']}"))
+        methods = ", ".join(_methods(request))
+        reply = error_response(MethodNotAllowed(f"{path} does not take {for_message(request.method)}: use {methods}"))
+        reply.headers["allow"] = methods
+        return reply
     if error.status_code == 404:
         return error_response(NotFound(f"no such path: {path}; transcriptions are at /v1/audio/transcriptions"))
     return error_response(EngineError(str(error.detail)))
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of all routes that have the path of a request. Starlette names those of the first one only."""
+    tried = ({**request.scope, "method": method} for method in METHODS)
+    return [scope["method"] for scope in tried if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)]
+
+
+async def _on_bad_query(request: Request, error: Any) -> Response:
+    """A field of the query has the wrong type, as in `limit=many`."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return error_response(InvalidRequest(f"{name}: {first['msg']}", param=name))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -6,6 +6,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from whispercore.torchserve.handshake import API_VERSION
+
 from .context import gateway_of
 
 router = APIRouter()
@@ -18,6 +20,7 @@ async def live() -> Response:
 
 
 @router.get("/health/ready")
+@router.get(f"/predictions/whisper/{API_VERSION}/health/ready")
 @router.get("/ping")  # SageMaker's path
 async def ready(request: Request) -> Response:
     """200 when a recording would be transcribed now, else 503."""

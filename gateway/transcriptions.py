@@ -50,12 +50,14 @@ async def torchserve_paths(request: Request, path: str) -> Response:
     return await transcribe(request, path)
 
 
+@router.get(f"{NATIVE}/{API_VERSION}/v1/models")
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """OpenAI's list of models."""
     return await _list_models(request, "v1/models")
 
 
+@router.get(f"{NATIVE}/{API_VERSION}/v1/models/{{model:path}}")
 @router.get("/v1/models/{model:path}")
 async def model(request: Request, model: str) -> Response:
     """One model of the list."""

@@ -14,7 +14,7 @@ fail() { echo "$*" >&2; exit 1; }
 # Part of every URL (/predictions/whisper/1.0/v1/audio/transcriptions). It is not whispercore's version, which changes with each release.
 api_version() { sed -n 's/^API_VERSION = "\(.*\)"$/\1/p' "$ROOT/src/whispercore/torchserve/handshake.py"; }
 
-core() { (cd "$ROOT/src" && find whispercore -name '.*' -prune -o \( -name '*.py' -o -name py.typed \) -print); }
+core() { (cd "$ROOT/src" && find whispercore -name '.*' -prune -o \( -name '*.py' -o -name py.typed -o -path '*/silero_vad_v6/*' \) -print); }
 
 # The files that belong into the archive, as sha256sum prints them: hash and name in the archive. The manifest is not among them.
 expected() {

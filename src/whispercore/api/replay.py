@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from whisper.tokenizer import TO_LANGUAGE_CODE
-
+from ..openai_whisper import tokenizer
 from ..types import AudioTrack, Dropped, Segment, Transcript, Word
 from .transcript_json import warnings_of
 
@@ -52,7 +51,7 @@ def _transcript(fields: Mapping[str, Any], words: Sequence[Sequence[Mapping[str,
     """The transcript of the last line. `words`: those of each segment, which `verbose_json` does not assign to segments."""
     transcript = Transcript(
         text=fields["text"],
-        language=TO_LANGUAGE_CODE.get(fields["language"], fields["language"]),
+        language=tokenizer.TO_LANGUAGE_CODE.get(fields["language"], fields["language"]),
         duration=fields["duration"],
         task=fields["task"],
         segments=tuple(_segment(segment, words[number]) for number, segment in enumerate(fields["segments"])),

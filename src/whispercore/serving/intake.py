@@ -30,13 +30,13 @@ MAX_CLIENT_NAME = 128
 class Intake:
     """Receives the requests of one front end, TorchServe's mailbox or the gateway. Not thread-safe."""
 
-    def __init__(self, transcriber: Transcriber, models: Models | None = None, *, watchdog_token: str = "") -> None:
-        """`transcriber`: of the default model. `models`: all models; None: those of its settings.
+    def __init__(self, transcriber: Transcriber, *, watchdog_token: str = "") -> None:
+        """`transcriber`: of the default model; its settings name the others.
 
         `watchdog_token`: what the launcher's watchdog shows of itself; empty: there is none. Raises what `Models` raises.
         """
         self.transcriber = transcriber
-        self.models = models or Models(transcriber)
+        self.models = Models(transcriber)
         self._watchdog_token = watchdog_token
         self.jobs = SharedJobs(self.models)
         self.health = Health(transcriber, self.models.others)

@@ -153,7 +153,7 @@ class Transcriber:
             jobs = list(self._jobs)
         for job in jobs:
             job.cancel()
-        if self._limits:
+        if self._limits:  # the threads are its own
             self._readers.close()
             self._audio_threads.close()
             self.prober.close()

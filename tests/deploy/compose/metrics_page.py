@@ -15,6 +15,7 @@ def metrics_page(seconds: float) -> str:
     audio, windows = requests * AUDIO_A_REQUEST, requests * 1.2
     worker = {
         "whisper_ready": 1,
+        'whisper_model_loaded{model="base"}': 1,
         "whisper_open_requests": 7,
         "whisper_waiting_audio_seconds": 95.5,
         "whisper_audio_seconds_total": audio,

@@ -257,7 +257,7 @@ def test_the_network_policy_closes_what_is_not_needed() -> None:
 def test_the_ingress_publishes_no_metrics() -> None:
     ingress = render(*EVERYTHING)["Ingress"]["spec"]
     paths = [(path["path"], path["pathType"]) for path in ingress["rules"][0]["http"]["paths"]]
-    assert paths == [("/", "Exact"), ("/v1", "Prefix"), ("/predictions/whisper", "Prefix")]
+    assert paths == [("/", "Exact"), ("/page", "Prefix"), ("/v1", "Prefix"), ("/predictions/whisper", "Prefix")]
     assert ingress["tls"] == [{"hosts": ["whisper.example.com"], "secretName": "whisper-tls"}]
     annotations = render(*EVERYTHING)["Ingress"]["metadata"]["annotations"]
     limit = Configuration.load({}).max_body_bytes

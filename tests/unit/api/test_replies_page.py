@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gateway
+from gateway import refusals
 from tests.unit.api.reply_examples import PAGE, examples
 from whispercore import errors
 from whispercore.api.routes import CONTENT_TYPES, content_type, stream_content_type
@@ -17,8 +19,15 @@ from whispercore.errors import ConfigurationError, WhisperError
 TEXT = PAGE.read_text(encoding="utf-8")
 EXAMPLES = examples()
 BLOCKS = dict(re.findall(r"^<!-- (\w+) -->\n(.*?)^<!-- /\1 -->$", TEXT, re.DOTALL | re.MULTILINE))
-SOURCE = Path(errors.__file__).parent
-KINDS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, WhisperError)}
+CORE, GATEWAY = Path(errors.__file__).parent, Path(gateway.__file__).parent
+SOURCES = [path for folder in (CORE, GATEWAY) for path in folder.rglob("*.py") if path.parent != GATEWAY / "realtime"]
+"""docs/realtime.md has the codes of realtime sessions, which report errors as events."""
+KINDS = {
+    name: kind
+    for module in (errors, refusals)
+    for name, kind in vars(module).items()
+    if isinstance(kind, type) and issubclass(kind, WhisperError)
+}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -38,17 +47,17 @@ def test_every_format_is_in_the_table() -> None:
 
 
 def error_codes() -> Iterator[tuple[int, str, str]]:
-    """Status, type and code of every error of the core that a request can meet."""
+    """Status, type and code of every error that a request can meet."""
     for kind in KINDS.values():
-        if kind.default_code and kind is not ConfigurationError:
+        if kind.__module__ == errors.__name__ and kind.default_code and kind is not ConfigurationError:
             yield kind.status, kind.kind, kind.default_code
-    for path in SOURCE.rglob("*.py"):
+    for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
-                for keyword in node.keywords:
-                    if keyword.arg == "code" and isinstance(keyword.value, ast.Constant):
-                        kind = KINDS[node.func.id]
-                        yield kind.status, kind.kind, str(keyword.value.value)
+                kind = KINDS[node.func.id]
+                given = [keyword.value for keyword in node.keywords if keyword.arg == "code"]
+                codes = [value.value for value in given if isinstance(value, ast.Constant)] if given else [kind.default_code]
+                yield from ((kind.status, kind.kind, str(code)) for code in codes if kind is not ConfigurationError and code)
 
 
 def test_every_error_code_is_in_the_table() -> None:

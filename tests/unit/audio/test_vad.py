@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,6 @@ from whispercore.audio import silero
 from whispercore.audio.recording import read_samples
 from whispercore.audio.silero import CONTEXT, FRAME, initial_state, network
 from whispercore.audio.vad import VoiceDetector
-from whispercore.errors import ConfigurationError
 from whispercore.types import SAMPLE_RATE, Samples
 
 SAMPLES = Path(__file__).parents[3] / "samples"
@@ -102,11 +103,12 @@ def test_isolated_words_are_not_missed_whatever_the_pause_and_the_level(level: f
     assert not missed
 
 
-def test_without_its_package_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silero.importlib.util, "find_spec", lambda name: None)
-    network.cache_clear()
-    try:
-        with pytest.raises(ConfigurationError, match="pip install"):
-            VoiceDetector()
-    finally:
-        network.cache_clear()
+def test_the_networks_are_what_the_recipe_makes_of_sileros_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnx", reason="the recipe needs the package onnx")
+    spec = importlib.util.find_spec("faster_whisper")
+    assert spec and spec.origin
+    recipe = Path(__file__).parents[3] / "whisper-models" / "silero" / "prepare.py"
+    source = Path(spec.origin).parent / "assets" / "silero_vad_v6.onnx"
+    subprocess.run([sys.executable, str(recipe), str(source), str(tmp_path)], check=True)
+    for name in ("encoder.onnx", "recurrent.onnx"):
+        assert (tmp_path / name).read_bytes() == (Path(silero.__file__).parent / "silero_vad_v6" / name).read_bytes()

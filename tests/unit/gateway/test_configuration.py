@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from gateway.configuration import Configuration
 from tests.unit.doubles import wav
 from tests.unit.gateway.conftest import serve
 from whispercore.errors import ConfigurationError
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_defaults_listen_on_this_machine_and_fetch_urls() -> None:
@@ -58,3 +63,12 @@ def test_pages_of_named_origins_only_may_use_the_api(tmp_path: Path) -> None:
                 served.client.post("/v1/audio/transcriptions", files={"file": wav(1.0)}, headers={"origin": origin}),
             ):
                 assert reply.headers.get("access-control-allow-origin") == allowed
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    """As in a container with a read-only root and no volume."""
+    (tmp_path / "file").touch()
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}/src:{ROOT}", "WHISPER_STATE_DIR": str(tmp_path)}
+    variables |= {"WHISPER_TORCHSERVE_URL": "http://127.0.0.1:9", "WHISPER_DATA_DIR": str(tmp_path / "file" / "data")}
+    done = subprocess.run([sys.executable, "-m", "gateway"], env=variables, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "set WHISPER_DATA_DIR" in done.stderr and "Traceback" not in done.stderr

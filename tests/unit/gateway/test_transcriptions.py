@@ -131,6 +131,9 @@ def test_refusals(served: Served, arguments: dict[str, Any], status: int, param:
 def test_unknown_paths_and_methods(served: Served) -> None:
     assert error_of(served.client.get("/nothing"), 404)["code"] == "not_found"
     assert "POST" in error_of(served.client.get("/v1/audio/transcriptions"), 405)["message"]
+    refused = served.client.put("/v1/jobs")
+    assert "use GET, POST" in error_of(refused, 405)["message"] and refused.headers["allow"] == "GET, POST"
+    assert error_of(served.client.get("/v1/jobs", params={"limit": "many"}), 400)["param"] == "limit"
 
 
 def test_ids(served: Served) -> None:
@@ -146,6 +149,18 @@ def test_models_and_health(served: Served) -> None:
     error_of(served.client.get("/v1/models/nothing"), 404)
     assert served.client.get("/health/live").status_code == served.client.get("/health/ready").status_code == 200
     assert served.client.get("/ping").json()["status"] == "ready"
+
+
+def test_torchserves_paths_work_here_too(served: Served) -> None:
+    base = "/predictions/whisper/1.0"
+    assert served.client.get(f"{base}/v1/models").json() == served.client.get("/v1/models").json()
+    assert served.client.get(f"{base}/health/ready").status_code == 200
+
+
+def test_a_data_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="WHISPER_DATA_DIR"), serve(tmp_path, data=tmp_path / "file" / "data"):
+        pass
 
 
 def test_metrics_have_closed_labels(served: Served) -> None:

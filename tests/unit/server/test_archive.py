@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = Path("model-archiver") / "create_model_archive.sh"
-LARGEST = 1_000_000
+LARGEST = 3_000_000
 
 
 def start(root: Path, store: Path, *folders: Path, **variables: str) -> subprocess.Popen[str]:
@@ -56,12 +56,11 @@ def archive(store: Path) -> zipfile.ZipFile:
 
 
 def test_it_holds_the_code_and_nothing_else(archive: zipfile.ZipFile) -> None:
-    core = ROOT / "src"
-    modules = {
-        str(path.relative_to(core)) for path in (core / "whispercore").rglob("*") if path.is_file() and path.suffix in (".py", ".typed")
-    }
+    core, kinds = ROOT / "src", (".py", ".typed", ".onnx")
+    modules = {str(path.relative_to(core)) for path in (core / "whispercore").rglob("*") if path.is_file() and path.suffix in kinds}
+    modules.add("whispercore/audio/silero_vad_v6/LICENSE")
     assert names(archive) == modules | {"whisper_handler.py", "model-config.yaml", "MAR-INF/MANIFEST.json"}
-    assert sum(info.file_size for info in archive.infolist()) < LARGEST, "weights stay outside the archive"
+    assert sum(info.file_size for info in archive.infolist()) < LARGEST, "Whisper's weights stay outside the archive"
 
 
 def test_it_is_what_the_checkout_has(archive: zipfile.ZipFile) -> None:

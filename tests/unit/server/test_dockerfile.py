@@ -111,6 +111,7 @@ def test_all_that_serves_is_copied() -> None:
         "tests/unit/doubles.py",
         "requirements-test.txt",
         "src/whispercore/__pycache__/audio.cpython-311.pyc",
+        "whisper-models/silero/prepare.py",
         "src/whispercore/.mypy_cache/CACHEDIR.TAG",
     ],
 )
@@ -208,8 +209,19 @@ def test_what_changes_often_comes_last() -> None:
     order = ["apt-get", "update_environment", "use_engine", "--from=weights", "whispercore.checkpoints", "--from=converted", "--setup"]
     positions = [position(text) for text in order]
     assert positions == sorted(positions)
-    keywords = [f"{keyword} {arguments}" for keyword, arguments in stage("")]
+    keywords = [f"{keyword} {arguments}" for keyword, arguments in stage("") if keyword not in ("ARG", "LABEL")]
     assert keywords[-2:] == ["COPY src src/", "RUN umask 002 && ./serve.sh --setup"]
+
+
+def test_the_labels_of_a_release_run_nothing_again() -> None:
+    """Docker runs again every step after an ARG whose value has changed."""
+    keywords = [keyword for keyword, _ in stage("")]
+    assert set(keywords[keywords.index("RUN", keywords.index("STOPSIGNAL")) + 1 :]) == {"ARG", "LABEL"}
+    labels = dict(pair.split("=", 1) for pair in shlex.split(last("LABEL")))
+    for name in ("version", "revision", "created", "source"):
+        assert labels[f"org.opencontainers.image.{name}"] == f"${{{name.upper()}}}" and f"{name.upper()}=" in [
+            arguments for keyword, arguments in stage("") if keyword == "ARG"
+        ]
 
 
 def test_runs_without_root_and_stops_on_sigterm() -> None:

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from server import __main__ as launcher
 from server import checkpoint, connections, preflight, torchserve, weights
 from server.configuration import Address, Configuration, StartError, worker_paths
 from server.signals import StopSignals
@@ -365,3 +367,17 @@ def test_a_log_folder_belongs_to_one_server(tmp_path: Path) -> None:
     assert again == tmp_path / "logs" and third
     other.close()
     third.close()
+
+
+def test_a_taken_default_port_of_the_gateway_does_not_keep_torchserve_from_serving(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = Address("127.0.0.1", taken.getsockname()[1], "WHISPER_GATEWAY_ADDRESS")
+        configuration = replace(Configuration.load(ENVIRONMENT), gateway=address)
+        monkeypatch.delenv("WHISPER_GATEWAY_ADDRESS", raising=False)
+        assert launcher.with_free_gateway(configuration).gateway is None
+        assert "TorchServe serves alone" in capsys.readouterr().err
+        monkeypatch.setenv("WHISPER_GATEWAY_ADDRESS", f"http://127.0.0.1:{address.port}")
+        assert launcher.with_free_gateway(configuration).gateway == address
+    assert launcher.with_free_gateway(replace(configuration, gateway=None)).gateway is None

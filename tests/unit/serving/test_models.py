@@ -182,8 +182,10 @@ def test_a_failed_load_is_an_error_and_is_tried_again() -> None:
 
 
 def test_a_model_that_can_never_fit_ends_the_start() -> None:
-    with pytest.raises(ConfigurationError, match=r"second takes about .* raise models_memory"), pool("second", Loader(), room=1):
-        pass
+    message = r"second takes about 100 MB beside the 100 MB of first.* raise models_memory"
+    settings = Settings(model="first", models="second")
+    with Transcriber(settings, engine=Recorder()) as default, pytest.raises(ConfigurationError, match=message):
+        Models(default, estimate=lambda settings, precision: 100_000_000, budget=199_999_999)
 
 
 def test_a_missing_checkpoint_ends_the_start(tmp_path: Path) -> None:
@@ -205,6 +207,8 @@ def test_waiting_requests_end_with_the_pool() -> None:
         closing.join(PATIENCE)
         assert all(job.ended for job in jobs)
         assert loader.loads == ["second"], "what nobody gets any more is not loaded"
+        with pytest.raises(Overloaded):
+            models.submit("third", wav(1), WHOLE)
 
 
 def test_limits_on_open_requests_hold_for_all_models_together() -> None:
