@@ -27,6 +27,7 @@ from . import status, transcriptions
 from .backend import Backend
 from .configuration import Configuration
 from .context import Gateway, Wrapper
+from .hosts import is_trusted
 from .jobs import routes as jobs
 from .jobs.runner import JobRunner
 from .jobs.store import JobStore
@@ -39,7 +40,7 @@ from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
 
-METHODS = ("DELETE", "GET", "POST", "PUT")
+METHODS = ("DELETE", "GET", "HEAD", "POST", "PUT")
 """Of all routes."""
 KEYS_SECONDS = 5.0
 """How often to look whether the file of keys has changed."""
@@ -101,7 +102,8 @@ def create_app(configuration: Configuration, backend: Backend) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after", "x-whisper-model", "x-whisper-warnings"],
         )
-    app.add_middleware(Wrapper, telemetry=gateway.telemetry)
+    trusts = functools.partial(is_trusted, allowed=configuration.allowed_hosts) if gateway.keys is None else lambda host: True
+    app.add_middleware(Wrapper, telemetry=gateway.telemetry, trusts=trusts)
     return app
 
 

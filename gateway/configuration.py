@@ -23,14 +23,16 @@ class Configuration:
     """The settings.
 
     `host`, `port`: where the gateway listens. `torchserve`: TorchServe's address; empty: in process.
-    `torchserve_metrics`: the address of TorchServe's metrics. `spool`: the folder of the uploads under way, which the
-    worker reads, too. `data`: the folder of what outlives a restart. `keys_file`: the API keys; None: no keys.
-    `allow_anonymous`: whether the gateway may listen for other machines without keys. `cors_origins`: the origins whose
-    pages may use the API. `max_body_bytes`: the largest body. `allow_urls`: whether requests may name a recording by
-    its URL. `private_hosts`: hosts that may have a private address then. `page_hosts`: hosts whose pages yt-dlp may
-    read. `webhook_secret`: signs the calls of webhooks. `job_days`: how long results are kept. `max_job_bytes`: the most
-    that the recordings of all jobs may take on the disk. `max_running_jobs`: how many run at once. `grace_seconds`: how
-    long open requests may take when the server stops. `realtime_sessions`: the most realtime sessions that may be open.
+    `torchserve_metrics`: the address of TorchServe's metrics. `spool`: the folder of the uploads under way, which
+    the worker reads, too. `data`: the folder of what outlives a restart. `keys_file`: the API keys; None: no keys.
+    `allow_anonymous`: whether the gateway may listen for other machines without keys. `allowed_hosts`: names of
+    this server that a stranger could register, answered to without keys. `cors_origins`: the origins whose pages
+    may use the API. `max_body_bytes`: the largest body. `allow_urls`: whether requests may name a recording by its
+    URL. `private_hosts`: hosts that may have a private address then. `page_hosts`: hosts whose pages yt-dlp may
+    read. `buckets`: the buckets of S3 that may be read. `webhook_secret`: signs the calls of webhooks. `job_days`:
+    how long results are kept. `max_job_bytes`: the most that the recordings of all jobs may take on the disk.
+    `max_running_jobs`: how many run at once. `grace_seconds`: how long open requests may take when the server
+    stops. `realtime_sessions`: the most realtime sessions that may be open.
     """
 
     host: str = "127.0.0.1"
@@ -41,11 +43,13 @@ class Configuration:
     data: Path
     keys_file: Path | None = None
     allow_anonymous: bool = False
+    allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 150 * 1024 * 1024
     allow_urls: bool = False
     private_hosts: tuple[str, ...] = ()
     page_hosts: tuple[str, ...] = ()
+    buckets: tuple[str, ...] = ()
     webhook_secret: str = ""
     job_days: float = 7.0
     max_job_bytes: int = 20 * 1024**3
@@ -73,11 +77,13 @@ class Configuration:
             data=Path(environ.get("WHISPER_DATA_DIR") or _state(environ) / "data"),
             keys_file=Path(keys_file) if keys_file else None,
             allow_anonymous=_switch("WHISPER_ALLOW_ANONYMOUS", environ, default=False),
+            allowed_hosts=_names("WHISPER_ALLOWED_HOSTS", environ),
             cors_origins=_names("WHISPER_CORS_ORIGINS", environ),
             # Base64 in JSON adds a third to the size of the audio; a form adds its headers.
             max_body_bytes=max_audio_bytes * 4 // 3 + 1024 * 1024,
             allow_urls=_switch("WHISPER_ALLOW_URLS", environ, default=host in LOOPBACK),
             private_hosts=_names("WHISPER_URL_PRIVATE_HOSTS", environ),
+            buckets=_names("WHISPER_URL_BUCKETS", environ),
             page_hosts=_names("WHISPER_URL_PAGE_HOSTS", environ),
             webhook_secret=environ.get("WHISPER_WEBHOOK_SECRET", ""),
             job_days=_number("WHISPER_JOB_DAYS", environ, 7.0),

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from whispercore.api.request import client_request_id
 from .backend import Backend
 from .configuration import Configuration
 from .keys import Key, Keys
+from .refusals import Forbidden, error_response
 from .spool import Spool
 from .telemetry import Telemetry
 from .usage import Usage
@@ -109,8 +110,9 @@ async def _disconnection(request: Request) -> None:
 class Wrapper:
     """ASGI middleware around everything: the request's id, the metrics, and headers for safety. It does not buffer."""
 
-    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
-        self._app, self._telemetry = app, telemetry
+    def __init__(self, app: ASGIApp, telemetry: Telemetry, trusts: Callable[[str], bool] = lambda host: True) -> None:
+        """`trusts`: whether a request with this Host header is handled."""
+        self._app, self._telemetry, self._trusts = app, telemetry, trusts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -131,8 +133,9 @@ class Wrapper:
                     headers.setdefault(name, value)
             await send(message)
 
+        app = self._app if self._trusts(connection.headers.get("host", "")) else _refuse_host
         try:
-            await self._app(scope, receive, send_on)
+            await app(scope, receive, send_on)
         except Exception:
             status = 500 if status == 499 else status  # what Starlette answers, outside of this
             raise
@@ -142,3 +145,9 @@ class Wrapper:
                 route = getattr(scope.get("route"), "path", "other")
                 self._telemetry.requests.labels(route, str(status)).inc()
                 self._telemetry.seconds.labels(route).observe(time.monotonic() - began)
+
+
+async def _refuse_host(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request whose Host header is not trusted; a WebSocket is refused with status 403."""
+    message = "this server has no API keys, so it answers only under names of its own network: set WHISPER_ALLOWED_HOSTS"
+    await error_response(Forbidden(message, code="host_not_allowed"))(scope, receive, send)

@@ -13,12 +13,14 @@ from .context import gateway_of
 router = APIRouter()
 
 
+@router.head("/health/live")
 @router.get("/health/live")
 async def live() -> Response:
     """200 while the process answers. A failure calls for a restart."""
     return JSONResponse({"status": "live"})
 
 
+@router.head("/health/ready")
 @router.get("/health/ready")
 @router.get(f"/predictions/whisper/{API_VERSION}/health/ready")
 @router.get("/ping")  # SageMaker's path

@@ -145,6 +145,9 @@ async def fetch(url: str, configuration: Configuration, spool: Spool, max_bytes:
     if not configuration.allow_urls:
         raise Forbidden("this server fetches no URLs: send the file, or ask its operator to set WHISPER_ALLOW_URLS=true", param="url")
     if url.startswith("s3://"):
+        if host not in configuration.buckets:
+            message = "this server reads s3:// URLs of the buckets only that its operator lists in WHISPER_URL_BUCKETS"
+            raise Forbidden(message, param="url", code="url_refused")
         return await _fetch_object(url, spool, max_bytes)
     if any(host == page or host.endswith(f".{page}") for page in configuration.page_hosts):
         return await _fetch_page(url, spool, max_bytes)

@@ -33,8 +33,14 @@ def test_no_more_threads_than_the_count_and_one_when_one_is_enough() -> None:
 
 
 def test_shutdown_drops_what_is_queued() -> None:
-    threads, gate = ReplaceableThreads(1, "test"), threading.Event()
-    running, queued = threads.submit(gate.wait, PATIENCE), threads.submit(print)
+    threads, gate, began = ReplaceableThreads(1, "test"), threading.Event(), threading.Event()
+
+    def wait() -> bool:
+        began.set()
+        return gate.wait(PATIENCE)
+
+    running, queued = threads.submit(wait), threads.submit(print)
+    assert began.wait(PATIENCE)
     threads.shutdown(wait=False, cancel_futures=True)
     assert queued.cancelled()
     gate.set()

@@ -29,5 +29,8 @@ def read_until(terminal: int, wanted: str, seconds: float = 30) -> str:
     while wanted not in said:
         assert time.monotonic() < deadline, f"{wanted!r} did not appear in {said!r}"
         if select.select([terminal], [], [], 0.1)[0]:
-            said += os.read(terminal, 65536).decode()
+            try:
+                said += os.read(terminal, 65536).decode(errors="replace")
+            except OSError as error:  # the program has ended
+                raise AssertionError(f"{wanted!r} did not appear in {said!r}") from error
     return said
