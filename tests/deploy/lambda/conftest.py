@@ -60,9 +60,12 @@ def function(make: Callable[..., Function]) -> Function:
     return make()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    """boto3's client for an S3 in memory. Making one takes half a second."""
+    """boto3's client for an S3 in memory. Making one takes half a second.
+
+    It ends with the module: moto forgets nothing while any of its mocks is active, so other tests would see these buckets.
+    """
     import boto3
 
     with pytest.MonkeyPatch.context() as patch:
