@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from whispercore.api.fields import OPTION_HEADER
 from whispercore.api.request import parse
 from whispercore.torchserve.handshake import API_VERSION, CLIENT_HEADER
 
@@ -88,7 +89,9 @@ async def transcribe(request: Request, path: str) -> Response:
 
 def call_of(request: Request, path: str, body: Body, admission: Admission) -> Call:
     """What the back end gets."""
-    headers = {name: value for name, value in request.headers.items() if name not in (CLIENT_HEADER, "authorization", "cookie")}
+    kept = {name: value for name, value in request.headers.items() if name not in (CLIENT_HEADER, "authorization", "cookie")}
+    # uvicorn gives names in lower case; options get capitals again, because errors name them.
+    headers = {name.title() if name.startswith(OPTION_HEADER) else name: value for name, value in kept.items()}
     return Call(
         path=path,
         fields=body.fields,
@@ -114,7 +117,8 @@ class _Stream(StreamingResponse):
 
     def __init__(self, reply: Reply, headers: Mapping[str, str], stack: AsyncExitStack) -> None:
         assert not isinstance(reply.body, bytes)
-        super().__init__(reply.body, reply.status, headers, reply.content_type)
+        # As a header: Starlette adds a charset to a media type that begins with text/, also to text/event-stream.
+        super().__init__(reply.body, reply.status, {**headers, "content-type": reply.content_type})
         self._chunks, self._stack = reply.body, stack
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
