@@ -13,10 +13,11 @@ from .spool import Spooled
 class Call:
     """A request for a back end.
 
-    `path`: the part of the URL that names the route, such as "v1/audio/transcriptions"; empty for the native route.
-    `fields`: the fields of the form or the query; a repeated one has a list. `uploads`: the files by the name of their
-    field; "body" is a raw body. `headers`: the client's, names in lower case but for options, `X-Whisper-Language`. `request_id`: the client's own, or the
-    gateway's. `client`: the name by which the queue is fair.
+    `path`: the part of the URL that names the route, such as "v1/audio/transcriptions"; empty for the native
+    route. `fields`: the fields of the form or the query; a repeated one has a list. `uploads`: the files by the
+    name of their field; "body" is a raw body. `headers`: the client's, names in lower case but for options,
+    `X-Whisper-Language`. `request_id`: the client's own, or the gateway's. `client`: the name by which the queue
+    is fair.
     """
 
     path: str

@@ -103,17 +103,17 @@ def test_errors_before_the_first_chunk_keep_their_status(server: Server, path: s
 
 
 def test_closing_a_stream_cancels_the_work_unless_another_request_shares_it(server: Server, tmp_path: Path) -> None:
-    half_an_hour, shared = repeat("home.flac", 38, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
+    an_hour, shared = repeat("home.flac", 75, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
     windows = server.metric("whisper_windows_total")
     with contextlib.ExitStack() as open_streams:
-        first, second = (open_streams.enter_context(stream(server, half_an_hour)) for _ in range(2))
+        first, second = (open_streams.enter_context(stream(server, an_hour)) for _ in range(2))
         assert server.metric("whisper_shared_total") == shared + 1
         assert first_segment(first) == first_segment(second), "the second request did not get the earlier segments"
         first.close()
         before = server.metric("whisper_windows_total")
-        wait_for(lambda: server.metric("whisper_windows_total") > before + 5, 60, "the work continues for the second")
+        wait_for(lambda: server.metric("whisper_windows_total") > before, 60, "the work continues for the second")
     wait_for(lambda: is_cancelled(server), 60, "both are cancelled")
-    assert server.metric("whisper_windows_total") - windows < 30 * 60 / 30, "it was transcribed to its end"
+    assert server.metric("whisper_windows_total") - windows < 60 * 60 / 30, "it was transcribed to its end"
 
 
 def test_transcribe_prints_segments_as_they_come(server: Server) -> None:
