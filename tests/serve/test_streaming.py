@@ -103,7 +103,7 @@ def test_errors_before_the_first_chunk_keep_their_status(server: Server, path: s
 
 
 def test_closing_a_stream_cancels_the_work_unless_another_request_shares_it(server: Server, tmp_path: Path) -> None:
-    an_hour, shared = repeat("home.flac", 75, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
+    an_hour, shared = repeat("home.flac", 62, tmp_path / "longer.flac").read_bytes(), server.metric("whisper_shared_total")
     windows = server.metric("whisper_windows_total")
     with contextlib.ExitStack() as open_streams:
         first, second = (open_streams.enter_context(stream(server, an_hour)) for _ in range(2))
