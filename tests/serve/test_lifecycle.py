@@ -163,11 +163,13 @@ def test_a_read_only_checkout_and_a_user_who_is_not_root(start: Start, state: Pa
         "clients",
         "server",
         "config",
+        "gateway",
         "handler",
         "model-archiver",
         "src",
         "samples",
         "requirements.txt",
+        "requirements-gateway.txt",
         "requirements-serve.txt",
     ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2

@@ -104,7 +104,7 @@ def test_every_variable_of_this_software_is_known() -> None:
     sources = [
         ROOT / "serve.sh",
         ROOT / "Dockerfile",
-        *(path for name in ("server", "handler", "clients", "bench") for path in (ROOT / name).rglob("*.*")),
+        *(path for name in ("server", "gateway", "handler", "clients", "bench") for path in (ROOT / name).rglob("*.*")),
     ]
     used = {
         name for path in sources if path.suffix in ("", ".py", ".sh") for name in re.findall(r"\bWHISPER_[A-Z_]*[A-Z]\b", path.read_text())

@@ -96,7 +96,7 @@ def test_what_is_copied_exists_and_is_in_the_context(arguments: str) -> None:
 
 
 def test_all_that_serves_is_copied() -> None:
-    needed = {"serve.sh", "server", "config", "handler", "model-archiver", "samples", "src", "LICENSE"}
+    needed = {"serve.sh", "server", "config", "gateway", "handler", "model-archiver", "samples", "src", "LICENSE"}
     needed |= {f"requirements-{name}.txt" for name in EXTRAS}
     assert needed <= {str(path.relative_to(ROOT)) for path, _ in copied(stage(""))}
 
