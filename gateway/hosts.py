@@ -14,9 +14,12 @@ PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".svc")
 
 
 def is_trusted(header: str, allowed: Iterable[str]) -> bool:
-    """Whether a Host header names an address, a machine of this network, or one of the allowed hosts."""
+    """Whether a Host header names an address, a machine of this network, or one of the allowed hosts.
+
+    Without the header a request is trusted: browsers always send it, HTTP/1.0 need not.
+    """
     host = _name(header)
-    if host in {name.lower() for name in allowed}:
+    if not header or host in {name.lower() for name in allowed}:
         return True
     if "." not in host and ":" not in host:
         return bool(host)

@@ -66,7 +66,8 @@ def sandbox(folder: Path) -> list[str]:
         pytest.skip("AWS's toolkits need a sandbox: install bubblewrap (bwrap)")
     etc = [argument for path in Path("/etc").iterdir() for argument in ("--ro-bind", str(path), str(path))]
     command = [bubblewrap, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-net", "--unshare-pid", "--die-with-parent"]
-    command += ["--tmpfs", "/etc", *etc, "--tmpfs", "/tmp", "--ro-bind", str(ROOT), str(ROOT), "--bind", str(folder), str(folder)]
+    command += ["--tmpfs", "/etc", *etc, "--tmpfs", "/tmp", "--ro-bind", str(ROOT), str(ROOT)]
+    command += ["--ro-bind", sys.prefix, sys.prefix, "--bind", str(folder), str(folder)]
     probe = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
     if probe.returncode:
         pytest.skip(f"AWS's toolkits need a sandbox, and bwrap cannot make one here: {probe.stderr.strip()}")

@@ -33,7 +33,7 @@ def test_names_of_this_network_are_trusted(header: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", ["", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3.4.5"]
+    "header", [" ", ".", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3.4.5"]
 )
 def test_names_that_a_stranger_could_register_are_not(header: str) -> None:
     assert not is_trusted(header, ("asr.example",))
