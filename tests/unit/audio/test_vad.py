@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,7 @@ def test_the_networks_are_what_the_recipe_makes_of_sileros_file(tmp_path: Path) 
     assert spec and spec.origin
     recipe = Path(__file__).parents[3] / "whisper-models" / "silero" / "prepare.py"
     source = Path(spec.origin).parent / "assets" / "silero_vad_v6.onnx"
-    subprocess.run([sys.executable, str(recipe), str(source), str(tmp_path)], check=True)
+    environment = os.environ | {"PYTHONPATH": str(recipe.parents[2] / "src")}
+    subprocess.run([sys.executable, str(recipe), str(source), str(tmp_path)], check=True, env=environment)
     for name in ("encoder.onnx", "recurrent.onnx"):
         assert (tmp_path / name).read_bytes() == (Path(silero.__file__).parent / "silero_vad_v6" / name).read_bytes()
