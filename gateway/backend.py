@@ -27,6 +27,11 @@ class Call:
     request_id: str
     client: str = ""
 
+    def row(self) -> dict[str, Any]:
+        """The fields, and the uploads as views of their files, as `whispercore.api.request.parse` takes them."""
+        views = {name: [file.view() for file in files] for name, files in self.uploads.items()}
+        return {**self.fields, **{name: items[0] if len(items) == 1 else items for name, items in views.items()}}
+
 
 @dataclass(slots=True, kw_only=True)
 class Reply:

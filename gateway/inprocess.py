@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 import anyio
 from anyio.to_thread import run_sync
@@ -59,7 +58,7 @@ class InProcess:
             loop.call_soon_threadsafe(news.set)
 
         headers = {**call.headers, CLIENT_HEADER: call.client, "url_path": call.path}
-        received = self.intake.receive(call.request_id, _row(call), headers, on_news)
+        received = self.intake.receive(call.request_id, call.row(), headers, on_news)
         if isinstance(received, Response):
             self._metrics.count(received)
             return _reply(received)
@@ -107,12 +106,6 @@ class InProcess:
         finally:
             if attached:
                 self.intake.jobs.detach(request.attachment)
-
-
-def _row(call: Call) -> dict[str, Any]:
-    """The fields, with the uploads as views of their files."""
-    views = {name: [file.view() for file in files] for name, files in call.uploads.items()}
-    return {**call.fields, **{name: items[0] if len(items) == 1 else items for name, items in views.items()}}
 
 
 def _reply(response: Response) -> Reply:

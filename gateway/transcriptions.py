@@ -104,9 +104,7 @@ def call_of(request: Request, path: str, body: Body, admission: Admission) -> Ca
 
 def _check(call: Call) -> None:
     """Raise the error of a request that the core would refuse, before it occupies the back end."""
-    uploads = {name: [file.view() for file in files] for name, files in call.uploads.items()}
-    row = {**call.fields, **{name: items[0] if len(items) == 1 else items for name, items in uploads.items()}}
-    parse(row, {**call.headers, "url_path": call.path})
+    parse(call.row(), {**call.headers, "url_path": call.path})
 
 
 class _Stream(StreamingResponse):

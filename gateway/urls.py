@@ -223,7 +223,7 @@ async def _fetch_page(url: str, spool: Spool, max_bytes: int) -> Spooled:
             "--",
         )
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "yt_dlp", *arguments, "--", url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            sys.executable, "-m", "yt_dlp", *arguments, url, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
         )
         assert process.stdout and process.stderr
         try:

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from whispercore.audio.silero import CONTEXT, FRAME, State, initial_state, network
+from whispercore.audio.silero import CONTEXT, FRAME, initial_state, network
+from whispercore.audio.vad import stacked
 from whispercore.types import SAMPLE_RATE, Samples
 
 from .audio import Pcm
@@ -52,7 +53,7 @@ class StreamingVoiceDetector:
         gain = min(_LEVEL / self._level, _MAX_GAIN) if self._level else 1.0
         features = self._features(frames * np.float32(gain) + _noise(BLOCK))
         fresh = self._network.probabilities(self._before, initial_state())[1]
-        probabilities, (h, c) = self._network.probabilities(features, _stacked(self._state, fresh))
+        probabilities, (h, c) = self._network.probabilities(features, stacked(self._state, fresh))
         self._state = h[:, :1], c[:, :1]
         self._before = np.concatenate([self._before, features])[-_WARM_UP:]
         return [float(probability) for probability in probabilities.max(axis=1)]
@@ -61,10 +62,6 @@ class StreamingVoiceDetector:
         tails = np.concatenate([self._context[None], frames[:-1, -CONTEXT:]])
         self._context = frames[-1, -CONTEXT:]
         return self._network.features(np.concatenate([tails, frames], axis=1))
-
-
-def _stacked(first: State, second: State) -> State:
-    return np.concatenate([first[0], second[0]], axis=1), np.concatenate([first[1], second[1]], axis=1)
 
 
 @lru_cache(maxsize=2)

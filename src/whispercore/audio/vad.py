@@ -73,7 +73,7 @@ class VoiceDetector:
             return np.zeros(piece.frames, np.float32)
         fresh = self._network.probabilities(piece.warm_up, initial_state())[1]
         state = fresh if piece.first else self._state
-        probabilities, (h, c) = self._network.probabilities(piece.features, _stacked(state, fresh))
+        probabilities, (h, c) = self._network.probabilities(piece.features, stacked(state, fresh))
         self._state = h[:, :1], c[:, :1]
         return np.asarray(probabilities.max(axis=1))
 
@@ -91,7 +91,8 @@ class VoiceDetector:
         return self._network.features(np.concatenate([tails, frames], axis=1))
 
 
-def _stacked(first: State, second: State) -> State:
+def stacked(first: State, second: State) -> State:
+    """Two states of the recurrent network as one of a batch of two."""
     return np.concatenate([first[0], second[0]], axis=1), np.concatenate([first[1], second[1]], axis=1)
 
 

@@ -22,6 +22,7 @@ import soundfile
 
 from bench import datasets
 from bench.scores import plain
+from bench.serverless import SANDBOX
 from tests.unit.doubles import PATIENCE
 from whispercore.errors import ConfigurationError
 
@@ -30,25 +31,6 @@ from .test_http_events import FORM, form, url_event
 
 pytestmark = pytest.mark.slow
 
-SANDBOX = (
-    "bwrap",
-    "--die-with-parent",
-    "--ro-bind",
-    "/",
-    "/",
-    "--dev",
-    "/dev",
-    "--remount-ro",
-    "/dev",
-    "--proc",
-    "/proc",
-    "--tmpfs",
-    "/tmp",
-    # a checkout or an environment in /tmp, such as that of a CI run, stays visible
-    *(word for path in (str(ROOT), sys.prefix, sys.base_prefix) if path.startswith("/tmp/") for word in ("--ro-bind", path, path)),
-    "--unshare-net",
-)
-"""Everything but /tmp is read-only, there is no shared memory in /dev/shm, and the network is a loopback of its own."""
 MEMORY = 10 << 30
 TIMER = (ROOT / "samples" / "timer.flac").read_bytes()
 WORDS = "Set a timer for five minutes."
