@@ -28,8 +28,6 @@ import environment
 
 environment.enter()
 
-sys.path.insert(0, str(environment.ROOT / "src"))  # the core need not be installed
-
 from failures import RequestFailed  # noqa: E402
 from feeding import transcribed  # noqa: E402
 from manifest import DONE, FAILED, Entry, Manifest, digest  # noqa: E402

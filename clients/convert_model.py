@@ -23,8 +23,6 @@ import environment
 
 environment.enter()
 
-sys.path.insert(0, str(environment.ROOT / "src"))  # the core need not be installed
-
 import torch  # noqa: E402
 
 from whispercore.checkpoints import Checkpoint, huggingface, load_checkpoint, locate, write_checkpoint  # noqa: E402

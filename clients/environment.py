@@ -21,6 +21,9 @@ _ENTERED = "CLIENT_ENVIRONMENT"
 """An environment variable for the restarted client, which keeps it from restarting again."""
 _HOW = "run ./serve.sh --setup once; or, in a virtual environment: pip install -r"
 
+if FOLDER.name == "clients":  # a checkout, where the core need not be installed
+    sys.path.append(str(ROOT / "src"))
+
 
 def enter() -> None:
     """Restart the running client in serve.sh's environment if there is one; otherwise continue with this Python.

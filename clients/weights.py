@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import environment
-
-sys.path.insert(0, str(environment.ROOT / "src"))  # the core need not be installed
-
 from catalogue import is_repository, names
 from download_model import BASE_URL, Sources, download
 from reports import log

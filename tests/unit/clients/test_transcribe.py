@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import mimetypes
 import os
 import shutil
 import signal
@@ -307,7 +308,7 @@ def test_prints_the_words(server: Server, files: list[str], capsys: pytest.Captu
     assert (out, err) == ("Grüße\n", "")
     headers, body = server.seen[0]
     assert body == b"a"
-    assert (headers["Content-Type"], headers["Content-Length"]) == ("audio/x-wav", "1")
+    assert (headers["Content-Type"], headers["Content-Length"]) == (mimetypes.guess_type("a.wav")[0], "1")
 
 
 def test_options_become_headers_that_the_core_understands(server: Server, files: list[str]) -> None:
