@@ -112,10 +112,11 @@ def sample(
     """
     decoding = windows[0].decoding
     group = (decoding.best_of or 1) if decoding.temperature > 0 else 1
-    limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx - len(start)) for start in starts]
+    # the last token that the context has room for is sampled, but never read
+    limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx + 1 - len(start)) for start in starts]
     noise = seeds(windows, group).tolist()
     rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
-    text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows))
+    text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
     hidden, no_speech = _read_starts(decoder, audio, text, starts, group, tokenizer)
     _extend(decoder, audio, text, rows, group, hidden, TokenRules.of(tokenizer, decoding), decoding.temperature)
     texts = [rows[first : first + group] for first in range(0, len(rows), group)]
