@@ -225,9 +225,13 @@ class TorchEngine:
                 slots.release(state)
                 feed.done(state.window, decoded)
         if batch.states:
-            indices = [state.slot for state in batch.states]
-            batch.pending = align(self._model, self._cache, self.device, indices, batch.texts, self.tokenizer)
+            batch.pending = self._align(batch)
         return batch
+
+    def _align(self, batch: _AlignmentBatch) -> PendingAlignment:
+        """Queue the pass that gives the batch's tokens their times."""
+        indices = [state.slot for state in batch.states]
+        return align(self._model, self._cache, self.device, indices, batch.texts, self.tokenizer)
 
     def _finish_alignment(self, slots: Slots, feed: Feed, batch: _AlignmentBatch) -> None:
         """Return a batch's windows with their token times to the feed."""
