@@ -25,6 +25,7 @@ import psutil
 
 from whispercore.audio.recording import read_samples
 from whispercore.options import Options
+from whispercore.serving.backlog import QueuedRequest
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
 from whispercore.types import SAMPLE_RATE, Decoding, Samples, Window
@@ -143,13 +144,29 @@ def _thread_seconds(thread: int) -> float:
 
 
 def ceiling(engine: PacedEngine, transcriber: Transcriber) -> Cost:
-    """The engine alone: windows from memory, twice as many as it has slots, aligned as the core asks."""
-    samples = np.random.default_rng(0).normal(scale=0.1, size=WINDOW * SAMPLE_RATE).astype(np.float32)
-    decoding = replace(Decoding(language="en"), timestamps=False, alignment="all")
-    windows = [Window(samples, float(WINDOW * number), decoding) for number in range(2 * engine.max_batch)]
+    """The engine alone: windows from memory, twice as many as it has slots."""
+    windows = memory_windows(2 * engine.max_batch)
     with measured(engine, transcriber, WINDOW * len(windows)) as cost:
         engine.decode(windows)
     return replace(cost, windows=len(windows))
+
+
+def scheduled(engine: PacedEngine, transcriber: Transcriber) -> Cost:
+    """The same windows through the scheduler, one request each: no recording is read, so it shows what the engine's process can do."""
+    windows, answers = memory_windows(2 * engine.max_batch), threading.Semaphore(0)
+    with measured(engine, transcriber, WINDOW * len(windows)) as cost:
+        for window in windows:
+            transcriber.scheduler.submit(QueuedRequest(), window, lambda outcome: answers.release())
+        for _ in windows:
+            answers.acquire()
+    return cost
+
+
+def memory_windows(count: int) -> list[Window]:
+    """Windows of 30 s of noise, aligned as the core asks."""
+    samples = np.random.default_rng(0).normal(scale=0.1, size=WINDOW * SAMPLE_RATE).astype(np.float32)
+    decoding = replace(Decoding(language="en"), timestamps=False, alignment="all")
+    return [Window(samples, float(WINDOW * number), decoding) for number in range(count)]
 
 
 def full_windows(engine: PacedEngine, transcriber: Transcriber) -> Cost:
@@ -238,6 +255,7 @@ def pieces(seconds: int) -> list[bytes]:
 
 LOADS: dict[str, Callable[[PacedEngine, Transcriber], Cost]] = {
     "engine": ceiling,
+    "scheduler": scheduled,
     "windows": full_windows,
     "hour": hour,
     "files": files,

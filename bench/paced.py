@@ -132,6 +132,7 @@ class PacedEngine(TorchEngine):
     device: PacedDevice
 
     def __init__(self, slowdown: float = SLOWDOWN, *, max_batch: int = MOST_WINDOWS) -> None:
+        torch.set_num_threads(1)  # as the engine does on a GPU
         dims = dimensions(SIZE)
         self.tokenizer, self.n_mels, self.max_batch = Tokenizer(dims.n_vocab), dims.n_mels, max_batch
         self._model_name, self._device_name, self._precision, self._compiles = SIZE, "cpu", Precision(torch.float16, False), False

@@ -12,6 +12,7 @@ PAGE = Path(__file__).resolve().parent.parent / "profile.md"
 BLOCK = Block("host")
 NAMES = {
     "engine": "the engine alone, windows from memory",
+    "scheduler": "the same through the scheduler",
     "windows": "30 s recordings, 64 open",
     "hour": "one hour",
     "files": "8 files of 10 min at once",
