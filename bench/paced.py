@@ -190,7 +190,7 @@ def _words(tokenizer: Tokenizer, offset: int, count: int) -> Iterator[int]:
 
 
 @lru_cache
-def _text(tokenizer: Tokenizer) -> list[int]:
+def _text(tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokenizer.encode(TEXT)
 
 
@@ -209,5 +209,3 @@ def _matrix(rows: int, columns: int) -> Tensor:
 
 def _edges(rows: int, columns: int) -> list[int]:
     return [round(edge) for edge in np.linspace(0, columns, rows + 1)]
-
-

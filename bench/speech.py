@@ -62,6 +62,7 @@ def long_recording(seconds: int, seed: int) -> bytes:
 
 
 def write_mp3(samples: Samples, path: Path) -> None:
+    """Write the samples, mono at 16 kHz, as an mp3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="MP3")

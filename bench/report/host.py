@@ -51,9 +51,9 @@ def table(runs: dict[str, Any]) -> str:
 
 def _origin(run: dict[str, Any]) -> str:
     origin = run["provenance"]
-    dirty = " with changes" if origin["dirty"] else ""
+    commit = f"`{origin['commit'][:7]}`" + (" with changes" if origin["dirty"] else "")
     machine = f"{origin['machine']['cores']} cores of an {origin['machine']['cpu']}"
-    return f"{machine}, the device {run['slowdown']:g} times slower than an H200, medians of {run['rounds']}, at `{origin['commit'][:7]}`{dirty}"
+    return f"{machine}, the device {run['slowdown']:g} times slower than an H200, medians of {run['rounds']}, at {commit}"
 
 
 def _row(load: str, run: str, loads: dict[str, Any]) -> tuple[str, ...]:

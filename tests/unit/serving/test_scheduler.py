@@ -20,6 +20,10 @@ from whispercore.types import Decoded, Decoding, Window
 PATIENCE = 10.0
 
 
+def decoded(start: float) -> Decoded:
+    return Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0)
+
+
 class SteppedEngine:
     """Records each batch as the starts of its windows. Each batch waits for one release of `gate`."""
 
@@ -46,7 +50,7 @@ class SteppedEngine:
             raise OutOfMemory("no room")
         if self.poison in starts:
             raise ZeroDivisionError("a window that breaks the engine")
-        return [Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0) for start in starts]
+        return [decoded(start) for start in starts]
 
     def free_memory(self) -> None:
         self.freed += 1
@@ -316,7 +320,7 @@ class Refilling(SteppedEngine):
                 error, self.breaks = self.breaks[1], None
                 raise error
             window = slots.pop(0)
-            feed.done(window, lambda start=window.start: Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0))
+            feed.done(window, partial(decoded, window.start))
 
     def describe(self) -> dict[str, str | int | float | bool]:
         return {}
@@ -382,7 +386,7 @@ class Lazy(Refilling):
         self.made_by.append(threading.get_ident())
         if start == 1.0:
             raise ZeroDivisionError("no text")
-        return Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0)
+        return decoded(start)
 
 
 def test_results_are_made_on_the_outcome_thread_and_fail_alone() -> None:

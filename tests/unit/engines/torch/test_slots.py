@@ -20,8 +20,8 @@ from whispercore.checkpoints import Checkpoint
 from whispercore.engines import RefillingEngine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.torch import TorchEngine
+from whispercore.engines.torch.alignment import Alignment, PendingAlignment, align
 from whispercore.engines.torch.engine import _ENCODED_AT_ONCE
-from whispercore.engines.torch.alignment import PendingAlignment, align
 from whispercore.engines.torch.slots import Slots
 from whispercore.errors import EngineError, OutOfMemory
 from whispercore.types import Decoding, Samples, Window
@@ -160,7 +160,7 @@ def test_times_of_words_are_not_waited_for(nano: Checkpoint, recordings: list[Sa
         events.append("steps")
         advance(self)
 
-    def waiting(self: PendingAlignment) -> list[tuple[list[int], list[float]]]:
+    def waiting(self: PendingAlignment) -> list[Alignment]:
         events.append("times")
         return wait(self)
 
