@@ -39,6 +39,7 @@ def table(runs: dict[str, Any]) -> str:
         "seconds": "--:",
         "times real time": "--:",
         "of the engine alone": "--:",
+        "device busy": "--:",
         "windows": "--:",
         "launches": "--:",
         "a clip's latency": "--:",
@@ -60,16 +61,17 @@ def _row(load: str, run: str, loads: dict[str, Any]) -> tuple[str, ...]:
     figures, engine = loads[load], loads.get("engine")
     speed, processor = figures["rtfx"]["median"], {kind: each["median"] for kind, each in figures["processor_per_hour"].items()}
     reading = processor.pop("reading")
-    latency = figures.get("latency")
+    latency, is_clips = figures.get("latency"), load.startswith("clips")
     return (
         NAMES[load],
         run,
         f"{figures['seconds']['median']:.2f}",
         f"{speed:.0f}",
-        f"{speed / engine['rtfx']['median']:.0%}" if engine else "",
+        f"{speed / engine['rtfx']['median']:.0%}" if engine and not is_clips else "",
+        f"{figures['busy']['median']:.0%}",
         f"{figures['windows']:.0f}",
         f"{figures['launches']:.0f}",
-        f"{1000 * latency['median']:.0f} ms" if latency and load not in ("windows", "hour", "files") else "",
+        f"{1000 * latency['median']:.0f} ms" if latency and (is_clips or load == "beside") else "",
         f"{reading:.1f}",
         f"{sum(processor.values()):.1f}",
     )
