@@ -72,7 +72,7 @@ class Feed(Protocol):
         ...
 
     def done(self, window: Window, result: Result) -> None:
-        """Return a window as soon as it is decoded. `result` is called later, on another thread than the one that decodes."""
+        """Return a window as soon as it is decoded. `result` may be called later, on another thread."""
         ...
 
 

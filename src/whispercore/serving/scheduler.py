@@ -99,6 +99,8 @@ class Scheduler:
 
     def expect(self, request: QueuedRequest) -> None:
         """Note that a request has been accepted, and that its first window is being read. `submit` and `cancel` end that."""
+        if request.submitted:  # the usual case, a further step of reading
+            return
         with self._changed:
             if not request.submitted and not request.cancelled:
                 self._expected.setdefault(request, time.monotonic())
@@ -261,7 +263,7 @@ class Scheduler:
 
     def deliver(self, queued: QueuedWindow, outcome: Outcome | Result) -> None:
         """Hand an outcome, or what makes it, to the outcome thread, which processes it."""
-        if not isinstance(outcome, WhisperError):
+        if isinstance(outcome, Decoded):
             self.last_success = time.monotonic()
         with self._changed:
             self._unprocessed += 1
@@ -303,7 +305,9 @@ class Scheduler:
     def _made(self, result: Result) -> Outcome:
         """The result of an engine that leaves the last part of its work to the outcome thread."""
         try:
-            return result()
+            decoded = result()
+            self.last_success = time.monotonic()
+            return decoded
         except WhisperError as error:
             failure = error
         except Exception as error:  # an exception of the engine's own must end no more than this window

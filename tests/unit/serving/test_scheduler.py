@@ -397,7 +397,7 @@ def test_results_are_made_on_the_outcome_thread_and_fail_alone() -> None:
     by_start = outcomes.wait(3)
     assert isinstance(by_start[1.0], EngineError) and scheduler.counters.failed_batches == 1
     assert isinstance(by_start[0.0], Decoded) and isinstance(by_start[2.0], Decoded)
-    assert set(engine.made_by) == {scheduler._outcome_thread.ident}
+    assert set(engine.made_by) == {scheduler._outcome_thread.ident} and scheduler.last_success is not None
     scheduler.close()
 
 
