@@ -57,11 +57,12 @@ def long_recording(seconds: int, seed: int) -> bytes:
     """A long recording as mp3. Written once and kept as a file."""
     path = SCRATCH / f"talk-{seconds}-{seed}.mp3"
     if not path.exists():
-        _write_mp3(recording(seconds, seed), path)
+        write_mp3(recording(seconds, seed), path)
     return path.read_bytes()
 
 
-def _write_mp3(samples: Samples, path: Path) -> None:
+def write_mp3(samples: Samples, path: Path) -> None:
+    """Write the samples, mono at 16 kHz, as an mp3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="MP3")
