@@ -39,6 +39,7 @@ def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, token
         device=device,
         chunk_length_s=30,
         stride_length_s=0 if tokens else None,
+        generate_kwargs={"num_beams": 1},  # the pipeline's default is 5
     )
     return recognizer, counts
 

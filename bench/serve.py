@@ -151,7 +151,7 @@ def measure(setup: Setup, plan: Plan, material: Material, names: Sequence[str], 
                 loads.clips(together, number)
             loads.long(number, every_strategy=not setup.tokens)
         servers = [contender for contender in contenders.values() if isinstance(contender, Served) and contender.name not in missing]
-        latencies = {server.name: mixed(server, material, plan, log) for server in servers}
+        latencies = {server.name: figures for server in servers if (figures := loads.mixed(server))}
         arrivals = {server.name: arrive(server, material, plan, log) for server in servers if not FORMS[server.name].slow}
         peaks = {name: round(contender.peak_megabytes()) for name, contender in contenders.items() if name not in missing}
     settings = {
@@ -233,6 +233,14 @@ class Loads:
             for strategy in form.strategies if every_strategy else form.strategies[:1]:
                 self._attempt(name, [recording], 1, strategy)
 
+    def mixed(self, server: Served) -> dict[str, Any] | None:
+        """See the function `mixed`; None for a peer that fails."""
+        try:
+            return mixed(server, self.material, self.plan, self.log)
+        except (LoadError, RuntimeError) as error:
+            self._leave_out(server.name, error)
+            return None
+
     def _turns(self, number: int) -> list[str]:
         names = [name for name in self.contenders if name not in self.missing and (number == 0 or not FORMS[name].slow)]
         first = number % max(1, len(names))
@@ -247,10 +255,7 @@ class Loads:
             work = contender.load([clip.audio for clip in clips], together, strategy or "chunked")
             work = replace(work, processor=contender.processor_seconds() - before)
         except (LoadError, RuntimeError) as error:
-            if name == OURS:
-                raise
-            self.missing[name] = _reason(error)
-            self.log(f"{name}: left out, {self.missing[name]}")
+            self._leave_out(name, error)
             return
         done = Round(clips, work)
         rounds = self.measured[name].setdefault(load, [])
@@ -258,6 +263,13 @@ class Loads:
         rate = word_error_rate([done])
         words = "" if rate is None else f", WER {rate:.1%}"
         self.log(f"{load}{'' if strategy else ' at once'}, round {len(rounds)}: {name} {done.rate:.1f} s of audio a second{words}")
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        """Record why a contender is missing. Raises the error when it is our server's."""
+        if name == OURS:
+            raise error
+        self.missing[name] = _reason(error)
+        self.log(f"{name}: left out, {self.missing[name]}")
 
 
 def word_error_rate(rounds: Sequence[Round]) -> float | None:

@@ -116,7 +116,7 @@ def table(content: Content) -> str:
     counts, long = [str(count) for count in settings["plan"]["clips"]], duration(settings["long_seconds"])
     titles = {"× real time" + ", WER" * (not settings["tokens"]): "---", f"{long}, chunked": "--:", f"{long}, sequential": "--:"}
     titles |= {f"{count} clip{'s' * (count != '1')} at once": "--:" for count in counts}
-    titles |= {"processor, an hour of it": "--:", "an hour of clips": "--:", "peak memory": "--:"}
+    titles |= {"processor, an hour of the long recording": "--:", "processor, an hour of clips": "--:", "peak memory": "--:"}
     rows = [_row(name, figures, counts, result) for name, figures in result["contenders"].items() if name not in result["missing"]]
     rows += [(name, f"none: {reason}".replace("|", "\\|"), *[""] * (len(titles) - 2)) for name, reason in result["missing"].items()]
     goals = "".join(f"- {goal}\n" for goal in _goals(result))
@@ -153,7 +153,7 @@ def _weights(settings: dict[str, Any]) -> str:
 
 def _processor(machine: dict[str, Any]) -> str:
     """Its name, and the flags that determine its speed; results of earlier versions do not have them."""
-    return machine["cpu"] + (f" ({', '.join(machine['flags'])})" if machine.get("flags") else "")
+    return f"{machine['cpu']} ({', '.join(machine['flags'])})" if machine.get("flags") else str(machine["cpu"])
 
 
 def _row(name: str, figures: dict[str, Any], counts: Sequence[str], result: dict[str, Any]) -> tuple[str, ...]:
@@ -175,7 +175,8 @@ def _cell(figures: dict[str, Any]) -> str:
 
 
 def _wer(figures: dict[str, Any]) -> str:
-    return f"{figures['wer']:.1%}"
+    rate: float = figures["wer"]
+    return f"{rate:.1%}"
 
 
 def _goals(result: dict[str, Any]) -> Iterator[str]:

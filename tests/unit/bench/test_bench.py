@@ -28,6 +28,7 @@ from bench.plan import QUICK
 from bench.report import plot, startup
 from bench.report import serve as serve_report
 from bench.report.page import MEASURED, README
+from bench.work import ROOT
 from tests.unit.bench.conftest import write_sound
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import write_random
@@ -217,13 +218,13 @@ def test_read_speech_has_its_words(speech_folder: Path) -> None:
 def speech_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of real speech with a sentence of ten seconds, one too short, and a chapter with another of eight."""
     utterances = [{"start": 0, "end": 2, "text": "one"}, {"start": 10, "end": 18, "text": "eight seconds"}]
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"audio": "a.wav", "text": "ten seconds", "set": "librispeech-test-clean"},
         {"audio": "b.wav", "text": "short", "set": "librispeech-test-other"},
         {"audio": "c.wav", "text": "one eight seconds", "set": "librispeech-chapters", "segments": utterances},
     ]
     for line, seconds in zip(lines, (10.0, 1.0, 20.0), strict=True):
-        write_sound(tmp_path / str(line["audio"]), seconds)
+        write_sound(tmp_path / line["audio"], seconds)
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     monkeypatch.setenv("WHISPER_SPEECH_DATA", str(tmp_path))
     return tmp_path
@@ -420,7 +421,7 @@ def test_without_bfloat16_our_server_gets_the_int8_weights_that_faster_whisper_r
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(work, "ROOT", tmp_path)
-    monkeypatch.setenv("WHISPER_MODELS_DIR", str(server.ROOT / "whisper-models"))
+    monkeypatch.setenv("WHISPER_MODELS_DIR", str(ROOT / "whisper-models"))
     setup = contenders.Setup(size="nano", device="cpu", threads=1, bfloat16=False)
     assert setup.variables["WHISPER_MODEL"] == str(setup.ct2_folder) and setup.ct2_folder.name.endswith("-int8")
     assert setup.variables["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_VNNI"
