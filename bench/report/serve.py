@@ -53,7 +53,8 @@ def tables(folder: Path = RESULTS) -> str:
 
 def _contents(folder: Path) -> list[Content]:
     """The result files: trained weights first, then by size and by processor."""
-    contents = [load(folder, path.stem) for path in sorted(folder.glob("serve-*.json")) if path.stem != "serve-memory"]
+    names = sorted(path.stem for path in folder.glob("serve-*.json"))
+    contents = [load(folder, name) for name in names if name != "serve-memory"]
     return sorted((content for content in contents if content), key=_place)
 
 

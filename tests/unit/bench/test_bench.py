@@ -564,7 +564,7 @@ def _save(folder: Path, *, overhead_ms: float) -> None:
     results.save(folder, "overhead", origin, {"clip_seconds": 10, "tokens": 60}, {"base": figures})
 
 
-def _save_serve(folder: Path, ours: float, *, wer: float = 0.0, name: str = "serve-base", tokens: int = 0) -> Path:
+def _save_serve(folder: Path, ours: float, *, wer: float = 0.0, name: str = "serve-base", tokens: int = 0, bfloat16: bool = True) -> Path:
     """A round in which our server is `ours` times as fast as every other contender, and has `wer` where they make no error."""
     measured: serve.Measured = {}
     text = "" if tokens else "red " * 1000
@@ -589,7 +589,7 @@ def _save_serve(folder: Path, ours: float, *, wer: float = 0.0, name: str = "ser
         "model": "base, random weights" if tokens else "base",
         "tokens": tokens,
         "threads": 2,
-        "bfloat16": True,
+        "bfloat16": bfloat16,
         "recordings": "sentences",
         "long_seconds": 526.2,
         "slow": {"long_seconds": 53.1, "clips": 4},
@@ -629,6 +629,15 @@ def test_random_weights_have_a_table_of_their_own_without_words(tmp_path: Path) 
     assert "**base, random weights**, 60 tokens of every window" in shown and "WER" not in shown
     _save_serve(tmp_path, 4.0)
     assert serve_report.tables(tmp_path).startswith("**base**; "), "trained weights first"
+
+
+def test_a_result_without_bfloat16_follows_the_one_with_it(tmp_path: Path) -> None:
+    _save_serve(tmp_path, 2.0, name="serve-base-vnni", bfloat16=False)
+    assert "(emulated)" in serve_report.readme(tmp_path), "the only one there is"
+    _save_serve(tmp_path, 4.0)
+    first, second = serve_report.tables(tmp_path).split("**base**; ")[1:]
+    assert "Emulated: a CPU without bfloat16." in second and "Emulated" not in first
+    assert "emulated" not in serve_report.readme(tmp_path)
 
 
 def test_the_readmes_table_compares_the_fastest_mode_of_every_program(tmp_path: Path) -> None:
