@@ -71,6 +71,7 @@ def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
     for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, host_report, hostile_report, image_report):
         table.update()
+    serve_report.update_readme()
     for report in (accuracy_report, hostile_report):
         if not report.update_readme():
             console.print(f"README.md has no lines {report.BLOCK.begin.strip()} and {report.BLOCK.end}: they are not written")
