@@ -73,22 +73,14 @@ class Setup:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Our settings as environment variables. The checkpoint is converted for them.
-
-        Without bfloat16 the server gets the converted int8 weights only, from which its engine encodes in int8, as it does on a
-        processor without bfloat16.
-        """
-        return self._variables | ({} if self.bfloat16 else {"WHISPER_MODEL": str(self.ct2_folder)} | WITHOUT_BFLOAT16)
-
-    @property
-    def _variables(self) -> dict[str, str]:
+        """Our settings as environment variables. The checkpoint is converted for them."""
         variables = {"WHISPER_DEVICE": self.device, "WHISPER_THREADS": str(self.threads)}
-        return environment(self.checkpoint, tokens=self.tokens) | variables
+        return environment(self.checkpoint, tokens=self.tokens) | variables | ({} if self.bfloat16 else WITHOUT_BFLOAT16)
 
     @property
     def ct2_folder(self) -> Path:
         """The checkpoint in CTranslate2's format: int8 on a CPU, fp16 on a GPU."""
-        settings = Settings.load(environ=self._variables | {"WHISPER_ENGINE": "ct2"})
+        settings = Settings.load(environ=self.variables | {"WHISPER_ENGINE": "ct2"})
         checkpoints.prepare(settings)
         return checkpoints.converted_folder(settings, self.checkpoint, precision(settings, self.device))
 

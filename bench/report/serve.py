@@ -145,7 +145,7 @@ def _origin(content: Content) -> str:
 def _emulated(settings: dict[str, Any]) -> str:
     if settings["bfloat16"]:
         return ""
-    return " Emulated: a CPU without bfloat16. Our engine encodes in int8 from int8 weights."
+    return " Emulated: a CPU without bfloat16 (ONEDNN_MAX_CPU_ISA)."
 
 
 def _weights(settings: dict[str, Any]) -> str:

@@ -101,12 +101,13 @@ def precisions(device: str) -> tuple[str, ...]:
 
 
 def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
-    """PyTorch's encoder in bfloat16, where it is faster: for int8, on a processor that multiplies bfloat16, from a checkpoint in floats."""
-    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not multiplies_bfloat16():
+    """PyTorch's encoder, where it is faster than CTranslate2's: for int8, from a checkpoint in floats. None elsewhere."""
+    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
         return None
-    from .pytorch.encoder import load_encoder  # here: this engine works without PyTorch
+    from .pytorch.encoder import fastest_precision, load_encoder  # here: this engine works without PyTorch
 
-    return load_encoder(checkpoint)
+    precision = fastest_precision()
+    return load_encoder(checkpoint, precision) if precision else None
 
 
 def _decoder(checkpoint: Path, compute_type: str) -> Decoder | None:
@@ -199,7 +200,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
                 "model": name,
                 "device": _gpu_name() if device == "cuda" else "cpu",
                 "precision": model.compute_type,
-                "encoder": "torch bfloat16" if encoder else model.compute_type,
+                "encoder": f"torch {encoder.precision}" if encoder else model.compute_type,
                 "decoder": "torch int8" if decoder else model.compute_type,
                 "threads": threads,
             },
