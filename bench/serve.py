@@ -398,9 +398,7 @@ def _parser() -> argparse.ArgumentParser:
     how = parser.add_argument_group("how")
     how.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     how.add_argument("--threads", type=int, default=0, help="for every contender; default: the physical cores")
-    how.add_argument(
-        "--without-bfloat16", action="store_true", help="as on a CPU with VNNI only: oneDNN uses no bfloat16 instructions"
-    )
+    how.add_argument("--without-bfloat16", action="store_true", help="as on a CPU with VNNI only: oneDNN uses no bfloat16 instructions")
     out = parser.add_argument_group("results")
     out.add_argument("--results", type=Path, metavar="DIR", help="default: bench/results, from which docs/measured.md is generated")
     out.add_argument("--json", action="store_true", help="print the results as JSON, not as a table")

@@ -29,6 +29,7 @@ from ..tokenizer import Tokenizer
 from ..types import TEXT_CONTEXT, Decoded, Decoding, Window
 from . import Engine
 from .batched import BatchedEngine, SampledSequence, TokenTimes, best_sequence
+from .pytorch.step_threads import StepThreads
 from .rules import (
     LAST_TIMESTAMP,
     AlignmentText,
@@ -48,9 +49,6 @@ _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: a core reads the weights once for its windows. More than four gain little and make new requests wait longer."""
 _MOST_WORKERS = 8
 """Parts of a batch that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
-_SERIAL_WIDTH = 512
-"""Up to this width (base's) PyTorch's decoder takes its steps on one thread. Two threads meet at every product, 220 times a token: a token
-of a lone window took 4.9 ms on one and 4.0 on two, but 5.0 and 8.1 while another process used one of the two cores."""
 _REPLICAS_SHARE = 4
 """Copies of the model for sampling take at most one part in four of the memory; one copy is always allowed."""
 _SEEDING = threading.Lock()
@@ -208,6 +206,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ct2")
         self._replicas = threading.BoundedSemaphore(max(1, replicas))
         self._encoder, self._decoder = encoder, decoder
+        self._step_threads = StepThreads(threads) if threads > 1 and decoder else None
 
     def free_memory(self) -> None:
         """Nothing: CTranslate2 frees its caches only with the model."""
@@ -233,9 +232,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     def _decode_part(self, model: Copy, windows: Sequence[Window]) -> list[Decoded]:
         """Decode windows together, PyTorch on as many threads as CTranslate2."""
         if self._encoder or self._decoder:
-            import torch  # here: this engine works without PyTorch
-
-            torch.set_num_threads(model.threads)  # of this thread
+            _use_threads(model.threads)
         return super()._decode(model, windows)
 
     def _encode(self, model: Copy, windows: Sequence[Window]) -> Encoded:
@@ -267,28 +264,19 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     ) -> list[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
-            return self._sample_by_torch(self._decoder, features.keys.of(indices), windows, starts)
+            from .pytorch import sampling  # here: this engine works without PyTorch
+
+            step_threads = self._step_threads if len(windows) == 1 and model is self.model else None
+            try:
+                return sampling.sample(self._decoder, features.keys.of(indices), windows, starts, self.tokenizer, step_threads)
+            finally:
+                _use_threads(model.threads)
         encoded = _rows(features.features, indices)
         if decoding.temperature > 0:
             results = [self._drawn(_rows(encoded, [i]), starts[i], window, model.threads) for i, window in enumerate(windows)]
         else:
             results = self._generate(model.whisper, encoded, starts, decoding)
         return [_best(decoding, result) for result in results]
-
-    def _sample_by_torch(
-        self, decoder: Decoder, keys: AudioKeys, windows: Sequence[Window], starts: list[list[int]]
-    ) -> list[SampledSequence]:
-        import torch  # here: this engine works without PyTorch
-
-        from .pytorch import sampling
-
-        threads = torch.get_num_threads()
-        if decoder.dims.n_text_state <= _SERIAL_WIDTH:
-            torch.set_num_threads(1)
-        try:
-            return sampling.sample(decoder, keys, windows, starts, self.tokenizer)
-        finally:
-            torch.set_num_threads(threads)
 
     def _align(self, model: Copy, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""
@@ -351,6 +339,13 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
 def _needs_ctranslate2(decoding: Decoding) -> bool:
     """Whether PyTorch's decoder lacks what is asked for: beams and penalties."""
     return bool(decoding.beam_size) or decoding.repetition_penalty != 1.0 or decoding.no_repeat_ngram_size > 0
+
+
+def _use_threads(threads: int) -> None:
+    """PyTorch's threads, for the thread that calls this."""
+    import torch  # here: this engine works without PyTorch
+
+    torch.set_num_threads(threads)
 
 
 def _gpu_name() -> str:

@@ -1,1 +1,1 @@
-"""Whisper's forward passes in PyTorch. Engine torch decodes with them; engine ct2 encodes with them on CPUs that multiply bfloat16."""
+"""Whisper's forward passes in PyTorch. Engine torch decodes with them; engine ct2 encodes and decodes with them on CPUs."""

@@ -6,6 +6,7 @@ The rules of one row are a few slices of its logits, so they are applied with Nu
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from ..batched import SampledSequence, TokenTimes, best_sequence
 from ..noise import drawn, seeds
 from ..rules import LAST_TIMESTAMP, AlignmentText, group_indices, last_initial_timestamp, suppressed_tokens
 from .decoder import AudioKeys, Decoder, TextKeys
+from .step_threads import StepThreads
 
 Logits = npt.NDArray[np.float32]
 _OUT = np.float32(-np.inf)
@@ -104,11 +106,17 @@ class _Row:
 
 
 def sample(
-    decoder: Decoder, audio: AudioKeys, windows: Sequence[Window], starts: Sequence[Sequence[int]], tokenizer: Tokenizer
+    decoder: Decoder,
+    audio: AudioKeys,
+    windows: Sequence[Window],
+    starts: Sequence[Sequence[int]],
+    tokenizer: Tokenizer,
+    step_threads: StepThreads | None = None,
 ) -> list[SampledSequence]:
     """The best text of each window. `audio`: of these windows; `starts`: their start sequences.
 
-    The windows share a `batch_key` whose decoding has no beams and no penalties.
+    The windows share a `batch_key` whose decoding has no beams and no penalties. `step_threads`: chooses PyTorch's threads for each
+    step; None: they stay as they are.
     """
     decoding = windows[0].decoding
     group = (decoding.best_of or 1) if decoding.temperature > 0 else 1
@@ -118,7 +126,7 @@ def sample(
     rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
     text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
     hidden, no_speech = _read_starts(decoder, audio, text, starts, group, tokenizer)
-    _extend(decoder, audio, text, rows, group, hidden, TokenRules.of(tokenizer, decoding), decoding.temperature)
+    _extend(decoder, audio, text, rows, group, hidden, TokenRules.of(tokenizer, decoding), decoding.temperature, step_threads)
     texts = [rows[first : first + group] for first in range(0, len(rows), group)]
     return [
         best_sequence([row.tokens for row in some], [row.score for row in some], silence, decoding.length_penalty)
@@ -170,10 +178,14 @@ def _extend(
     hidden: Tensor,
     rules: TokenRules,
     temperature: float,
+    step_threads: StepThreads | None,
 ) -> None:
     """Extend all texts to their ends. `hidden`: after their start sequences (rows, width)."""
     alive = list(rows)
     while True:
+        began, threads = time.perf_counter(), step_threads.choose() if step_threads else 0
+        if threads:
+            torch.set_num_threads(threads)
         logits = decoder.unembed(hidden)
         for row, token, logprob in zip(alive, *_chosen(logits, alive, rules, temperature), strict=True):
             row.append(token, logprob, rules.eot)
@@ -183,6 +195,8 @@ def _extend(
         tokens = torch.tensor([row.tokens[-1] if row.tokens else rules.eot for row in alive])
         at = torch.tensor([row.start + max(len(row.tokens), 1) - 1 for row in alive])
         hidden = decoder.step(tokens, at, audio, [row.window for row in alive[::group]], text)
+        if step_threads:
+            step_threads.note(threads, time.perf_counter() - began)
 
 
 def _chosen(logits: Tensor, rows: Sequence[_Row], rules: TokenRules, temperature: float) -> tuple[list[int], list[float]]:
