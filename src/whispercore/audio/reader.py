@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from ..errors import WhisperError
 from . import recording, silero
@@ -115,7 +115,7 @@ class Reader:
         file = DescriptorFile(descriptor)
         try:
             opened = recording.open_recording(
-                file,
+                cast(BinaryIO, file),
                 max_seconds=request.max_seconds,
                 channel=request.channel,
                 track=request.track,

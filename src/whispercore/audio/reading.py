@@ -23,25 +23,34 @@ class OpenRecording(Protocol):
     """A recording that is open here or in another process: the facts about it, as `Recording` has them."""
 
     @property
-    def tracks(self) -> tuple[AudioTrack, ...]: ...
+    def tracks(self) -> tuple[AudioTrack, ...]:
+        """All audio tracks of the file."""
+
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """The number of channels."""
+
     @property
-    def declared_duration(self) -> float | None: ...
+    def declared_duration(self) -> float | None:
+        """Seconds by the header."""
+
     @property
-    def expected_duration(self) -> float | None: ...
+    def expected_duration(self) -> float | None:
+        """Seconds by the header, else by the bit rate."""
+
     @property
-    def duration(self) -> float: ...
+    def duration(self) -> float:
+        """Seconds read so far."""
+
     @property
-    def warnings(self) -> Sequence[str]: ...
+    def warnings(self) -> Sequence[str]:
+        """Problems found so far."""
 
     def read(self, reading: Reading[Item]) -> Iterator[Item]:
         """The items of a reading. Raises as `Recording.blocks`."""
-        ...
 
     def close(self) -> None:
         """Free the decoder. Closing twice is harmless."""
-        ...
 
 
 def windows(options: Options) -> Reading[PackedWindow | None]:

@@ -93,6 +93,7 @@ class SharedMemory:
 
     @property
     def working_on(self) -> int:
+        """A recording's number, or 0."""
         return int(_WORD.unpack_from(self._header, 0)[0])
 
     @working_on.setter
@@ -101,6 +102,7 @@ class SharedMemory:
 
     @property
     def cancelled(self) -> int:
+        """A recording's number, or 0."""
         return int(_WORD.unpack_from(self._header, _WORD.size)[0])
 
     @cancelled.setter
@@ -111,7 +113,7 @@ class SharedMemory:
         """A message with the value, whose arrays lie in the memory until the next message."""
         buffers: list[pickle.PickleBuffer] = []
         message = pickle.dumps(value, 5, buffer_callback=buffers.append)
-        views = [np.frombuffer(view, np.uint8) if (view := buffer.raw()).nbytes else np.zeros(0, np.uint8) for buffer in buffers]
+        views = [np.asarray(buffer.raw()) for buffer in buffers]
         sizes = [len(view) for view in views]
         begins, end = _places(sizes)
         self._enlarge(end)

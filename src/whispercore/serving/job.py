@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """What all jobs of a `Transcriber` share.
 
-    `admission`: the places of open requests. `readers`: the lanes on which jobs read. `audio_threads`: they decode audio
-    and detect voices for lanes without a process. `tokenizer`, `n_mels`: the engine's. `aligns`: whether the engine gives the times of words.
+    `admission`: the places of open requests. `readers`: the lanes on which jobs read. `audio_threads`: they decode audio and
+    detect voices for lanes without a process. `tokenizer`, `n_mels`: the engine's. `aligns`: whether it gives the times of words.
     `max_parts`: the most parts of one track that may be under way. `max_audio_seconds`, `fixed_tokens`: the settings.
     """
 

@@ -39,7 +39,10 @@ class ProcessEnded(Exception):
 
 
 class ReaderProcess:
-    """One such process. One thread at a time may `ask`; any may `close_recording` and `kill`."""
+    """One such process. One thread at a time may `ask`; any may `close_recording` and `kill`.
+
+    `asked_by`: the thread that waits for a reply.
+    """
 
     def __init__(self) -> None:
         """Begin to start it: the first `ask` waits until it is ready. Raises OSError when it cannot be started."""
@@ -70,6 +73,7 @@ class ReaderProcess:
         self._end_is_noted = False
         self._error: tuple[int, WhisperError] | None = None
         self.is_ready = False
+        self.asked_by: threading.Thread | None = None
 
     @property
     def pid(self) -> int:
@@ -96,7 +100,11 @@ class ReaderProcess:
     def ask(self, request: Request, is_cancelled: Callable[[], bool], descriptor: int | None = None) -> Reply:
         """The reply to a request. `descriptor`: of the file to open. Raises the reply's error, or ProcessEnded."""
         with self._lock:
-            reply = self._answer(request, is_cancelled, descriptor)
+            self.asked_by = threading.current_thread()
+            try:
+                reply = self._answer(request, is_cancelled, descriptor)
+            finally:
+                self.asked_by = None
         self._close_recordings()
         if reply.error is not None:
             raise reply.error
@@ -208,6 +216,11 @@ class Processes:
             return None
         self._has_started = True
         return process
+
+    def is_asked_by(self, thread: threading.Thread) -> bool:
+        """Whether a thread waits for the reply of a process."""
+        with self._lock:
+            return any(process.asked_by is thread for process in self._processes)
 
     def forget(self, process: ReaderProcess | None) -> None:
         """Free a process that has ended."""

@@ -24,9 +24,6 @@ from .processes import Processes, ReaderProcess
 
 logger = logging.getLogger(__name__)
 
-_GRACE_SECONDS = 5.0
-"""After the time in which a process must answer, until the thread that waits for it is given up, too."""
-
 
 class Lane:
     """Reads one step at a time, on a thread; with `processes` the thread waits for a process.
@@ -148,9 +145,9 @@ class Readers:
     def give_up(self, seconds: float) -> None:
         """Give up the steps that have taken longer than `seconds`, and replace their threads.
 
-        Processes have ended such a step before; a thread is given up when it hangs itself.
+        A thread that waits for a process is spared: the wait has a deadline of its own.
         """
-        if count := self.threads.give_up(seconds + (_GRACE_SECONDS if self._processes else 0.0)):
+        if count := self.threads.give_up(seconds, self._processes.is_asked_by if self._processes else lambda thread: False):
             logger.error("steps of reading that took more than %g s and were given up: %d", seconds, count)
 
     def close(self) -> None:

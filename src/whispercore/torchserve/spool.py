@@ -67,4 +67,3 @@ def _file(token: str, folder: Path) -> Path:
     if not _TOKEN.fullmatch(token):
         raise ValueError
     return folder / token
-

@@ -43,11 +43,10 @@ def sequential(
 
     `open_recording` is called once for each of the two passes.
     """
-    survey: Survey | None = None
     with contextlib.closing(open_recording()) as recording:
-        for survey in recording.read(reading.survey(options, n_mels)):
+        items = recording.read(reading.survey(options, n_mels))
+        while (survey := next(items)) is None:
             yield None
-    assert survey is not None
     loop = _TranscriptionLoop(survey, options, detected, tokenizer)
     yield from loop.tasks(SampleBuffer(open_recording().read(reading.blocks)))
 
