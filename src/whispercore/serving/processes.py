@@ -230,11 +230,16 @@ class Processes:
                 process.free()
 
     def close(self) -> None:
-        """End all processes and start none any more."""
+        """End all processes and start none any more. Threads that wait for one get Cancelled."""
         with self._lock:
             self._closed = True
             for process in self._processes:
                 process.kill()
+
+    def free(self) -> None:
+        """After `close`: free what belongs to the processes."""
+        for process in list(self._processes):
+            self.forget(process)
 
     def _note_failure(self, error: OSError) -> None:
         if self._closed:

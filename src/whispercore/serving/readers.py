@@ -37,6 +37,7 @@ class Lane:
         self.seconds = processes.seconds if processes else 0.0
         self._processes = processes
         self._process = processes.start() if processes else None
+        self._lock = threading.Lock()
 
     @property
     def order(self) -> tuple[bool, int]:
@@ -45,8 +46,9 @@ class Lane:
 
     def process(self) -> ReaderProcess | None:
         """The process that reads here; None when none can be started. Waits until it is ready."""
-        self._process = self._processes.ready(self._process) if self._processes else None
-        return self._process
+        with self._lock:
+            self._process = self._processes.ready(self._process) if self._processes else None
+            return self._process
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +160,8 @@ class Readers:
         if self._processes:
             self._processes.close()
         self.threads.shutdown(cancel_futures=True)
+        if self._processes:
+            self._processes.free()
 
     def _turns(self) -> list[_Turn]:
         """The steps that begin now, each on a free lane."""

@@ -271,19 +271,20 @@ def test_arrays_of_any_size_pass_through_shared_memory() -> None:
 def test_killed_processes_change_no_transcript() -> None:
     uploads = [wav(seconds, seed) for seed, seconds in enumerate((200, 150, 95, 40, 3, 2))]
     options = [WHOLE, Options(vad_filter=False, strategy="sequential")]
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with Transcriber(Settings(readers=2), engine=FakeEngine()) as transcriber:
         expected = [transcriber.submit(upload, option).result(PATIENCE) for upload in uploads for option in options]
         jobs = [transcriber.submit(upload, option) for upload in uploads for option in options]
-        while not all(job.ended for job in jobs):
-            for lane in transcriber._readers._lanes:
-                if lane._process and lane._process.is_ready and sum(job.ended for job in jobs) < 6:
-                    os.kill(lane._process.pid, signal.SIGKILL)
-                    time.sleep(0.1)
-            time.sleep(0.01)
+        for lane in transcriber._readers._lanes:
+            while not lane.jobs:
+                time.sleep(0.001)
+            assert lane._process
+            os.kill(lane._process.pid, signal.SIGKILL)
         assert [job.result(PATIENCE) for job in jobs] == expected
         pids = [lane._process.pid for lane in transcriber._readers._lanes if lane._process]
         assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_where_no_process_can_be_started_recordings_are_read_here(
