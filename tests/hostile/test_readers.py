@@ -1,4 +1,4 @@
-"""Recordings that make the processes which open and read uploads crash, hang or eat memory: refused with a reason, and the next user is served.
+"""Recordings on which the processes that open and read uploads crash, hang or eat memory: refused with a reason, and others are served.
 
 No file is known that does so, so the server is a copy of the checkout in which marked files do.
 """
