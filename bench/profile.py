@@ -1,4 +1,4 @@
-"""Processor time of each stage of a window, and the limits by arithmetic and memory: `python -m bench.profile` writes profile.md's table.
+"""Processor time of each stage of a window of real speech: `python -m bench.profile` writes profile.md's table.
 
 Figures are processor seconds on one thread, the minimum of several repetitions, which other load on the machine changes least.
 """
@@ -17,24 +17,23 @@ if "torch" not in sys.modules:
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from ctranslate2 import StorageView
 from whisper.model import ModelDimensions
 
-from bench import results, speech
-from bench.contenders import Setup
+from bench import datasets, results
 from bench.report.page import Block
 from bench.results import RESULTS, cpu_model
-from bench.work import CLIP_SECONDS, HEADERS, TOKENS, options
+from bench.work import ROOT
 from whispercore import checkpoints
 from whispercore.api.fields import RAW_FIELD
 from whispercore.api.reply import render
 from whispercore.api.request import parse
 from whispercore.audio.cutting import cut
+from whispercore.audio.packing import pack_chunks
 from whispercore.audio.recording import open_recording
 from whispercore.audio.spectrogram import log_mel_arrays
 from whispercore.engines.ct2 import CTranslate2Engine
@@ -42,13 +41,17 @@ from whispercore.engines.ct2 import load as load_ct2
 from whispercore.options import Options
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
-from whispercore.types import Decoded, Decoding, Segment, Transcript, Window
+from whispercore.types import Decoded, Decoding, Transcript, Window
 
 PAGE = Path(__file__).resolve().parent / "profile.md"
 BLOCK = Block("profile")
-REPEAT, TOGETHER = 2, 4
+REPEAT, TOGETHER = 3, 4
 """Repetitions, and the windows in a batch of one core: half of 8 on two cores."""
-POSITIONS, PROMPT = 1500, 3
+POSITIONS = 1500
+DECODING = Decoding(language="en", timestamps=False, alignment="all")
+"""That of strategy `chunked`."""
+CHAPTER = "672-122797"
+"""The recording whose windows are measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +65,16 @@ class Stage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status 0. Measures, saves results/profile-SIZE.json, writes the page's table."""
+    """Exit status 0. Measures, saves results/profile-MODEL.json, writes the page's table."""
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
-    parser.add_argument("--model", default="base", help="size, with random weights (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="decoded from every window (default: %(default)s)")
+    parser.add_argument("--model", default="base", help="a checkpoint in whisper-models (default: %(default)s)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     origin, machine = results.provenance(), measure_machine()
-    stages = measure(Setup(size=arguments.model, device="cpu", threads=1, tokens=arguments.tokens), machine)
-    settings = {"model": f"{arguments.model}, random weights", "tokens": arguments.tokens, "together": TOGETHER}
-    results.save(RESULTS, f"profile-{arguments.model}", origin, settings, {"machine": machine, "stages": stages})
-    text = page(arguments.model, arguments.tokens, stages, machine, origin)
+    measured = measure(arguments.model, datasets.speech_folder() / "librispeech-chapters" / f"{CHAPTER}.ogg", machine)
+    settings = {"model": arguments.model, "recording": f"LibriSpeech chapter {CHAPTER}", "together": TOGETHER}
+    results.save(RESULTS, f"profile-{arguments.model}", origin, settings, {"machine": machine, **asdict(measured)})
+    text = page(arguments.model, measured, machine, origin)
     BLOCK.put(PAGE, text)
     print(text)
     return 0
@@ -103,58 +105,78 @@ def measure_machine() -> dict[str, float]:
     return speeds
 
 
-def measure(setup: Setup, machine: dict[str, float]) -> list[Stage]:
-    """The stages of one clip, in order."""
-    clip = speech.clips(1, CLIP_SECONDS, seed=1)[0]
-    settings = Settings.load(environ=setup.variables | {"WHISPER_ENGINE": "ct2"})
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The stages of a window, in order. `seconds`, `tokens`: of audio and text in a window, on average. `lone`: processor
+    seconds of a window that is decoded by itself. `engine`: what it says of itself."""
+
+    stages: list[Stage]
+    seconds: float
+    tokens: float
+    lone: float
+    engine: dict[str, str | int | float | bool]
+
+
+def measure(model: str, recording: Path, machine: dict[str, float]) -> Measured:
+    """The first windows of a recording of real speech."""
+    settings = Settings(model=model, models_dir=str(ROOT / "whisper-models"), engine="ct2", device="cpu", threads=1)
     checkpoints.prepare(settings)
+    dims = checkpoints.load_checkpoint(checkpoints.locate(settings)).dims
     engine = cast(CTranslate2Engine, load_ct2(settings, "cpu"))
     try:
-        stages = [*_before(clip), *_engine(engine, setup, machine)]
-        decoded = engine.decode(_windows(setup.tokens))[0]
+        windows = _windows(recording)
+        decoded = engine.decode(windows)
+        seconds, tokens = (sum(values) / len(windows) for values in ([w.duration for w in windows], [len(d.tokens) for d in decoded]))
+        lone = minimum(lambda: engine.decode(windows[:1]))
+        stages = [*_before(recording, seconds), *_engine(engine, dims, windows, tokens, machine), *_after(decoded[0], recording, seconds)]
+        return Measured(stages, seconds, tokens, lone, engine.describe())
     finally:
         engine.close()
-    return [*stages, *_after(decoded, clip)]
 
 
-def _before(clip: bytes) -> list[Stage]:
-    """The stages before decoding."""
+def _windows(recording: Path) -> list[Window]:
+    with open_recording(recording) as opened:
+        packed = [window for window in pack_chunks(cut(opened.blocks(), Options())) if window][:TOGETHER]
+    return [Window(window.samples, window.start, DECODING) for window in packed]
 
-    def blocks() -> list[Any]:
-        return list(open_recording(clip, max_seconds=60).blocks())
 
-    samples = blocks()
+def _before(recording: Path, seconds: float) -> list[Stage]:
+    """The stages before decoding, for `seconds` of audio."""
+    with open_recording(recording) as opened:
+        blocks = list(opened.blocks())
+        share = seconds / opened.duration
+
+    def read() -> None:
+        with open_recording(recording) as opened:
+            list(opened.blocks())
+
     return [
-        Stage("request read, options parsed", minimum(lambda: parse({RAW_FIELD: clip}, HEADERS))),
-        Stage("audio decoded (FLAC)", minimum(blocks)),
-        Stage("voices detected, window cut", minimum(lambda: list(cut(samples, Options()))), remark="left out when a request says so"),
+        Stage("audio decoded and resampled (Vorbis)", share * minimum(read)),
+        Stage(
+            "voices detected, windows cut", share * minimum(lambda: list(cut(blocks, Options()))), remark="left out when a request says so"
+        ),
     ]
 
 
-def _windows(tokens: int) -> list[Window]:
-    decoding = Decoding(language="en", max_tokens=tokens, ignore_eot=True)
-    return [Window(speech.recording(CLIP_SECONDS, number), 0.0, decoding) for number in range(TOGETHER)]
-
-
-def _engine(engine: CTranslate2Engine, setup: Setup, machine: dict[str, float]) -> list[Stage]:
-    """Spectrogram, encoder and decoder, per window of a batch of `TOGETHER`."""
-    dims = checkpoints.load_checkpoint(setup.checkpoint).dims
-    batch = _windows(setup.tokens)
-    mels = log_mel_arrays(batch, engine.n_mels)
-    spectrogram = minimum(lambda: log_mel_arrays(batch, engine.n_mels)) / TOGETHER
-    model = engine.model
+def _engine(
+    engine: CTranslate2Engine, dims: ModelDimensions, windows: Sequence[Window], tokens: float, machine: dict[str, float]
+) -> list[Stage]:
+    """The engine's stages, per window of a batch."""
+    count, model = len(windows), engine.model
     assert model is not None
-    ct2_encoder = minimum(lambda: model.encode(StorageView.from_array(mels))) / TOGETHER
-    fused = engine._encoder
-    encoder = minimum(lambda: fused(mels)) / TOGETHER if fused else ct2_encoder
-    whole = minimum(lambda: engine.decode(batch)) / TOGETHER
-    single = minimum(lambda: engine.decode(batch[:1]))
+    spectrogram = minimum(lambda: log_mel_arrays(windows, engine.n_mels)) / count
+    encoded = minimum(lambda: engine._encode(model, windows)) / count
+    features = engine._encode(model, windows)
+    keys = minimum(lambda: engine._audio_keys(features.features)) / count
+    unaligned = [replace(window, decoding=replace(DECODING, alignment="none")) for window in windows]
+    sampled, whole = (minimum(lambda each=each: engine.decode(each)) / count for each in (unaligned, windows))  # type: ignore[misc]
     fast = machine["bfloat16_gflops" if engine._encoder else "float32_gflops"]
-    lone = f"a lone window in all: {1000 * single:.0f} ms"
     return [
         Stage("log-mel spectrogram", spectrogram),
-        Stage("encoder", encoder, encoder_flops(dims) / fast / 1e9, f"CTranslate2's own in int8: {1000 * ct2_encoder:.0f} ms"),
-        Stage(f"decoder, {setup.tokens} tokens", whole - encoder - spectrogram, _step_limit(dims, setup.tokens, machine), lone),
+        Stage("encoder", encoded - keys - spectrogram, encoder_flops(dims) / fast / 1e9),
+        Stage("keys and values of cross-attention", keys),
+        Stage(f"decoder, {tokens:.0f} tokens", sampled - encoded, _step_limit(dims, tokens, engine, machine)),
+        Stage("alignment of the words", whole - sampled),
     ]
 
 
@@ -167,10 +189,10 @@ def encoder_flops(dims: ModelDimensions) -> float:
     return float(convolutions + dims.n_audio_layer * layer)
 
 
-def _step_limit(dims: ModelDimensions, tokens: int, machine: dict[str, float]) -> float:
-    """Seconds for reading the memory that a window's tokens need: its float32 keys and values, and its share of the
-    int8 weights."""
-    cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * 4
+def _step_limit(dims: ModelDimensions, tokens: float, engine: CTranslate2Engine, machine: dict[str, float]) -> float:
+    """Seconds for reading the memory that a window's tokens need: its keys and values, and its share of the int8 weights."""
+    size = engine._decoder.cross_dtype.itemsize if engine._decoder else 4
+    cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * size
     weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
     return float(tokens * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)
 
@@ -192,39 +214,44 @@ class _ConstantEngine:
         pass
 
 
-def _after(decoded: Decoded, clip: bytes) -> list[Stage]:
-    """The stages after decoding: the core without its engine, and rendering the reply."""
+def _after(decoded: Decoded, recording: Path, seconds: float) -> list[Stage]:
+    """The stages after decoding, for `seconds` of audio: the core without its engine and without reading, and the reply."""
     from whispercore.tokenizer import Tokenizer
 
     engine = _ConstantEngine(type("Engine", (), {"n_mels": 80, "tokenizer": Tokenizer(51_865)})(), decoded)
+    without_voices = Options(vad_filter=False, language="en")
+
+    def read() -> None:
+        with open_recording(recording) as opened:
+            list(cut(opened.blocks(), without_voices))
+
     with Transcriber(Settings(), engine=engine) as transcriber:  # type: ignore[arg-type]
-        transcript: Transcript = transcriber.submit(clip, options()).result()
-        core = minimum(lambda: transcriber.submit(clip, options()).result())
-    reply = parse({RAW_FIELD: b"-"}, HEADERS | {"X-Whisper-Response-Format": "verbose_json"}).reply
+        transcript: Transcript = transcriber.submit(recording, without_voices).result()
+        core = minimum(lambda: transcriber.submit(recording, without_voices).result()) - minimum(read)
+    share = seconds / transcript.duration
+    reply = parse({RAW_FIELD: b"-"}, {"X-Whisper-Response-Format": "verbose_json"}).reply
     rendering = minimum(lambda: render(transcript, reply, "native", tokenizer=engine.tokenizer))
-    assert all(isinstance(segment, Segment) for segment in transcript.segments)
-    return [
-        Stage("scheduler, segments, text (audio decoded once more in it)", core),
-        Stage("reply made", rendering),
-    ]
+    return [Stage("scheduler, words to segments, text", share * max(core, 0.0)), Stage("reply made", share * rendering)]
 
 
-def page(model: str, tokens: int, stages: Sequence[Stage], machine: dict[str, float], origin: dict[str, Any]) -> str:
+def page(model: str, measured: Measured, machine: dict[str, float], origin: dict[str, Any]) -> str:
     """The table of stages with each one's share and limit."""
-    total = sum(stage.seconds for stage in stages)
+    total = sum(stage.seconds for stage in measured.stages)
     lines = [
-        f"`{model}`, random weights, {tokens} tokens of every window, {TOGETHER} windows together on one core of an {cpu_model()}, which",
-        "multiplies "
-        f"{machine['float32_gflops']:.0f} GFLOP/s in float32 and {machine['bfloat16_gflops']:.0f} in bfloat16, and reads "
-        f"{machine['read_gbs']:.0f} GB/s, at `{origin['commit'][:7]}`, load average {origin['load_average'][0]:.1f}.",
+        f"`{model}`, windows of {measured.seconds:.1f} s with {measured.tokens:.0f} tokens from a LibriSpeech chapter, "
+        f"{TOGETHER} together on one core of an {cpu_model()},",
+        f"which multiplies {machine['float32_gflops']:.0f} GFLOP/s in float32 and {machine['bfloat16_gflops']:.0f} in bfloat16, "
+        f"and reads {machine['read_gbs']:.0f} GB/s, at `{origin['commit'][:7]}`, load average {origin['load_average'][0]:.1f}.",
+        f"Encoder: {measured.engine['encoder']}; decoder: {measured.engine['decoder']}. A window by itself takes the engine "
+        f"{1000 * measured.lone:.0f} ms.",
         "",
         "| a window's | processor time | share | the limit | |",
         "|---|--:|--:|--:|---|",
     ]
-    for stage in stages:
+    for stage in measured.stages:
         limit = f"{1000 * stage.limit:.0f} ms" if stage.limit else ""
         lines.append(f"| {stage.name} | {1000 * stage.seconds:.1f} ms | {stage.seconds / total:.0%} | {limit} | {stage.remark} |")
-    return "\n".join([*lines, f"| **together** | **{1000 * total:.0f} ms** | | | |", ""])
+    return "\n".join([*lines, f"| **together** | **{1000 * total:.0f} ms** | | | {measured.seconds / total:.0f} s of audio a second |", ""])
 
 
 if __name__ == "__main__":

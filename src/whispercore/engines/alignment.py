@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from whisper.model import Whisper, disable_sdpa
-from whisper.timing import median_filter
 
 from ..tokenizer import Tokenizer
 from .rules import AlignmentText
 
 MEDIAN_FRAMES = 7
+_EXCHANGES = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4))
+"""Pairs to put in order, one after the other, until the fourth of seven values is their median (Devillard, Fast median search, 1998)."""
 FRAMES_PER_TOKEN = 2
 WINDOWS_A_PASS = 16
 """Windows aligned in one pass. Each of them needs memory for logits of the whole vocabulary for every token."""
@@ -136,8 +138,22 @@ def attention_matrix(scores: torch.Tensor, text: AlignmentText) -> torch.Tensor:
     length = len(text.start) + len(text.tokens) + 2
     weights = scores[:, :length, : max(1, text.frames // FRAMES_PER_TOKEN)].softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    matrix: torch.Tensor = median_filter((weights - mean) / deviation, MEDIAN_FRAMES).mean(dim=0)
-    return matrix[len(text.start) : -1]
+    return running_median((weights - mean) / deviation).mean(dim=0)[len(text.start) : -1]
+
+
+def running_median(x: torch.Tensor) -> torch.Tensor:
+    """The median of seven neighbours in the last dimension, mirrored at its ends; `x` where it is too short for one.
+
+    The same as `whisper.timing.median_filter`, which sorts every seven, and on a GPU compiles a kernel of its own.
+    """
+    half = MEDIAN_FRAMES // 2
+    if x.shape[-1] <= half:
+        return x
+    padded = F.pad(x, (half, half), mode="reflect")
+    values = [padded[..., first : first + x.shape[-1]] for first in range(MEDIAN_FRAMES)]
+    for low, high in _EXCHANGES:
+        values[low], values[high] = torch.minimum(values[low], values[high]), torch.maximum(values[low], values[high])
+    return values[half]
 
 
 def _probs(logits: torch.Tensor, text: AlignmentText, eot: int) -> list[float]:

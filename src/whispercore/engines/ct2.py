@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -21,7 +22,7 @@ from ..checkpoints import ct2_folder, locate
 from ..checkpoints.compute_types import precision, supported
 from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
-from ..devices import available_memory, decoding_threads, multiplies_bfloat16
+from ..devices import available_memory, decoding_threads, has_torch, multiplies_bfloat16
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
@@ -39,11 +40,14 @@ from .rules import (
 )
 
 if TYPE_CHECKING:
+    from .pytorch.decoder import AudioKeys, Decoder
     from .pytorch.encoder import Encoder
 
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: a core reads the weights once for its windows. More than four gain little and make new requests wait longer."""
+_MOST_WORKERS = 8
+"""Parts of a batch that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
 _REPLICAS_SHARE = 4
 """Copies of the model for sampling take at most one part in four of the memory; one copy is always allowed."""
 _SEEDING = threading.Lock()
@@ -73,6 +77,7 @@ def load(settings: Settings, device: str) -> Engine:
         threads=threads,
         max_batch=settings.batch_size or best,
         encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
+        decoder=_decoder(checkpoint, compute_type) if device == "cpu" else None,
         replicas=memory // (_REPLICAS_SHARE * weights) if device == "cpu" else 1,
     )
 
@@ -101,11 +106,53 @@ def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
     return load_encoder(checkpoint)
 
 
-class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
+def _decoder(checkpoint: Path, compute_type: str) -> Decoder | None:
+    """PyTorch's decoder in 8 bits, for int8, from a checkpoint in floats, where PyTorch has the kernels."""
+    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
+        return None
+    from .pytorch import decoder, int8  # here: this engine works without PyTorch
+
+    return decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16()) if int8.is_available() else None
+
+
+class Copy:
+    """A copy of CTranslate2's model, loaded when it is first used. `threads`: those of one call; `calls`: at the same time."""
+
+    def __init__(self, load: Callable[..., Whisper], calls: int, threads: int) -> None:
+        self.threads = threads
+        self._load = partial(load, inter_threads=calls, intra_threads=threads)
+        self._lock = threading.Lock()
+        self._whisper: Whisper | None = None
+
+    @property
+    def whisper(self) -> Whisper:
+        """The model. Raises RuntimeError or ValueError when it cannot be loaded."""
+        with self._lock:
+            if self._whisper is None:
+                self._whisper = self._load()
+            return self._whisper
+
+    def close(self) -> None:
+        """Free the weights."""
+        with self._lock:
+            if self._whisper is not None:
+                self._whisper.unload_model()
+                self._whisper = None
+
+
+@dataclass(slots=True)
+class Encoded:
+    """A batch after the encoder. `features`: its output, (windows, 1500, width); `keys`: for PyTorch's decoder, where that is used."""
+
+    features: StorageView
+    keys: AudioKeys | None = None
+
+
+class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     """CTranslate2's Whisper over batches of windows, under openai-whisper's rules.
 
-    `encoder` replaces CTranslate2's own where it is faster. `replicas`: copies of the model that may exist at a time, for sampling above
-    temperature 0.
+    `encoder` and `decoder` replace CTranslate2's own where they are faster; beams and penalties are always CTranslate2's. `replicas`:
+    copies of the model that may exist at a time, for sampling above temperature 0.
     """
 
     name = "ct2"
@@ -121,18 +168,19 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
         threads: int,
         max_batch: int,
         encoder: Encoder | None = None,
+        decoder: Decoder | None = None,
         replicas: int = 1,
     ) -> None:
         self._load = partial(Whisper, str(folder), device=device, compute_type=compute_type)
         # A CPU decodes a batch faster as one part a core than as a whole on all cores, which wait for each other at every layer: twice
         # as fast with base on two cores. A single window needs all cores, so a CPU holds the weights twice. There are no more workers
         # than windows; where the cores outnumber them, each worker has several.
-        self._workers = min(threads, max_batch) if device == "cpu" else 1
-        self._split_model: Whisper | None = None
+        self._workers = min(threads, max_batch, _MOST_WORKERS if decoder else max_batch) if device == "cpu" else 1
+        whole, self._parts = Copy(self._load, 1, threads), Copy(self._load, self._workers, threads // self._workers)
         try:
-            model = self._load(inter_threads=1, intra_threads=threads)
-            if self._workers > 1:
-                self._split_model = self._load(inter_threads=self._workers, intra_threads=threads // self._workers)
+            model = whole.whisper
+            if self._workers > 1 and not decoder:
+                _ = self._parts.whisper
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
                 raise
@@ -140,7 +188,7 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
             message = f"{folder} cannot be loaded ({' '.join(str(error).split())}); {again}"
             raise ConfigurationError(message, param="model") from error
         super().__init__(
-            model,
+            whole,
             Tokenizer(51_765 + model.num_languages + int(model.is_multilingual)),
             n_mels=int(model.n_mels),
             max_batch=max_batch,
@@ -149,12 +197,13 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
                 "device": _gpu_name() if device == "cuda" else "cpu",
                 "precision": model.compute_type,
                 "encoder": "torch bfloat16" if encoder else model.compute_type,
+                "decoder": "torch int8" if decoder else model.compute_type,
                 "threads": threads,
             },
         )
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ct2")
         self._replicas = threading.BoundedSemaphore(max(1, replicas))
-        self._encoder, self._threads = encoder, threads
+        self._encoder, self._decoder = encoder, decoder
 
     def free_memory(self) -> None:
         """Nothing: CTranslate2 frees its caches only with the model."""
@@ -162,48 +211,79 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
     def close(self) -> None:
         """Free the weights."""
         self._pool.shutdown()
-        for model in (self.model, self._split_model):
+        for model in (self.model, self._parts):
             if model is not None:
-                model.unload_model()
-        self.model = self._split_model = self._encoder = None
+                model.close()
+        self.model = self._encoder = self._decoder = None
 
-    def _decode(self, model: Whisper, windows: Sequence[Window]) -> list[Decoded]:
+    def _decode(self, model: Copy, windows: Sequence[Window]) -> list[Decoded]:
         """A batch that has a window for every worker is split among them, windows with prompts of like length together."""
-        if self._split_model is None or len(windows) < self._workers:
-            return super()._decode(model, windows)
+        if self._workers == 1 or len(windows) < self._workers:
+            return self._decode_part(model, windows)
         by_prompt = sorted(range(len(windows)), key=lambda i: prompt_length(windows[i].decoding))
         edges = [len(windows) * part // self._workers for part in range(self._workers + 1)]
         parts = [[windows[i] for i in by_prompt[first:last]] for first, last in pairwise(edges)]
-        decoded = chain.from_iterable(self._pool.map(partial(super()._decode, self._split_model), parts))
+        decoded = chain.from_iterable(self._pool.map(partial(self._decode_part, self._parts), parts))
         return [result for _, result in sorted(zip(by_prompt, decoded, strict=True), key=itemgetter(0))]
 
-    def _encode(self, model: Whisper, windows: Sequence[Window]) -> StorageView:
+    def _decode_part(self, model: Copy, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode windows together, PyTorch on as many threads as CTranslate2."""
+        if self._encoder or self._decoder:
+            import torch  # here: this engine works without PyTorch
+
+            torch.set_num_threads(model.threads)  # of this thread
+        return super()._decode(model, windows)
+
+    def _encode(self, model: Copy, windows: Sequence[Window]) -> Encoded:
         mels = log_mel_arrays(windows, self.n_mels)
         if self._encoder:
-            return StorageView.from_array(self._encoder(mels))
-        return model.encode(StorageView.from_array(mels), to_cpu=False)
+            features = StorageView.from_array(self._encoder(mels))
+        else:
+            features = model.whisper.encode(StorageView.from_array(mels), to_cpu=False)
+        return Encoded(features, self._audio_keys(features))
 
-    def _detect_languages(self, model: Whisper, features: StorageView, indices: list[int]) -> Iterator[Mapping[str, float]]:
-        for probabilities in model.detect_language(_rows(features, indices)):
+    def _audio_keys(self, features: StorageView) -> AudioKeys | None:
+        if not self._decoder:
+            return None
+        import torch  # here: this engine works without PyTorch
+
+        return self._decoder.audio_keys(torch.from_numpy(np.array(features)))
+
+    def _detect_languages(self, model: Copy, features: Encoded, indices: list[int]) -> Iterator[Mapping[str, float]]:
+        if self._decoder and features.keys:
+            from .pytorch import sampling  # here: this engine works without PyTorch
+
+            yield from sampling.detect_languages(self._decoder, features.keys.of(indices), self.tokenizer)
+            return
+        for probabilities in model.whisper.detect_language(_rows(features.features, indices)):
             yield {token.strip("<|>"): probability for token, probability in probabilities}
 
     def _sample(
-        self, model: Whisper, features: StorageView, indices: list[int], windows: Sequence[Window], starts: list[list[int]]
+        self, model: Copy, features: Encoded, indices: list[int], windows: Sequence[Window], starts: list[list[int]]
     ) -> list[SampledSequence]:
-        decoding, features = windows[0].decoding, _rows(features, indices)
+        decoding = windows[0].decoding
+        if self._decoder and features.keys and not _needs_ctranslate2(decoding):
+            from .pytorch import sampling  # here: this engine works without PyTorch
+
+            return sampling.sample(self._decoder, features.keys.of(indices), windows, starts, self.tokenizer)
+        encoded = _rows(features.features, indices)
         if decoding.temperature > 0:
-            threads = self._threads if model is self.model else self._threads // self._workers
-            results = [self._drawn(_rows(features, [i]), starts[i], window, threads) for i, window in enumerate(windows)]
+            results = [self._drawn(_rows(encoded, [i]), starts[i], window, model.threads) for i, window in enumerate(windows)]
         else:
-            results = self._generate(model, features, starts, decoding)
+            results = self._generate(model.whisper, encoded, starts, decoding)
         return [_best(decoding, result) for result in results]
 
-    def _align(self, model: Whisper, features: StorageView, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
+    def _align(self, model: Copy, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""
+        if self._decoder and features.keys:
+            from .pytorch import sampling  # here: this engine works without PyTorch
+
+            return sampling.align(self._decoder, features.keys.of(indices), texts, self.tokenizer)
         times: dict[int, TokenTimes] = {}
         for group in group_indices([text.start for text in texts]):
             tokens, frames = [list(texts[i].tokens) for i in group], [max(texts[i].frames, _LEAST_FRAMES) for i in group]
-            results = model.align(_rows(features, [indices[i] for i in group]), list(texts[group[0]].start), tokens, frames)
+            encoded = _rows(features.features, [indices[i] for i in group])
+            results = model.whisper.align(encoded, list(texts[group[0]].start), tokens, frames)
             times |= {i: (_steps(result.alignments), result.text_token_probs) for i, result in zip(group, results, strict=True)}
         return [times[i] for i in range(len(texts))]
 
@@ -249,6 +329,11 @@ class CTranslate2Engine(BatchedEngine[Whisper, StorageView]):
             sampling_temperature=decoding.temperature or 1.0,
         )
         return results
+
+
+def _needs_ctranslate2(decoding: Decoding) -> bool:
+    """Whether PyTorch's decoder lacks what is asked for: beams and penalties."""
+    return bool(decoding.beam_size) or decoding.repetition_penalty != 1.0 or decoding.no_repeat_ngram_size > 0
 
 
 def _gpu_name() -> str:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ...tokenizer import Tokenizer
-from ..alignment import FRAMES_PER_TOKEN, MEDIAN_FRAMES, jumps
+from ..alignment import FRAMES_PER_TOKEN, jumps, running_median
 from ..pytorch.cache import Cache
 from ..pytorch.model import Model
 from ..rules import AlignmentText
@@ -58,15 +57,4 @@ def _attention_matrix(scores: Tensor, text: AlignmentText) -> Tensor:
     """
     weights = scores[..., : max(1, text.frames // FRAMES_PER_TOKEN)].softmax(dim=-1)
     deviation, mean = torch.std_mean(weights, dim=-2, keepdim=True, unbiased=False)
-    return _median((weights - mean) / deviation).mean(dim=0)[len(text.start) : -1]
-
-
-def _median(x: Tensor) -> Tensor:
-    """The running median over the last dimension, mirrored at its ends; `x` where it is too short for one.
-
-    whisper.timing.median_filter compiles a kernel of its own on a GPU, for which a server may lack the compiler.
-    """
-    half = MEDIAN_FRAMES // 2
-    if x.shape[-1] <= half:
-        return x
-    return F.pad(x, (half, half), mode="reflect").unfold(-1, MEDIAN_FRAMES, 1).sort().values[..., half]
+    return running_median((weights - mean) / deviation).mean(dim=0)[len(text.start) : -1]

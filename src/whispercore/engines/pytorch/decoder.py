@@ -1,0 +1,239 @@
+"""Whisper's decoder in 8 bits for CPUs: four times as fast as CTranslate2's, whose products of few rows are slow (bench/profile.md).
+
+The same arithmetic as openai-whisper's model.py, with query, key and value fused. Activations are float32; keys and values of the
+cross-attention, which every token reads as a whole, are bfloat16 where the processor multiplies that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from whisper.model import ModelDimensions
+
+from ...checkpoints import load_checkpoint
+from .int8 import RowwiseInt8, rowwise_int8
+from .model import Norm
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer; `qkv` makes query, key and value of self-attention at once, `kv` keys and values of the encoder's output."""
+
+    attn_ln: Norm
+    qkv: RowwiseInt8
+    out: RowwiseInt8
+    cross_ln: Norm
+    query: RowwiseInt8
+    kv: RowwiseInt8
+    cross_out: RowwiseInt8
+    mlp_ln: Norm
+    mlp: tuple[RowwiseInt8, RowwiseInt8]
+
+
+@dataclass(frozen=True, slots=True)
+class AudioKeys:
+    """Keys and values of the cross-attention, for each layer (windows, heads, 1500, size)."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def of(self, windows: Sequence[int]) -> AudioKeys:
+        """Those of some windows; views where these lie side by side."""
+        part = _slice(windows)
+        return AudioKeys([keys[part] for keys in self.keys], [values[part] for values in self.values])
+
+
+@dataclass(frozen=True, slots=True)
+class TextKeys:
+    """Keys and values of self-attention, for each layer (rows, heads, positions, size). Masked positions must be finite."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def move(self, source: int, target: int) -> None:
+        """Copy a row over another."""
+        for kept in (*self.keys, *self.values):
+            kept[target] = kept[source]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The weights of the decoder. Not tied to a thread: several threads may use it at once."""
+
+    dims: ModelDimensions
+    embedding: Tensor
+    positions: Tensor
+    layers: tuple[Layer, ...]
+    ln: Norm
+    unembed: RowwiseInt8
+    alignment_heads: tuple[tuple[int, ...], ...]
+    cross_dtype: torch.dtype
+
+    @property
+    def _size(self) -> int:
+        return int(self.dims.n_text_state // self.dims.n_text_head)
+
+    def audio_keys(self, features: Tensor) -> AudioKeys:
+        """The encoder's output, float32 (windows, 1500, width) → the keys and values of its cross-attention."""
+        keys, values = [], []
+        for layer in self.layers:
+            both = layer.kv(features.flatten(0, 1)).to(self.cross_dtype)
+            split = both.view(*features.shape[:2], 2, self.dims.n_text_head, self._size).permute(2, 0, 3, 1, 4)
+            keys.append(split[0].contiguous())
+            values.append(split[1].contiguous())
+        return AudioKeys(keys, values)
+
+    def text_keys(self, rows: int, positions: int) -> TextKeys:
+        """Room for the keys of `rows` texts of up to `positions` tokens."""
+        shape = (rows, self.dims.n_text_head, positions, self._size)
+        keys, values = ([torch.zeros(shape) for _ in self.layers] for _ in range(2))
+        return TextKeys(keys, values)
+
+    def read(self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None = None, rows: Tensor | None = None) -> Tensor:
+        """Texts from their first token on (windows, length), one a window → hidden states (windows, length, width).
+
+        `text`, `rows`: where to keep their keys, in the rows of each window (windows, group).
+        """
+        return self._read(tokens, audio, text, rows)[0]
+
+    def alignment_scores(self, tokens: Tensor, audio: AudioKeys) -> tuple[Tensor, Tensor]:
+        """As `read`, with the alignment heads' scores before the softmax, float32 (windows, heads, length, 1500)."""
+        hidden, scores = self._read(tokens, audio, None, None, scored=True)
+        return hidden, torch.cat(scores, dim=1)
+
+    def _read(
+        self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None, rows: Tensor | None, *, scored: bool = False
+    ) -> tuple[Tensor, list[Tensor]]:
+        windows, length = tokens.shape
+        x = (self.embedding[tokens].float() + self.positions[:length]).flatten(0, 1)
+        scores: list[Tensor] = []
+        for number, layer in enumerate(self.layers):
+            query, key, value = self._heads(layer.qkv(layer.attn_ln(x)), windows, 3)
+            if text is not None and rows is not None:
+                for kept, new in ((text.keys[number], key), (text.values[number], value)):
+                    kept[rows.flatten(), :, :length] = new.repeat_interleave(rows.shape[1], dim=0)
+            x = x + layer.out(_merged(F.scaled_dot_product_attention(query, key, value, is_causal=True)))
+            (query,) = self._heads(layer.query(layer.cross_ln(x)), windows, 1)
+            keys = audio.keys[number]
+            if scored and (heads := self.alignment_heads[number]):
+                chosen = list(heads)
+                scores.append(query[:, chosen] @ keys[:, chosen].float().transpose(-1, -2) * self._size**-0.5)
+            x = x + layer.cross_out(_merged(_attend(query, keys, audio.values[number])))
+            x = x + layer.mlp[1](F.gelu(layer.mlp[0](layer.mlp_ln(x))))
+        return self.ln(x).view(windows, length, -1), scores
+
+    def step(self, tokens: Tensor, at: Tensor, audio: AudioKeys, windows: Sequence[int], text: TextKeys) -> Tensor:
+        """The next token of each row (rows,), at its position `at` (rows,) → hidden states (rows, width).
+
+        The rows are the first of `text`. `windows`: the windows of `audio` that they belong to, with equally many rows side by side.
+        """
+        rows, longest = len(tokens), int(at.max()) + 1
+        mask = None if int(at.min()) + 1 == longest else _mask(at, longest)
+        x = self.embedding[tokens].float() + self.positions[at]
+        each = torch.arange(rows)
+        for number, layer in enumerate(self.layers):
+            query, key, value = self._heads(layer.qkv(layer.attn_ln(x)), rows, 3)
+            keys, values = text.keys[number], text.values[number]
+            keys[each, :, at] = key[:, :, 0]
+            values[each, :, at] = value[:, :, 0]
+            x = x + layer.out(_merged(_attend(query, keys[:rows, :, :longest], values[:rows, :, :longest], mask)))
+            (query,) = self._heads(layer.query(layer.cross_ln(x)), len(windows), 1)
+            x = x + layer.cross_out(_merged(_attend_windows(query, audio.keys[number], audio.values[number], windows)))
+            x = x + layer.mlp[1](F.gelu(layer.mlp[0](layer.mlp_ln(x))))
+        return self.ln(x)
+
+    def _heads(self, x: Tensor, texts: int, parts: int) -> tuple[Tensor, ...]:
+        """(texts x length, parts x width) → `parts` times (texts, heads, length, size)."""
+        split = x.view(texts, -1, parts, self.dims.n_text_head, self._size)
+        return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of float32 queries in the dtype of the keys → float32 (n, heads, length, size)."""
+    scores = (query * query.shape[-1] ** -0.5).to(key.dtype) @ key.transpose(-1, -2)
+    return (torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value).float()
+
+
+def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[int]) -> Tensor:
+    """`_attend` to some windows of (windows, heads, 1500, size), which are not copied for it."""
+    part = _slice(windows)
+    if isinstance(part, slice):
+        return _attend(query, key[part], value[part])
+    return torch.cat([_attend(query[i : i + 1], key[at : at + 1], value[at : at + 1]) for i, at in enumerate(part)])
+
+
+def _slice(indices: Sequence[int]) -> slice | list[int]:
+    """Indices as a slice when they are neighbours in order, of which PyTorch makes a view."""
+    first = indices[0]
+    neighbours = list(indices) == list(range(first, first + len(indices)))
+    return slice(first, first + len(indices)) if neighbours else list(indices)
+
+
+def _mask(at: Tensor, longest: int) -> Tensor:
+    """What is added to the scores of rows whose texts end at `at` (rows,): (rows, 1, 1, longest)."""
+    beyond = torch.arange(longest) > at[:, None]
+    return torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None]
+
+
+def _merged(heads: Tensor) -> Tensor:
+    """(n, heads, length, size) → (n x length, heads x size)."""
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
+    """The decoder of the checkpoint at `path`. `bfloat16`: the dtype of its cross-attention. Raises ConfigurationError."""
+    checkpoint = load_checkpoint(path)
+    dims, load = checkpoint.dims, _Loader(checkpoint.state)
+    embedding = checkpoint.state["decoder.token_embedding.weight"].detach()
+    return Decoder(
+        dims=dims,
+        embedding=embedding.to(torch.float16 if embedding.dtype == torch.float16 else torch.float32).clone(),
+        positions=load.tensor("decoder.positional_embedding"),
+        layers=tuple(load.layer(f"decoder.blocks.{number}") for number in range(dims.n_text_layer)),
+        ln=load.norm("decoder.ln"),
+        unembed=rowwise_int8(embedding, None),
+        alignment_heads=tuple(
+            tuple(head for layer, head in checkpoint.alignment_heads if layer == number) for number in range(dims.n_text_layer)
+        ),
+        cross_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Reads tensors by openai-whisper's names."""
+
+    state: Mapping[str, Tensor]
+
+    def tensor(self, name: str) -> Tensor:
+        return self.state[name].detach().float().clone()
+
+    def norm(self, name: str) -> Norm:
+        return Norm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"))
+
+    def linear(self, *names: str) -> RowwiseInt8:
+        """One projection, or several of the same input stacked. A missing bias becomes zeros."""
+        weights = [self.tensor(f"{name}.weight") for name in names]
+        biases = [
+            self.tensor(f"{name}.bias") if f"{name}.bias" in self.state else weight.new_zeros(len(weight))
+            for name, weight in zip(names, weights, strict=True)
+        ]
+        return rowwise_int8(torch.cat(weights), torch.cat(biases))
+
+    def layer(self, name: str) -> Layer:
+        return Layer(
+            attn_ln=self.norm(f"{name}.attn_ln"),
+            qkv=self.linear(*(f"{name}.attn.{part}" for part in ("query", "key", "value"))),
+            out=self.linear(f"{name}.attn.out"),
+            cross_ln=self.norm(f"{name}.cross_attn_ln"),
+            query=self.linear(f"{name}.cross_attn.query"),
+            kv=self.linear(f"{name}.cross_attn.key", f"{name}.cross_attn.value"),
+            cross_out=self.linear(f"{name}.cross_attn.out"),
+            mlp_ln=self.norm(f"{name}.mlp_ln"),
+            mlp=(self.linear(f"{name}.mlp.0"), self.linear(f"{name}.mlp.2")),
+        )

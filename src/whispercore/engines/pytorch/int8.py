@@ -1,0 +1,66 @@
+"""Linear layers in 8 bits by FBGEMM, for CPUs: weights and activations are integers, sums are exact.
+
+Every row of the input has a scale of its own, so what a row gives does not depend on the rows beside it. Products of few rows are bound
+by reading the weights, of which 8 bits need half of bfloat16's memory and a quarter of float32's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ENGINE = "fbgemm"
+_LARGEST = 127.0
+_ZERO = 128
+"""The unsigned integer that stands for 0.0, as FBGEMM's activations are unsigned."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowwiseInt8:
+    """x @ weight.T + bias. `packed`: FBGEMM's own form of the weight; `bias`: float32 (out,)."""
+
+    packed: Any
+    bias: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Float32 (rows, in) → float32 (rows, out)."""
+        scale = x.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / scale, 1 / _LARGEST, _ZERO, self.packed)
+        return torch.addcmul(self.bias, product, scale)
+
+
+@lru_cache(maxsize=1)
+def is_available() -> bool:
+    """Whether this PyTorch has FBGEMM's kernels for this processor."""
+    if _ENGINE not in torch.backends.quantized.supported_engines:
+        return False
+    try:
+        rowwise_int8(torch.ones(8, 8), torch.zeros(8))(torch.ones(1, 8))
+    except (RuntimeError, AttributeError):  # a later PyTorch has no quantized tensors
+        return False
+    return True
+
+
+def rowwise_int8(weight: Tensor, bias: Tensor | None) -> RowwiseInt8:
+    """A weight (out, in) in 8 bits, with a scale for each output.
+
+    Without VNNI, FBGEMM adds two products in 16 bits; weights of 7 bits keep these sums from overflowing.
+    """
+    weight = weight.float()
+    steps = _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
+    scale = (weight.abs().amax(dim=1) / steps).clamp(min=torch.finfo(torch.float32).tiny)
+    engine = torch.backends.quantized.engine
+    torch.backends.quantized.engine = _ENGINE  # packing takes the form of the engine that is set
+    try:
+        with warnings.catch_warnings():  # pytorch issue 184982: a later PyTorch has no such tensors
+            warnings.simplefilter("ignore", UserWarning)
+            whole = torch.quantize_per_channel(weight, scale.double(), torch.zeros(len(weight), dtype=torch.long), 0, torch.qint8)
+        packed = torch.ops.quantized.linear_prepack(whole, None)
+    finally:
+        torch.backends.quantized.engine = engine
+    return RowwiseInt8(packed, torch.zeros(len(weight)) if bias is None else bias.float())

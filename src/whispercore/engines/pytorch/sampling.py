@@ -1,0 +1,218 @@
+"""Texts from the 8-bit decoder: greedy or above temperature 0, under openai-whisper's rules (LogitFilter in its decoding.py).
+
+The rules of one row are a few slices of its logits, so they are applied with NumPy, row by row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ...tokenizer import Tokenizer
+from ...types import Decoding, Window
+from ..alignment import align_by
+from ..batched import SampledSequence, TokenTimes, best_sequence
+from ..noise import drawn, seeds
+from ..rules import LAST_TIMESTAMP, AlignmentText, group_indices, last_initial_timestamp, suppressed_tokens
+from .decoder import AudioKeys, Decoder, TextKeys
+
+Logits = npt.NDArray[np.float32]
+_OUT = np.float32(-np.inf)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """The tokens that may come next, for one way of decoding. `suppressed`: never sampled; `blanks`: not at first."""
+
+    eot: int
+    begin: int
+    timed: bool
+    latest_first: int
+    suppressed: Tensor
+    blanks: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, decoding: Decoding) -> TokenRules:
+        """The rules of `decoding`."""
+        eot, begin, steps = tokenizer.eot, tokenizer.timestamp_begin, last_initial_timestamp(decoding)
+        suppressed = set(suppressed_tokens(tokenizer, decoding.suppress_tokens))
+        suppressed |= {tokenizer.openai.no_timestamps} if decoding.timestamps else set()
+        suppressed |= {eot} if decoding.ignore_eot else set()
+        return cls(
+            eot=eot,
+            begin=begin,
+            timed=decoding.timestamps,
+            latest_first=begin + (LAST_TIMESTAMP if steps is None else steps),
+            suppressed=torch.tensor(sorted(suppressed)),
+            blanks=(*tokenizer.encode(" "), eot) if decoding.suppress_blank else (),
+        )
+
+    def apply(self, logits: Logits, sampled: Sequence[int]) -> None:
+        """Exclude tokens from logits (vocabulary,), in place, after the tokens `sampled` so far."""
+        if not sampled:
+            logits[list(self.blanks)] = _OUT
+        if not self.timed:
+            return
+        if not sampled:
+            logits[: self.begin] = _OUT
+            logits[self.latest_first + 1 :] = _OUT
+            return
+        self._pair_timestamps(logits, sampled)
+        times = logits[self.begin :]
+        if _log_sum(times) > logits[: self.begin].max():
+            logits[: self.begin] = _OUT
+
+    def _pair_timestamps(self, logits: Logits, sampled: Sequence[int]) -> None:
+        """Timestamps come in pairs except before the end, and never decrease; a segment is never empty."""
+        last = sampled[-1] >= self.begin
+        before = len(sampled) < 2 or sampled[-2] >= self.begin
+        latest = max((token for token in sampled if token >= self.begin), default=self.begin - 1)
+        if last and before:
+            logits[self.begin :] = _OUT
+        elif last:
+            logits[: self.eot] = _OUT
+        logits[self.begin : latest + (0 if last and not before else 1)] = _OUT
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A text on its way. `start`: tokens of its start sequence. `score`: the sum of its log-probabilities."""
+
+    window: int
+    start: int
+    limit: int
+    seed: int
+    tokens: list[int] = field(default_factory=list)
+    score: float = 0.0
+    ended: bool = False
+
+    def append(self, token: int, logprob: float, eot: int) -> None:
+        """Take the next token, unless the text has ended."""
+        if self.ended:
+            return
+        self.score += logprob
+        self.ended = token == eot
+        if not self.ended:
+            self.tokens.append(token)
+            self.ended = len(self.tokens) >= self.limit
+
+
+def sample(
+    decoder: Decoder, audio: AudioKeys, windows: Sequence[Window], starts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> list[SampledSequence]:
+    """The best text of each window. `audio`: of these windows; `starts`: their start sequences.
+
+    The windows share a `batch_key` whose decoding has no beams and no penalties.
+    """
+    decoding = windows[0].decoding
+    group = (decoding.best_of or 1) if decoding.temperature > 0 else 1
+    # the last token that the context has room for is sampled, but never read
+    limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx + 1 - len(start)) for start in starts]
+    noise = seeds(windows, group).tolist()
+    rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
+    text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
+    hidden, no_speech = _read_starts(decoder, audio, text, starts, group, tokenizer)
+    _extend(decoder, audio, text, rows, group, hidden, TokenRules.of(tokenizer, decoding), decoding.temperature)
+    texts = [rows[first : first + group] for first in range(0, len(rows), group)]
+    return [
+        best_sequence([row.tokens for row in some], [row.score for row in some], silence, decoding.length_penalty)
+        for some, silence in zip(texts, no_speech, strict=True)
+    ]
+
+
+def detect_languages(decoder: Decoder, audio: AudioKeys, tokenizer: Tokenizer) -> list[Mapping[str, float]]:
+    """The probability of every language for each window of `audio`."""
+    tokens = torch.full((len(audio.keys[0]), 1), tokenizer.openai.sot)
+    logits = decoder.unembed(decoder.read(tokens, audio)[:, 0])
+    probabilities = logits[:, list(tokenizer.openai.all_language_tokens)].softmax(dim=1)
+    return [dict(zip(tokenizer.languages, row, strict=True)) for row in probabilities.tolist()]
+
+
+def align(decoder: Decoder, audio: AudioKeys, texts: Sequence[AlignmentText], tokenizer: Tokenizer) -> list[TokenTimes]:
+    """The times of the tokens of each text. `audio`: of their windows."""
+
+    def attend(indices: Sequence[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+        hidden, scores = decoder.alignment_scores(tokens, audio.of(indices))
+        return decoder.unembed(hidden.flatten(0, 1)).view(*tokens.shape, -1), scores
+
+    return align_by(attend, texts, tokenizer)
+
+
+def _read_starts(
+    decoder: Decoder, audio: AudioKeys, text: TextKeys, starts: Sequence[Sequence[int]], group: int, tokenizer: Tokenizer
+) -> tuple[Tensor, list[float]]:
+    """The hidden states after the start sequences (rows, width), and each window's probability of <|nospeech|>."""
+    last = torch.empty(len(starts), group, decoder.dims.n_text_state)
+    at_sot = torch.empty(len(starts), decoder.dims.n_text_state)
+    for windows in group_indices([len(start) for start in starts]):
+        rows = torch.tensor(windows)[:, None] * group + torch.arange(group)
+        hidden = decoder.read(torch.tensor([starts[window] for window in windows]), audio.of(windows), text, rows)
+        for window, states in zip(windows, hidden, strict=True):
+            start = starts[window]
+            last[window] = states[-1]
+            at_sot[window] = states[len(start) - 1 - start[::-1].index(tokenizer.openai.sot)]
+    no_speech: list[float] = decoder.unembed(at_sot).softmax(dim=1)[:, tokenizer.openai.no_speech].tolist()
+    return last.flatten(0, 1), no_speech
+
+
+def _extend(
+    decoder: Decoder,
+    audio: AudioKeys,
+    text: TextKeys,
+    rows: Sequence[_Row],
+    group: int,
+    hidden: Tensor,
+    rules: TokenRules,
+    temperature: float,
+) -> None:
+    """Extend all texts to their ends. `hidden`: after their start sequences (rows, width)."""
+    alive = list(rows)
+    while True:
+        logits = decoder.unembed(hidden)
+        for row, token, logprob in zip(alive, *_chosen(logits, alive, rules, temperature), strict=True):
+            row.append(token, logprob, rules.eot)
+        _drop_ended(alive, group, text)
+        if not alive:
+            return
+        tokens = torch.tensor([row.tokens[-1] if row.tokens else rules.eot for row in alive])
+        at = torch.tensor([row.start + max(len(row.tokens), 1) - 1 for row in alive])
+        hidden = decoder.step(tokens, at, audio, [row.window for row in alive[::group]], text)
+
+
+def _chosen(logits: Tensor, rows: Sequence[_Row], rules: TokenRules, temperature: float) -> tuple[list[int], list[float]]:
+    """The next token of each row, and its log-probability. Changes `logits` (rows, vocabulary)."""
+    logits.index_fill_(1, rules.suppressed, -torch.inf)
+    arrays: list[Logits] = list(logits.numpy())
+    for row, array in zip(rows, arrays, strict=True):
+        rules.apply(array, row.tokens)
+    if temperature > 0:
+        steps = torch.tensor([len(row.tokens) for row in rows])
+        tokens = drawn(logits, temperature, torch.tensor([row.seed for row in rows]), steps).tolist()
+    else:
+        tokens = [int(array.argmax()) for array in arrays]
+    return tokens, [float(array[token]) - _log_sum(array) for token, array in zip(tokens, arrays, strict=True)]
+
+
+def _drop_ended(alive: list[_Row], group: int, text: TextKeys) -> None:
+    """Leave out the windows whose texts have all ended. The last window's rows take the place of theirs in `text`."""
+    for first in reversed(range(0, len(alive), group)):
+        if not all(row.ended for row in alive[first : first + group]):
+            continue
+        end = len(alive) - group
+        if first < end:
+            for row in range(group):
+                text.move(end + row, first + row)
+            alive[first : first + group] = alive[end:]
+        del alive[end:]
+
+
+def _log_sum(logits: Logits) -> float:
+    """The logarithm of the sum of exponentials."""
+    largest = float(logits.max())
+    return largest + math.log(float(np.exp(logits - largest).sum())) if math.isfinite(largest) else -math.inf

@@ -1,0 +1,187 @@
+"""PyTorch's decoder of engine ct2 on CPUs: with weights in floats its tokens are openai-whisper's; in 8 bits each window is by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask, SuppressBlank, SuppressTokens
+
+from tests.unit.engines.torch.doubles import ENGLISH, WORDS, check_equal, windows
+from whispercore.audio.recording import read_samples
+from whispercore.checkpoints import load_checkpoint
+from whispercore.checkpoints.conversion import convert
+from whispercore.engines.ct2 import CTranslate2Engine
+from whispercore.engines.openai import OpenAIEngine
+from whispercore.engines.pytorch import decoder, int8
+from whispercore.engines.pytorch.linear import Linear
+from whispercore.engines.pytorch.sampling import TokenRules
+from whispercore.tokenizer import Tokenizer
+from whispercore.types import Decoding, Samples, Window
+
+ROOT = Path(__file__).resolve().parents[4]
+NANO = ROOT / "whisper-models" / "nano.pt"
+
+pytestmark = pytest.mark.skipif(not int8.is_available(), reason="this PyTorch has no FBGEMM, or none for this processor")
+
+
+@pytest.fixture(scope="module")
+def recordings() -> list[Samples]:
+    paths = sorted((ROOT / "tests" / "data" / "heldout").glob("*.flac"))[:6]
+    return [read_samples(path)[: 16_000 * 30] for path in paths]
+
+
+@pytest.fixture(scope="module")
+def reference() -> OpenAIEngine:
+    return OpenAIEngine(load_checkpoint(NANO), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    nano, path = load_checkpoint(NANO), tmp_path_factory.mktemp("nano") / "float32"
+    convert(nano.dims, nano.state, path, "float32", alignment_heads=nano.alignment_heads)
+    return path
+
+
+def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder, threads: int = 1) -> CTranslate2Engine:
+    """Engine ct2 with openai-whisper's encoder, in float32, and this decoder."""
+
+    def encode(mels: Samples) -> Samples:
+        with torch.no_grad():
+            features: Samples = reference.model.encoder(torch.from_numpy(mels)).numpy()
+        return features
+
+    return CTranslate2Engine(
+        folder, name="nano", device="cpu", compute_type="float32", threads=threads, max_batch=8, encoder=encode, decoder=loaded
+    )
+
+
+@pytest.fixture(scope="module")
+def in_floats(folder: Path, reference: OpenAIEngine) -> CTranslate2Engine:
+    """With the weights in float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "rowwise_int8", lambda weight, bias: Linear(weight.float(), bias))
+        loaded = decoder.load_decoder(NANO, bfloat16=False)
+    return engine(folder, reference, loaded)
+
+
+@pytest.fixture(scope="module")
+def in_8_bits(folder: Path, reference: OpenAIEngine) -> CTranslate2Engine:
+    return engine(folder, reference, decoder.load_decoder(NANO, bfloat16=False))
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        ENGLISH,
+        Decoding(),
+        Decoding(timestamps=False),
+        Decoding(language="en", task="translate"),
+        Decoding(language="en", suppress_tokens=(), suppress_blank=False),
+        Decoding(language="en", suppress_tokens=(-1, 2, 11, 13)),
+        Decoding(language="en", max_initial_timestamp=None),
+        Decoding(language="en", max_initial_timestamp=0.0),
+        Decoding(language="en", max_tokens=5),
+        Decoding(language="en", max_tokens=40, ignore_eot=True),
+        Decoding(language="en", alignment="all"),
+        Decoding(temperature=0.7, best_of=3),
+        Decoding(language="en", temperature=1.0),
+    ],
+    ids=str,
+)
+def test_the_tokens_are_engine_openais(
+    in_floats: CTranslate2Engine, reference: OpenAIEngine, recordings: list[Samples], decoding: Decoding
+) -> None:
+    asked = windows(recordings, decoding)
+    check_equal(in_floats.decode(asked), reference.decode(asked))
+
+
+def test_neighbours_may_have_other_prompts_and_languages(
+    in_floats: CTranslate2Engine, reference: OpenAIEngine, recordings: list[Samples]
+) -> None:
+    prompt = in_floats.tokenizer.encode(WORDS)
+    decodings = [
+        ENGLISH,
+        replace(ENGLISH, prompt=prompt),
+        Decoding(),
+        replace(ENGLISH, prompt=prompt * 30),
+        Decoding(language="de"),
+        ENGLISH,
+    ]
+    mixed = [Window(samples, 0.0, decoding) for samples, decoding in zip(recordings, decodings, strict=True)]
+    check_equal(in_floats.decode(mixed), [reference.decode([window])[0] for window in mixed])
+
+
+def test_in_8_bits_a_window_does_not_depend_on_its_neighbours(in_8_bits: CTranslate2Engine, recordings: list[Samples]) -> None:
+    asked = windows(recordings)
+    assert [found.tokens for found in in_8_bits.decode(asked)] == [in_8_bits.decode([window])[0].tokens for window in asked]
+
+
+def test_a_row_of_a_product_is_the_same_in_any_company() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layer = int8.rowwise_int8(torch.randn(96, 64, generator=generator), torch.randn(96, generator=generator))
+    rows = torch.randn(7, 64, generator=generator) * torch.logspace(-3, 3, 7)[:, None]
+    together = layer(rows)
+    assert all(torch.equal(layer(rows[i : i + 1])[0], together[i]) for i in range(7))
+
+
+def test_products_are_near_those_of_floats() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(shape, generator=generator) for shape in ((96, 512), (96,), (5, 512)))
+    expected = torch.nn.functional.linear(x, weight, bias)
+    assert (int8.rowwise_int8(weight, bias)(x) - expected).norm() < 0.02 * expected.norm()
+    assert torch.equal(int8.rowwise_int8(weight, bias)(torch.zeros(2, 512)), bias.expand(2, -1))
+
+
+def test_without_vnni_no_sum_overflows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two products of 8 bits each may exceed 16 bits; of 8 and 7 bits they do not."""
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    layer = int8.rowwise_int8(torch.ones(8, 64), None)
+    assert int(layer.packed.unpack()[0].int_repr().max()) * 255 * 2 <= 32_767
+    assert torch.allclose(layer(torch.ones(1, 64)), torch.full((1, 8), 64.0), rtol=0.02)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+@pytest.mark.parametrize("blank", [True, False])
+def test_the_rules_are_openai_whispers(timed: bool, blank: bool) -> None:
+    tokenizer, rng = Tokenizer(51_865), np.random.default_rng(0)
+    decoding = Decoding(language="en", timestamps=timed, suppress_blank=blank)
+    rules, begin = TokenRules.of(tokenizer, decoding), tokenizer.timestamp_begin
+    openai = tokenizer.openai_for("en", "transcribe")
+    options = DecodingOptions(language="en", without_timestamps=not timed, suppress_blank=blank)
+    suppressed = DecodingTask._get_suppress_tokens(_Task(openai, options))
+    for _ in range(60):
+        sampled = _text(rng, begin, timed)
+        logits = torch.from_numpy(rng.normal(size=(1, 51_865)).astype(np.float32))
+        logits[0, begin:] += float(rng.choice([-5.0, 0.0, 5.0]))
+        expected, tokens = logits.clone(), torch.tensor([[*openai.sot_sequence, *sampled]])
+        filters = [SuppressBlank(openai, 3)] if blank else []
+        filters += [SuppressTokens(suppressed), *([ApplyTimestampRules(openai, 3, 50)] if timed else [])]
+        for each in filters:
+            each.apply(expected, tokens)
+        logits.index_fill_(1, rules.suppressed, -torch.inf)
+        rules.apply(logits.numpy()[0], sampled)
+        assert torch.equal(logits, expected), sampled
+
+
+class _Task:
+    """What `DecodingTask._get_suppress_tokens` uses of a task."""
+
+    def __init__(self, tokenizer: object, options: DecodingOptions) -> None:
+        self.tokenizer, self.options = tokenizer, options
+
+
+def _text(rng: np.random.Generator, begin: int, timed: bool) -> Sequence[int]:
+    """The first tokens of a text: segments of one to three words between timestamps that never decrease."""
+    tokens: list[int] = []
+    time = 0
+    for _ in range(3):
+        tokens += [begin + time] if timed else []
+        tokens += rng.integers(1000, 2000, size=rng.integers(1, 4)).tolist()
+        time += int(rng.integers(1, 50))
+        tokens += [begin + time] if timed else []
+    return tokens[: rng.integers(0, len(tokens) + 1)]
