@@ -14,8 +14,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import UnreadableAudio
+from . import child
 from .source import Source, byte_count, descriptor_of
 
 if TYPE_CHECKING:
@@ -146,17 +145,9 @@ class _Process:
         """Raises OSError when the process does not start."""
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(WAIT_SECONDS + 10)  # the process itself gives up earlier
-        root = Path(__file__).resolve().parents[2]
         call = f"serve({theirs.fileno()}, {seconds}, {WAIT_SECONDS})"
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; {call}"
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # NumPy reserves memory for each thread
-            )
+            self._process = child.start(__name__, call, [theirs.fileno()])
         try:
             ready = self._socket.recv(1) == _READY
         except OSError:

@@ -57,7 +57,8 @@ def serve(connection: Connection, memory: SharedMemory) -> None:
 
 def main(connection: int, memory: int) -> None:
     """The process. Both arguments are file descriptors: of a socket, and of a file in memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal
+    for number in (signal.SIGINT, signal.SIGTERM):  # they go to all processes of a terminal or a service, which then ends this one
+        signal.signal(number, signal.SIG_IGN)
     silero.network()
     _limit(resource.RLIMIT_AS, int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY_BYTES)
     _limit(resource.RLIMIT_CORE, 0)

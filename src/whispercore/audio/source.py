@@ -114,13 +114,14 @@ def descriptor_of(source: Source) -> int | None:
     Bytes are copied into a file in memory. Raises OSError when a path cannot be opened, or without memory for the copy.
     """
     if isinstance(source, str | Path):
-        return os.open(source, os.O_RDONLY)
+        with Path(source).open("rb") as file:  # unlike os.open it refuses folders
+            return os.dup(file.fileno())
     if not isinstance(source, bytes | bytearray | memoryview):
         return None
     view = memoryview(source).cast("B")
-    if isinstance(file := view.obj, MappedFile) and len(view) == len(file):
+    if isinstance(mapped := view.obj, MappedFile) and len(view) == len(mapped):
         with contextlib.suppress(OSError):  # removed meanwhile
-            return os.open(file.path, os.O_RDONLY)
+            return os.open(mapped.path, os.O_RDONLY)
     descriptor = os.memfd_create("recording")
     try:
         while len(view):

@@ -6,17 +6,14 @@ import logging
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
-from pathlib import Path
 
-from ..audio import reader
+from ..audio import child, reader
 from ..audio.probing import CONVERT
 from ..audio.threads import GivenUp
 from ..audio.transport import Close, Reply, Request, SharedMemory
@@ -29,8 +26,8 @@ START_SECONDS = 60.0
 _POLL_SECONDS = 0.25
 """How often a thread that waits for a reply looks whether it is still wanted."""
 CRASH = f"reading the recording makes FFmpeg crash: it is damaged; {CONVERT}"
-_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGALRM)
-"""The kernel's when the machine has no memory left, and the process's own timer when this process has been stopped for long."""
+_CRASHES = {-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)}
+"""Other signals come from outside, such as the kernel's SIGKILL when the machine has no memory left."""
 _TOO_LARGE = f"reading the recording takes more memory than is allowed: it is damaged, or has too many streams; {CONVERT}"
 
 
@@ -47,21 +44,11 @@ class ReaderProcess:
     def __init__(self) -> None:
         """Begin to start it: the first `ask` waits until it is ready. Raises OSError when it cannot be started."""
         ours, theirs = socket.socketpair()
-        root = Path(__file__).resolve().parents[2]
         memory = os.memfd_create("reader")
-        call = f"main({theirs.fileno()}, {memory})"
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {reader.__name__} import main; {call}"
-        # NumPy reserves memory for each thread, and the C library for each of many arenas.
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+        descriptors = [theirs.fileno(), memory]
         try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", code],
-                    pass_fds=[theirs.fileno(), memory],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment,
-                )
+            with theirs:  # the C library keeps memory for each of its arenas
+                self._process = child.start(reader.__name__, "main({}, {})".format(*descriptors), descriptors, MALLOC_ARENA_MAX="2")
         except BaseException:
             ours.close()
             os.close(memory)
@@ -160,7 +147,7 @@ class ReaderProcess:
             return
         self._end_is_noted = True
         status = self._process.wait()
-        if error is None and status not in _FROM_OUTSIDE:
+        if error is None and (status > 0 or status in _CRASHES):
             logger.error("a reader process ended with status %d", status)
             error = UnreadableAudio(_TOO_LARGE if status == reader.NO_MEMORY else CRASH)
         number = self._memory.working_on

@@ -25,7 +25,7 @@ from whispercore.audio.survey import Survey
 from whispercore.audio.threads import AudioThreads, GivenUp
 from whispercore.audio.transport import SharedMemory
 from whispercore.engines.fake import FakeEngine
-from whispercore.errors import Cancelled, UnreadableAudio, WhisperError
+from whispercore.errors import Cancelled, InvalidRequest, UnreadableAudio, WhisperError
 from whispercore.options import Options
 from whispercore.serving import transcriber as front
 from whispercore.serving.processes import Processes, ReaderProcess
@@ -68,8 +68,7 @@ class Lane:
 
 
 @pytest.fixture
-def lane(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lane]:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # the readings below are in this file
+def lane() -> Iterator[Lane]:
     processes = Processes(PATIENCE)
     yield Lane(processes)
     processes.close()
@@ -297,6 +296,21 @@ def test_where_no_process_can_be_started_recordings_are_read_here(
         assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).text
         assert transcriber.submit(wav(40), WHOLE).result(PATIENCE).text
     assert caplog.text.count("no other can be started") == 1
+
+
+def test_a_folder_and_a_missing_file_are_refused(tmp_path: Path) -> None:
+    with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
+        for path in (tmp_path, tmp_path / "none.wav"):
+            with pytest.raises(InvalidRequest, match="cannot be opened"):
+                transcriber.submit(path, WHOLE).result(PATIENCE)
+
+
+def test_a_process_imports_nothing_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    processes = Processes()
+    assert Lane(processes).process()
+    processes.close()
 
 
 def test_one_core_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
