@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
 from tests.unit.doubles import PATIENCE, WHOLE, wav
 from whispercore.audio import open_recording, reading
@@ -89,8 +91,13 @@ def crashing(recording: Recording, threads: AudioThreads | None) -> Iterator[int
 
 def crashing_ahead(recording: Recording, threads: AudioThreads | None) -> Iterator[int]:
     """As when FFmpeg crashes on the block that is decoded while the reply is on its way."""
+
+    def crash() -> None:
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
     assert threads
-    recording._decoding = threads.decoding.submit(lambda: time.sleep(0.05) or (os.kill(os.getpid(), signal.SIGSEGV) and None))
+    recording._decoding = threads.decoding.submit(crash)  # type: ignore[assignment]  # it has no result
     yield 1
     yield 2
 
@@ -144,13 +151,13 @@ def test_the_same_items_as_in_this_process(shared_lane: Lane, path: Path, name: 
 
 
 def test_channels_are_read_apart_and_long_recordings_in_steps(shared_lane: Lane) -> None:
-    stereo = wav(2.0)[:44].replace(b"\x01\x00\x80\x3e\x00\x00\x00\x7d\x00\x00\x02\x00", b"\x02\x00\x80\x3e\x00\x00\x00\xfa\x00\x00\x04\x00")
-    for source, channel in ((stereo + wav(2.0)[44:], 0), (stereo + wav(2.0)[44:], 1), (wav(95), None)):
+    file = io.BytesIO()
+    soundfile.write(file, np.random.default_rng(0).uniform(-0.5, 0.5, (32_000, 2)), 16_000, format="FLAC")
+    for source, channel in ((file.getvalue(), 0), (file.getvalue(), 1), (wav(95), None)):
         remote = shared_lane.open(source, channel=channel)
         with open_recording(source, channel=channel) as local:
             assert outcome(remote, READINGS["without vad"]) == outcome(local, READINGS["without vad"])
         remote.close()
-    assert channel is None and local.channels == 1
 
 
 @pytest.mark.parametrize(
