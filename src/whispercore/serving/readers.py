@@ -36,13 +36,19 @@ class Lane:
         self.is_busy = False
         self.seconds = processes.seconds if processes else 0.0
         self._processes = processes
-        self._process = processes.start() if processes else None
+        self._process: ReaderProcess | None = None
         self._lock = threading.Lock()
 
     @property
     def order(self) -> tuple[bool, int]:
         """The lane that takes the next job is the least one."""
-        return self._process is not None and not self._process.is_ready, self.jobs
+        return self._processes is not None and not (self._process and self._process.is_ready), self.jobs
+
+    def begin(self) -> None:
+        """Begin to start the process."""
+        with self._lock:
+            if self._processes and not self._process:
+                self._process = self._processes.start()
 
     def process(self) -> ReaderProcess | None:
         """The process that reads here; None when none can be started. Waits until it is ready."""
@@ -118,8 +124,14 @@ class Readers:
         self._numbers = itertools.count()
         self._virtual_time = 0.0
         self._closed = False
+        self._lanes[0].begin()
 
-    def start(self) -> None:
+    def begin(self) -> None:
+        """Begin to start all processes. Until then there is only the first, so that they leave the cores to what else starts."""
+        for lane in self._lanes:
+            lane.begin()
+
+    def wait_until_ready(self) -> None:
         """Wait until the first lane can read."""
         self._lanes[0].process()
 

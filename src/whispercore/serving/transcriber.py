@@ -60,7 +60,7 @@ class Transcriber:
         self.settings = choose_model(asked, look=loaded is None)
         if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
-        # First, because processes start while the engine is loaded.
+        # First, because a process starts while the engine is loaded.
         self._readers: Readers = beside._readers if beside else _readers(self.settings)
         try:
             self.engines = [loaded] if loaded else load_engines(self.settings)
@@ -68,6 +68,7 @@ class Transcriber:
             if not beside:
                 self._readers.close()
             raise
+        self._readers.begin()
         self.engine = self.engines[0]
         self.is_demonstration = self.engine.name != "fake" and is_demonstration(self.settings)
         # The attention of the bundled nano follows the sound in some windows only. Without alignment its windows are
@@ -157,7 +158,7 @@ class Transcriber:
     def start_reading(self) -> None:
         """Wait until a recording, also a stranger's, can be read at once. Without this call the first one waits."""
         self.prober.start()
-        self._readers.start()
+        self._readers.wait_until_ready()
 
     def close(self) -> None:
         """Cancel the open jobs, stop all threads but those that are another transcriber's, and free the engines."""
