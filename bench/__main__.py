@@ -13,12 +13,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from . import accuracy, engines, gateway, hostile, loss, memory, overhead, realtime, results, serve, serverless, soak, startup
+from . import accuracy, engines, gateway, host, hostile, loss, memory, overhead, realtime, results, serve, serverless, soak, startup
 from .load import LoadError
 from .plan import FULL, QUICK, Plan
 from .report import accuracy as accuracy_report
 from .report import engines as engines_report
 from .report import gateway as gateway_report
+from .report import host as host_report
 from .report import hostile as hostile_report
 from .report import image as image_report
 from .report import serve as serve_report
@@ -41,6 +42,7 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "gateway": gateway.main,
     "lambda": serverless.main,
     "realtime": realtime.main,
+    "host": host.main,
 }
 WHAT = "default: startup, overhead, memory; the others have their own options: see serve --help"
 
@@ -67,8 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _update_pages(console: Console) -> None:
     """Write all tables into docs/measured.md and README.md."""
-    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, hostile_report, image_report):
+    for table in (startup_report, serve_report, engines_report, accuracy_report, gateway_report, host_report, hostile_report, image_report):
         table.update()
+    serve_report.update_readme()
     for report in (accuracy_report, hostile_report):
         if not report.update_readme():
             console.print(f"README.md has no lines {report.BLOCK.begin.strip()} and {report.BLOCK.end}: they are not written")

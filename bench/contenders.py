@@ -1,7 +1,8 @@
 """The contenders of bench/serve.py: servers over HTTP, and libraries, each in its own process.
 
-All contenders get the same weights, threads and recordings, decode the same number of tokens from every window, and count the
-tokens they decoded. A library gets recordings one by one, or in batches where its API supports them.
+All contenders get the same weights, threads, recordings and language, and decode greedily. With trained weights each ends a window by
+its own rules and keeps its defaults, fallback included; its transcripts are scored. With random weights all decode the same number of
+tokens from every window, once, and count them. A library gets recordings one by one, or in batches where its API supports them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -23,49 +25,57 @@ from typing import Any, Protocol
 
 import numpy as np
 import psutil
-import soundfile
 
 from whispercore import checkpoints
 from whispercore.api import request
 from whispercore.api.fields import RAW_FIELD
+from whispercore.audio.recording import read_samples
 from whispercore.checkpoints.compute_types import precision
 from whispercore.settings import Settings
-from whispercore.types import SAMPLE_RATE, Samples
+from whispercore.types import SAMPLE_RATE
 
 from . import ggml
 from .load import LoadError, Reply, Work, closed_loop
-from .server import Server, ours, plain
-from .work import HEADERS, checkpoint, environment, in_process
+from .server import Server, ours, peak_megabytes, plain
+from .work import HEADERS, checkpoint, environment, in_process, trained
 
 OURS, CORE, PLAIN = "this server", "core", "plain handler"
+WORKERS, BATCHED, SEQUENTIAL = "faster-whisper, a worker a core", "faster-whisper batched", "faster-whisper"
 WINDOW_SECONDS = 30
-BATCH = 16
-"""The largest batch of recordings or windows for a library: the usual setting for transformers."""
+BATCH, LARGE_BATCH = 8, 16
+"""The largest batches of recordings or windows for a library: faster-whisper's default, and twice that."""
+LANGUAGE = "en"
+"""Every contender is told the language."""
+LARGE_BATCHED = f"{BATCHED}, {LARGE_BATCH} windows"
 START_SECONDS = 600.0
-LONG_HEADERS = {name: value for name, value in HEADERS.items() if "Vad" not in name} | {"Content-Type": "audio/mpeg"}
-"""For a long recording, which every contender cuts by its own defaults: ours and faster-whisper's batched mode use
-VAD."""
+WITHOUT_BFLOAT16 = {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI"}
+"""Environment in which oneDNN uses no bfloat16 instructions (its documentation: CPU dispatcher control)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What all contenders have in common."""
+    """What all contenders have in common.
+
+    `tokens`: decoded from every window of random weights; 0: trained weights, which end by themselves. `bfloat16`: whether our engine
+    may encode in bfloat16 where the processor multiplies it.
+    """
 
     size: str
     device: str
     threads: int
-    tokens: int
+    tokens: int = 0
+    bfloat16: bool = True
 
     @property
     def checkpoint(self) -> Path:
         """The weights in OpenAI's format, from which every other format is converted."""
-        return checkpoint(self.size)
+        return checkpoint(self.size) if self.tokens else trained(self.size)
 
     @property
     def variables(self) -> dict[str, str]:
         """Our settings as environment variables. The checkpoint is converted for them."""
         variables = {"WHISPER_DEVICE": self.device, "WHISPER_THREADS": str(self.threads)}
-        return environment(self.size, tokens=self.tokens) | variables
+        return environment(self.checkpoint, tokens=self.tokens) | variables | ({} if self.bfloat16 else WITHOUT_BFLOAT16)
 
     @property
     def ct2_folder(self) -> Path:
@@ -80,10 +90,10 @@ class Contender(Protocol):
 
     name: str
 
-    def load(self, recordings: Sequence[bytes], together: int) -> Work:
-        """Transcribe all recordings, `together` at a time.
+    def load(self, recordings: Sequence[bytes], together: int, strategy: str = "chunked") -> Work:
+        """Transcribe all recordings, `together` at a time. `strategy`: of our server and core; the others have one each.
 
-        Raises RuntimeError when another number of tokens was decoded.
+        Raises RuntimeError when random weights decoded another number of tokens.
         """
         ...
 
@@ -91,29 +101,54 @@ class Contender(Protocol):
         """Processor time that its processes have used so far."""
         ...
 
+    def peak_megabytes(self) -> float:
+        """Peak resident memory of its processes together."""
+        ...
+
+
+def headers(recording: bytes, setup: Setup, strategy: str) -> dict[str, str]:
+    """The headers of a request to our server.
+
+    A long recording of random weights is cut with VAD; everything else that changes the amount of work is off there.
+    """
+    media = {b"fLaC": "audio/flac", b"OggS": "audio/ogg"}.get(recording[:4], "audio/mpeg")
+    options = {"X-Whisper-Language": LANGUAGE}
+    if setup.tokens:
+        options = {name: value for name, value in HEADERS.items() if "Vad" not in name or media == "audio/flac"}
+    return options | {"Content-Type": media, "X-Whisper-Strategy": strategy, "X-Whisper-Response-Format": "verbose_json"}
+
 
 class Served:
     """A TorchServe with our model or the plain handler's."""
 
-    def __init__(self, name: str, server: Server, tokens: int) -> None:
-        self.name, self.server, self._tokens = name, server, tokens
+    def __init__(self, name: str, server: Server, setup: Setup) -> None:
+        self.name, self.server, self._setup = name, server, setup
 
-    def load(self, recordings: Sequence[bytes], together: int) -> Work:
+    def load(self, recordings: Sequence[bytes], together: int, strategy: str = "chunked") -> Work:
         """A closed loop over HTTP. The replies are checked."""
-        load = closed_loop(self.server.port, self.server.model, recordings, self.headers(recordings[0]), concurrency=together)
-        return Work(load.wall, tuple(reply.seconds for reply in load.replies), self.windows(load.replies))
+        load = closed_loop(self.server.port, self.server.model, recordings, self.headers(recordings[0], strategy), concurrency=together)
+        texts = tuple(str(json.loads(reply.body)["text"]) for reply in load.replies)
+        return Work(load.wall, tuple(reply.seconds for reply in load.replies), self.windows(load.replies), texts)
 
     def processor_seconds(self) -> float:
         """Processor time of TorchServe and its worker so far."""
         return self.server.processor_seconds()
 
-    def headers(self, recording: bytes) -> dict[str, str]:
-        """The request headers for a clip or a long recording."""
-        return (HEADERS if recording.startswith(b"fLaC") else LONG_HEADERS) | {"X-Whisper-Response-Format": "verbose_json"}
+    def peak_megabytes(self) -> float:
+        """Peak resident memory of TorchServe, its worker and the gateway."""
+        return self.server.peak_megabytes()
+
+    def headers(self, recording: bytes, strategy: str = "chunked") -> dict[str, str]:
+        """The request's headers for a recording; the plain handler ignores them."""
+        return headers(recording, self._setup, strategy)
 
     def windows(self, replies: Sequence[Reply]) -> int:
-        """The number of windows in the replies. Raises RuntimeError when another number of tokens was decoded."""
-        return sum(windows_of(self.server.model, reply, self._tokens) for reply in replies)
+        """The number of windows of random weights in the replies; 0 with trained weights.
+
+        Raises RuntimeError when another number of tokens was decoded.
+        """
+        tokens = self._setup.tokens
+        return sum(windows_of(self.server.model, reply, tokens) for reply in replies) if tokens else 0
 
 
 def windows_of(model: str, reply: Reply, tokens: int) -> int:
@@ -150,9 +185,9 @@ class Alone:
         """Raises LoadError with the reason when the library cannot be loaded."""
         self._answer()
 
-    def load(self, recordings: Sequence[bytes], together: int) -> Work:
+    def load(self, recordings: Sequence[bytes], together: int, strategy: str = "chunked") -> Work:
         """Transcribe in the library's process. The time does not include the pipe."""
-        self._pipe.send((recordings, together))
+        self._pipe.send((recordings, together, strategy))
         work: Work = self._answer()
         return work
 
@@ -160,6 +195,10 @@ class Alone:
         """Processor time of the process so far."""
         used = psutil.Process(self._process.pid).cpu_times()
         return float(used.user + used.system)
+
+    def peak_megabytes(self) -> float:
+        """Peak resident memory of the process."""
+        return peak_megabytes(self._process.pid or 0)
 
     def stop(self) -> None:
         """End the process."""
@@ -180,8 +219,18 @@ class Alone:
         return answer
 
 
-Run = Callable[[Sequence[bytes], int], "tuple[Sequence[float], Sequence[int]]"]
-"""Transcribe recordings, a number of them at once → seconds of each recording, and the token count of every window."""
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a library made of recordings: seconds and text of each, the token count of every window, the longest batch."""
+
+    seconds: Sequence[float]
+    texts: Sequence[str]
+    counts: Sequence[int]
+    batch_seconds: float = 0.0
+
+
+Run = Callable[[Sequence[bytes], int, str], Heard]
+"""Transcribe recordings, a number of them at once, by a strategy."""
 
 
 def _serve_pipe(pipe: Pipe, name: str, setup: Setup) -> None:
@@ -192,58 +241,58 @@ def _serve_pipe(pipe: Pipe, name: str, setup: Setup) -> None:
         with LIBRARIES[name](setup) as run:
             pipe.send(None)
             while (request := pipe.recv()) is not None:
-                recordings, together = request
-                pipe.send(_timed(run, recordings, together, setup.tokens))
+                recordings, together, strategy = request
+                pipe.send(_timed(run, recordings, together, strategy, setup.tokens))
     except EOFError:
         pass
     except Exception as error:
         pipe.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
-def _timed(run: Run, recordings: Sequence[bytes], together: int, tokens: int) -> Work:
+def _timed(run: Run, recordings: Sequence[bytes], together: int, strategy: str, tokens: int) -> Work:
     began = time.perf_counter()
-    seconds, counts = run(recordings, together)
+    heard = run(recordings, together, strategy)
     wall = time.perf_counter() - began
-    if not counts or set(counts) != {tokens}:
-        raise RuntimeError(f"{tokens} tokens were to be decoded from every window; it was {sorted(set(counts))}")
-    return Work(wall, tuple(seconds), len(counts))
+    if tokens and set(heard.counts) != {tokens}:
+        raise RuntimeError(f"{tokens} tokens were to be decoded from every window; it was {sorted(set(heard.counts))}")
+    windows = len(heard.counts) if tokens else 0
+    return Work(wall, tuple(heard.seconds), windows, tuple(heard.texts), batch_seconds=heard.batch_seconds)
 
 
-def read(recording: bytes) -> Samples:
-    """The samples of a 16 kHz mono recording, read in memory.
-
-    This is faster than starting ffmpeg, as some libraries do.
-    """
-    samples: Samples = soundfile.read(io.BytesIO(recording), dtype="float32")[0]
-    return samples
+Text = tuple[str, Sequence[int]]
+"""A recording's text, and the token count of each of its windows."""
 
 
-def one_by_one(transcribe: Callable[[bytes], Sequence[int]], workers: int = 1) -> Run:
+def one_by_one(transcribe: Callable[[bytes], Text], workers: int = 1) -> Run:
     """The run of a library that takes one recording at a time, or one per worker thread."""
 
-    def timed(recording: bytes) -> tuple[float, Sequence[int]]:
-        began, counts = time.perf_counter(), transcribe(recording)
-        return time.perf_counter() - began, counts
+    def timed(recording: bytes) -> tuple[float, Text]:
+        began, text = time.perf_counter(), transcribe(recording)
+        return time.perf_counter() - began, text
 
-    def run(recordings: Sequence[bytes], together: int) -> tuple[Sequence[float], Sequence[int]]:
+    def run(recordings: Sequence[bytes], together: int, strategy: str) -> Heard:
         with ThreadPoolExecutor(min(workers, together)) as pool:
             done = list(pool.map(timed, recordings))
-        return [seconds for seconds, _ in done], [count for _, counts in done for count in counts]
+        counts = [count for _, (_, counts) in done for count in counts]
+        return Heard([seconds for seconds, _ in done], [text for _, (text, _) in done], counts)
 
     return run
 
 
-def in_batches(transcribe: Callable[[Sequence[bytes]], Sequence[int]]) -> Run:
-    """The run of a library that takes a batch of recordings."""
+def in_batches(transcribe: Callable[[Sequence[bytes]], tuple[Sequence[str], Sequence[int]]]) -> Run:
+    """The run of a library that takes a batch of recordings and returns their texts and the windows' token counts."""
 
-    def run(recordings: Sequence[bytes], together: int) -> tuple[Sequence[float], Sequence[int]]:
+    def run(recordings: Sequence[bytes], together: int, strategy: str) -> Heard:
         seconds: list[float] = []
+        texts: list[str] = []
         counts: list[int] = []
         for first in range(0, len(recordings), together):
             batch, began = recordings[first : first + together], time.perf_counter()
-            counts += transcribe(batch)
+            batch_texts, batch_counts = transcribe(batch)
             seconds += [time.perf_counter() - began] * len(batch)
-        return seconds, counts
+            texts += batch_texts
+            counts += batch_counts
+        return Heard(seconds, texts, counts)
 
     return run
 
@@ -251,19 +300,23 @@ def in_batches(transcribe: Callable[[Sequence[bytes]], Sequence[int]]) -> Run:
 @contextmanager
 def core(setup: Setup) -> Iterator[Run]:
     """Our core in this process, without the server: as many recordings are open as the server would have requests."""
+    os.environ.update({} if setup.bfloat16 else WITHOUT_BFLOAT16)
     transcriber, engine = in_process(setup.variables)
     with transcriber:
 
-        def run(recordings: Sequence[bytes], together: int) -> tuple[Sequence[float], Sequence[int]]:
+        def run(recordings: Sequence[bytes], together: int, strategy: str) -> Heard:
             engine.tokens.clear()
+            engine.batch_seconds.clear()
             with ThreadPoolExecutor(together) as clients:
-                return list(clients.map(transcribe, recordings)), list(engine.tokens)
+                done = list(clients.map(lambda recording: transcribe(recording, strategy), recordings))
+            seconds, texts = [seconds for seconds, _ in done], [text for _, text in done]
+            return Heard(seconds, texts, list(engine.tokens), max(engine.batch_seconds, default=0.0))
 
-        def transcribe(recording: bytes) -> float:
-            headers = HEADERS if recording.startswith(b"fLaC") else LONG_HEADERS
+        def transcribe(recording: bytes, strategy: str) -> tuple[float, str]:
             began = time.perf_counter()
-            transcriber.submit(recording, request.parse({RAW_FIELD: b"-"}, headers).options).result()
-            return time.perf_counter() - began
+            options = request.parse({RAW_FIELD: b"-"}, headers(recording, setup, strategy)).options
+            transcript = transcriber.submit(recording, options).result()
+            return time.perf_counter() - began, transcript.text
 
         yield run
 
@@ -288,36 +341,44 @@ def openai_whisper(setup: Setup) -> Iterator[Run]:
     model.decode = counted
     arguments = options(model, setup.tokens)
 
-    def transcribe(recording: bytes) -> Sequence[int]:
+    def transcribe(recording: bytes) -> Text:
         counts.clear()
-        whisper.transcribe(model, read(recording), **arguments)
-        return list(counts)
+        return whisper.transcribe(model, read_samples(recording), **arguments)["text"], list(counts)
 
     yield one_by_one(transcribe)
 
 
 def _faster_whisper(setup: Setup, workers: int = 1) -> tuple[Any, dict[str, Any]]:
-    """The model, and the arguments that make it decode `tokens` tokens of every window, once."""
+    """The model and its arguments: greedy with its own defaults, or exactly `tokens` tokens of every window, once."""
     from faster_whisper import WhisperModel
 
     threads, precision = max(1, setup.threads // workers), {"cpu": "int8", "cuda": "float16"}[setup.device]
     folder = str(setup.ct2_folder)
     model = WhisperModel(folder, device=setup.device, compute_type=precision, cpu_threads=threads, num_workers=workers)
+    # best_of: the samples of a fallback; 1 is the default of openai-whisper and ours, and faster than its own 5
+    options: dict[str, Any] = {"language": LANGUAGE, "beam_size": 1, "best_of": 1}
+    if not setup.tokens:
+        return model, options
     tokenizer = model.hf_tokenizer
     never = [-1, *(tokenizer.token_to_id(f"<|{name}|>") for name in ("endoftext", "0.00"))]
     never += range(never[-1] + 1, tokenizer.get_vocab_size())
-    options: dict[str, Any] = {"language": "en", "beam_size": 1, "temperature": 0.0, "suppress_tokens": never}
     # CTranslate2 samples half of max_length, which includes a prompt of 4 tokens
-    options |= {"max_new_tokens": 2 * setup.tokens - 4}
+    options |= {"temperature": 0.0, "suppress_tokens": never, "max_new_tokens": 2 * setup.tokens - 4}
     options |= {"without_timestamps": True, "condition_on_previous_text": False, "no_speech_threshold": None}
     return model, options | {"log_prob_threshold": None, "compression_ratio_threshold": None}
+
+
+def _joined(segments: Iterable[Any]) -> Text:
+    """The text of faster-whisper's segments, and the token count of each."""
+    decoded = list(segments)
+    return "".join(segment.text for segment in decoded), [len(segment.tokens) for segment in decoded]
 
 
 @contextmanager
 def faster_whisper(setup: Setup) -> Iterator[Run]:
     """faster-whisper as in its README: one window after the other, with all threads."""
     model, options = _faster_whisper(setup)
-    yield one_by_one(lambda recording: [len(segment.tokens) for segment in model.transcribe(io.BytesIO(recording), **options)[0]])
+    yield one_by_one(lambda recording: _joined(model.transcribe(io.BytesIO(recording), **options)[0]))
 
 
 @contextmanager
@@ -325,12 +386,11 @@ def faster_whisper_workers(setup: Setup) -> Iterator[Run]:
     """faster-whisper with one worker per core, each fed by a thread: its fastest mode for several recordings on a
     CPU."""
     model, options = _faster_whisper(setup, workers=setup.threads)
-    transcribe = lambda recording: [len(segment.tokens) for segment in model.transcribe(io.BytesIO(recording), **options)[0]]  # noqa: E731
-    yield one_by_one(transcribe, workers=setup.threads)
+    yield one_by_one(lambda recording: _joined(model.transcribe(io.BytesIO(recording), **options)[0]), workers=setup.threads)
 
 
 @contextmanager
-def faster_whisper_batched(setup: Setup) -> Iterator[Run]:
+def faster_whisper_batched(setup: Setup, batch: int = BATCH) -> Iterator[Run]:
     """faster-whisper's batched pipeline: clips are concatenated, one window each; a long recording is cut by its own
     VAD."""
     from faster_whisper import BatchedInferencePipeline, decode_audio
@@ -338,33 +398,38 @@ def faster_whisper_batched(setup: Setup) -> Iterator[Run]:
     model, options = _faster_whisper(setup)
     pipeline = BatchedInferencePipeline(model)
 
-    def transcribe(recordings: Sequence[bytes]) -> Sequence[int]:
+    def transcribe(recordings: Sequence[bytes]) -> tuple[Sequence[str], Sequence[int]]:
         samples = [decode_audio(io.BytesIO(recording)) for recording in recordings]
         ends = np.cumsum([len(clip) for clip in samples]) / SAMPLE_RATE
+        if ends[-1] > WINDOW_SECONDS and len(samples) == 1:
+            text, counts = _joined(pipeline.transcribe(samples[0], batch_size=batch, vad_filter=True, **options)[0])
+            return [text], counts
         clips = [{"start": end - len(clip) / SAMPLE_RATE, "end": end} for end, clip in zip(ends.tolist(), samples, strict=True)]
-        is_long = ends[-1] > WINDOW_SECONDS and len(samples) == 1
-        cut = {"vad_filter": True} if is_long else {"clip_timestamps": clips}
-        segments = pipeline.transcribe(np.concatenate(samples), batch_size=BATCH, **cut, **options)[0]
-        return [len(segment.tokens) for segment in segments]
+        # faster-whisper refuses clips that are longer together than the recording, even by a rounding error
+        joined = np.concatenate([*samples, np.zeros(SAMPLE_RATE // 100, np.float32)])
+        decoded = list(pipeline.transcribe(joined, batch_size=batch, clip_timestamps=clips, **options)[0])
+        texts = [""] * len(samples)
+        for segment in decoded:
+            texts[int(np.searchsorted(ends, (segment.start + segment.end) / 2))] += segment.text
+        return texts, [len(segment.tokens) for segment in decoded]
 
     yield in_batches(transcribe)
 
 
 @contextmanager
 def transformers(setup: Setup) -> Iterator[Run]:
-    """transformers' speech recognition pipeline with batches of 16.
+    """transformers' speech recognition pipeline with batches of 8. A long recording is cut into chunks of 30 s.
 
-    A long recording is cut into chunks of 30 s without overlap.
+    The chunks overlap by its default; those of random weights do not.
     """
     from .huggingface import pipeline
 
     recognise, counts = pipeline(setup.checkpoint, setup.ct2_folder, setup.device, setup.threads, setup.tokens)
 
-    def transcribe(recordings: Sequence[bytes]) -> Sequence[int]:
+    def transcribe(recordings: Sequence[bytes]) -> tuple[Sequence[str], Sequence[int]]:
         counts.clear()
-        inputs = [{"raw": read(recording), "sampling_rate": SAMPLE_RATE} for recording in recordings]
-        recognise(inputs, batch_size=BATCH)
-        return list(counts)
+        inputs = [{"raw": read_samples(recording), "sampling_rate": SAMPLE_RATE} for recording in recordings]
+        return [output["text"] for output in recognise(inputs, batch_size=BATCH)], list(counts)
 
     yield in_batches(transcribe)
 
@@ -375,33 +440,60 @@ def whisper_cpp(setup: Setup) -> Iterator[Run]:
     binding, models = import_module("_pywhispercpp"), import_module("pywhispercpp.model")
     if setup.device != "cpu":
         raise RuntimeError("pywhispercpp's wheel computes on CPUs only")
-    path = ggml.converted(setup.checkpoint)
-    options = {"max_tokens": setup.tokens - 1, "no_timestamps": True, "single_segment": True, "temperature_inc": 0.0, "no_context": True}
-    thresholds = {"no_speech_thold": 1.0, "entropy_thold": 0.0, "logprob_thold": -1e9}
-    model: Any = models.Model(str(path), redirect_whispercpp_logs_to=None, n_threads=setup.threads, language="en", print_progress=False)
+    path = ggml.converted(setup.checkpoint, endless=bool(setup.tokens))
+    fixed = {"max_tokens": setup.tokens - 1, "no_timestamps": True, "single_segment": True, "temperature_inc": 0.0, "no_context": True}
+    fixed |= {"no_speech_thold": 1.0, "entropy_thold": 0.0, "logprob_thold": -1e9}
+    options = fixed if setup.tokens else {}
+    model: Any = models.Model(str(path), redirect_whispercpp_logs_to=None, n_threads=setup.threads, language=LANGUAGE, print_progress=False)
 
-    def transcribe(recording: bytes) -> Sequence[int]:
-        model.transcribe(read(recording), **options, **thresholds)
+    def transcribe(recording: bytes) -> Text:
+        decoded = model.transcribe(read_samples(recording), **options)
         segments = range(binding.whisper_full_n_segments(model._ctx))
-        return [binding.whisper_full_n_tokens(model._ctx, segment) for segment in segments]
+        counts = [binding.whisper_full_n_tokens(model._ctx, segment) for segment in segments]
+        return " ".join(segment.text for segment in decoded), counts
 
     yield one_by_one(transcribe)
 
 
 LIBRARIES: dict[str, Callable[[Setup], AbstractContextManager[Run]]] = {
     CORE: core,
-    "openai-whisper": openai_whisper,
-    "faster-whisper": faster_whisper,
-    "faster-whisper, a worker a core": faster_whisper_workers,
-    "faster-whisper batched": faster_whisper_batched,
-    "transformers": transformers,
+    SEQUENTIAL: faster_whisper,
+    BATCHED: faster_whisper_batched,
+    LARGE_BATCHED: partial(faster_whisper_batched, batch=LARGE_BATCH),
+    WORKERS: faster_whisper_workers,
     "whisper.cpp": whisper_cpp,
+    "openai-whisper": openai_whisper,
+    "transformers": transformers,
 }
-NAMES = (OURS, CORE, PLAIN, *(name for name in LIBRARIES if name != CORE))
-BATCHING = (OURS, CORE, "faster-whisper, a worker a core", "faster-whisper batched", "transformers")
-"""The contenders whose throughput depends on the number of recordings at once."""
-SEVERAL_ONLY = ("faster-whisper, a worker a core",)
-"""The contenders that use one core per recording, and are not measured on one long file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The loads that a contender gets.
+
+    `strategies`: how it cuts a long recording, its default first; empty: it gets none. `together`: the least and the greatest number of
+    clips at once from which its throughput gains. `slow`: it gets one round, fewer clips, and the beginning of the long recording.
+    """
+
+    strategies: tuple[str, ...]
+    together: tuple[int, int] = (1, 1)
+    slow: bool = False
+
+
+MANY = 1_000
+FORMS: dict[str, Form] = {
+    OURS: Form(("chunked", "sequential"), (1, MANY)),
+    CORE: Form(("chunked", "sequential"), (1, MANY)),
+    SEQUENTIAL: Form(("sequential",)),
+    BATCHED: Form(("chunked",), (1, BATCH)),
+    LARGE_BATCHED: Form(("chunked",), (0, 0)),
+    WORKERS: Form((), (2, BATCH)),
+    "whisper.cpp": Form(("sequential",)),
+    PLAIN: Form(("sequential",), slow=True),
+    "openai-whisper": Form(("sequential",), slow=True),
+    "transformers": Form(("chunked",), (1, BATCH), slow=True),
+}
+"""All contenders, in the order of the table."""
 
 
 @contextmanager
@@ -409,4 +501,4 @@ def served(name: str, setup: Setup) -> Iterator[Served]:
     """Our server or the plain handler's, started; `server.wait_until_ready` waits for it."""
     server = ours(setup.variables) if name == OURS else plain(setup.checkpoint, setup.tokens, setup.threads)
     with server:
-        yield Served(name, server, setup.tokens)
+        yield Served(name, server, setup)

@@ -18,6 +18,8 @@ from whisper.audio import N_FFT, mel_filters
 
 from whispercore.checkpoints import load_checkpoint
 
+from .work import SCRATCH
+
 MAGIC = 0x67676D6C
 F32, F16, Q8_0 = 0, 1, 8
 MOSTLY_Q8_0, QUANTIZATION_VERSION = 7, 2
@@ -26,19 +28,20 @@ BLOCK = 32
 EOT = "decoder.token_embedding.weight"
 
 
-def converted(checkpoint: Path) -> Path:
-    """The converted file, beside the checkpoint. Written once."""
-    path = checkpoint.with_suffix(".ggml")
+def converted(checkpoint: Path, *, endless: bool) -> Path:
+    """The converted file in `SCRATCH`. Written once. For `endless` see `write`."""
+    path = SCRATCH / f"{checkpoint.stem}{'-endless' if endless else ''}.ggml"
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".part")
         with unfinished.open("wb") as file:
-            write(checkpoint, file)
+            write(checkpoint, file, endless=endless)
         unfinished.rename(path)
     return path
 
 
-def write(checkpoint: Path, file: BinaryIO) -> None:
-    """Write the checkpoint. Its end token gets zero weights, so that whisper.cpp decodes up to its token limit."""
+def write(checkpoint: Path, file: BinaryIO, *, endless: bool) -> None:
+    """Write the checkpoint. `endless`: its end token gets zero weights, so that whisper.cpp decodes up to its token limit."""
     loaded = load_checkpoint(checkpoint)
     dims = loaded.dims
     audio = (dims.n_vocab, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
@@ -48,7 +51,7 @@ def write(checkpoint: Path, file: BinaryIO) -> None:
     file.write(struct.pack("2i", dims.n_mels, N_FFT // 2 + 1) + filters.tobytes())
     _vocabulary(file, multilingual=dims.n_vocab >= 51_865)
     for name, tensor in loaded.state.items():
-        _tensor(file, name, tensor.float())
+        _tensor(file, name, tensor.float(), endless=endless)
 
 
 def _vocabulary(file: BinaryIO, *, multilingual: bool) -> None:
@@ -61,9 +64,9 @@ def _vocabulary(file: BinaryIO, *, multilingual: bool) -> None:
         file.write(struct.pack("i", len(token)) + token)
 
 
-def _tensor(file: BinaryIO, name: str, tensor: torch.Tensor) -> None:
+def _tensor(file: BinaryIO, name: str, tensor: torch.Tensor, *, endless: bool) -> None:
     values = tensor.numpy().copy()
-    if name == EOT:
+    if name == EOT and endless:
         values[50_257 if len(values) >= 51_865 else 50_256] = 0.0
     if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
         values = values.reshape(-1, 1)

@@ -16,7 +16,8 @@ from whispercore.tokenizer import Tokenizer
 def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, tokens: int) -> tuple[Any, list[int]]:
     """The pipeline, and a list to which it appends the token count of every decoded window.
 
-    It decodes exactly `tokens` tokens of every window, greedily, without timestamps. `tokenizer`: a folder with tokenizer.json.
+    It decodes greedily, without timestamps: exactly `tokens` tokens of every window, or for 0 until the model ends. `tokenizer`: a folder
+    with tokenizer.json.
     """
     torch.set_num_threads(threads)
     transformers().logging.set_verbosity_error()
@@ -32,7 +33,13 @@ def pipeline(checkpoint: Path, tokenizer: Path, device: str, threads: int, token
     words = transformers().WhisperTokenizerFast(tokenizer_file=str(tokenizer / "tokenizer.json"), pad_token="<|endoftext|>")
     extractor = transformers().WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     recognizer = transformers().AutomaticSpeechRecognitionPipeline(
-        model=model, feature_extractor=extractor, tokenizer=words, device=device, chunk_length_s=30, stride_length_s=0
+        model=model,
+        feature_extractor=extractor,
+        tokenizer=words,
+        device=device,
+        chunk_length_s=30,
+        stride_length_s=0 if tokens else None,
+        generate_kwargs={"num_beams": 1},  # the pipeline's default is 5
     )
     return recognizer, counts
 
@@ -45,11 +52,12 @@ def _model(checkpoint: Path, device: str, tokens: int) -> Any:
     from whispercore.engines.hf import transformers_model
 
     loaded = load_checkpoint(checkpoint)
-    begin = Tokenizer(loaded.dims.n_vocab).timestamp_begin
     model: Any = transformers_model(loaded, device, torch.float32 if device == "cpu" else torch.float16)
-    config = generation_config(loaded.dims, loaded.alignment_heads) | {"suppress_tokens": list(range(begin, loaded.dims.n_vocab))}
-    fixed = {"min_new_tokens": tokens, "max_new_tokens": tokens, "language": "en", "task": "transcribe"}
-    model.generation_config = transformers().GenerationConfig(**config | fixed)
+    config = generation_config(loaded.dims, loaded.alignment_heads) | {"language": "en", "task": "transcribe"}
+    if tokens:
+        timestamps = list(range(Tokenizer(loaded.dims.n_vocab).timestamp_begin, loaded.dims.n_vocab))
+        config |= {"min_new_tokens": tokens, "max_new_tokens": tokens, "suppress_tokens": timestamps}
+    model.generation_config = transformers().GenerationConfig(**config)
     return model
 
 

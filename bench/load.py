@@ -29,12 +29,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """The result of a load: wall seconds, seconds of each recording, number of decoded windows, processor seconds."""
+    """The result of a load: wall seconds, seconds and text of each recording, number of decoded windows, processor seconds.
+
+    `windows` 0: they were not counted. `batch_seconds`: the longest batch; 0 where it is not known.
+    """
 
     wall: float
     seconds: tuple[float, ...]
     windows: int
+    texts: tuple[str, ...] = ()
     processor: float = 0.0
+    batch_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +85,30 @@ class Connection:
 
 
 def closed_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, concurrency: int) -> Load:
-    """Send each recording once, in order, with `concurrency` requests open at any time. Raises LoadError."""
-    waiting, lock, start = iter(recordings), threading.Lock(), threading.Barrier(concurrency + 1)
+    """Send each recording once, in order, with `concurrency` requests open at any time. Raises LoadError.
 
-    def client() -> list[Reply]:
-        replies: list[Reply] = []
+    The replies have the order of the recordings.
+    """
+    waiting, lock, start = iter(enumerate(recordings)), threading.Lock(), threading.Barrier(concurrency + 1)
+    replies: dict[int, Reply] = {}
+
+    def client() -> None:
         with Connection(port, model) as connection:
             start.wait()
             while True:
                 with lock:
-                    recording = next(waiting, None)
+                    number, recording = next(waiting, (0, None))
                 if recording is None:
-                    return replies
-                replies.append(connection.post(recording, headers))
+                    return
+                replies[number] = connection.post(recording, headers)
 
     with ThreadPoolExecutor(concurrency) as clients:
         futures = [clients.submit(client) for _ in range(concurrency)]
         start.wait()
         began = time.perf_counter()
-        replies = tuple(reply for future in futures for reply in future.result())
-        return Load(concurrency, time.perf_counter() - began, replies)
+        for future in futures:
+            future.result()
+        return Load(concurrency, time.perf_counter() - began, tuple(replies[number] for number in range(len(recordings))))
 
 
 def open_loop(port: int, model: str, recordings: Sequence[bytes], headers: Mapping[str, str], *, rate: float, seed: int = 0) -> Load:

@@ -85,8 +85,12 @@ class Server:
 
     def peak_memory(self) -> PeakMemory:
         """Peaks so far of the running processes."""
-        peaks = {_role(process): _peak(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
+        peaks = {_role(process): peak_megabytes(process.pid) for process in psutil.Process(self._process.pid).children(recursive=True)}
         return PeakMemory(peaks["worker"], peaks["jvm"])
+
+    def peak_megabytes(self) -> float:
+        """Peak resident memory of all running processes together: the sum of the peak of each."""
+        return sum(peak_megabytes(process.pid) for process in self._processes())
 
     def processes(self) -> dict[str, list[psutil.Process]]:
         """The running processes by role: launcher, jvm, worker, gateway, prober, reader, other."""
@@ -234,7 +238,8 @@ def _role(process: psutil.Process) -> str:
     return next((role for mark, role in _MARKS.items() if mark in command), "other")
 
 
-def _peak(pid: int) -> float:
+def peak_megabytes(pid: int) -> float:
+    """The peak resident memory of a running process (VmHWM)."""
     status = Path(f"/proc/{pid}/status").read_text()
     kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return int(kilobytes) * 1024 / MEGABYTE

@@ -4,6 +4,8 @@ options."""
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -85,13 +87,31 @@ def checkpoint(size: str) -> Path:
     return path
 
 
-def environment(size: str, *, tokens: int = TOKENS) -> dict[str, str]:
-    """Our server's settings for a model, as environment variables; converts the model.
+def trained(size: str) -> Path:
+    """OpenAI's weights of this size as a .pt, which whisper.load_model reads. Those in another form are written as one, once.
+
+    Raises ConfigurationError when they are not in the folder WHISPER_MODELS_DIR (default: whisper-models).
+    """
+    models = os.environ.get("WHISPER_MODELS_DIR") or str(ROOT / "whisper-models")
+    located = checkpoints.locate(Settings.load(environ={"WHISPER_MODEL": size, "WHISPER_MODELS_DIR": models}))
+    if located.suffix == ".pt":
+        return located
+    path = SCRATCH / f"{size}-{checkpoints.sha256(located)[:12]}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loaded, unfinished = checkpoints.load_checkpoint(located), path.with_suffix(".part")
+        checkpoints.write_checkpoint(loaded.dims, loaded.state, unfinished)
+        unfinished.rename(path)
+    return path
+
+
+def environment(model: str | Path, *, tokens: int = TOKENS) -> dict[str, str]:
+    """Our server's settings for a checkpoint, or for a size with random weights, as environment variables; converts it.
 
     `tokens` 0: the model ends by itself.
     """
     variables = {
-        "WHISPER_MODEL": str(checkpoint(size)),
+        "WHISPER_MODEL": str(checkpoint(model) if isinstance(model, str) else model),
         "WHISPER_CONVERTED_DIR": str(ROOT / "build" / "models"),
         "WHISPER_FIXED_TOKENS": str(tokens),
     }
@@ -100,17 +120,23 @@ def environment(size: str, *, tokens: int = TOKENS) -> dict[str, str]:
 
 
 class CountingEngine:
-    """An engine that counts the tokens it decoded from each window, to prove that contenders do equal work."""
+    """An engine that counts the tokens it decoded from each window, to prove that contenders do equal work.
+
+    `batch_seconds`: how long each batch took.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.name, self.max_batch, self.n_mels, self.tokenizer = engine.name, engine.max_batch, engine.n_mels, engine.tokenizer
         self.batch_key, self.describe, self.free_memory, self.close = engine.batch_key, engine.describe, engine.free_memory, engine.close
         self.tokens: list[int] = []
+        self.batch_seconds: list[float] = []
 
     def decode(self, windows: Sequence[Window]) -> list[Decoded]:
         """Decode, and count the tokens of each window."""
+        began = time.perf_counter()
         decoded = self._engine.decode(windows)
+        self.batch_seconds.append(time.perf_counter() - began)
         self.tokens += [len(result.tokens) for result in decoded]
         return decoded
 

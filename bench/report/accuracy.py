@@ -11,7 +11,6 @@ from ..results import RESULTS, load
 from .goals import (
     BATCHED,
     DEFAULT,
-    DEFAULT_FLOAT32,
     GOAL_SETS,
     OPENAI,
     PUBLISHED,
@@ -33,7 +32,7 @@ WORD_SETS = (*(name for name in GOAL_SETS if not name.startswith("languages")), 
 """The sets in the table of error rates."""
 QUIET_SETS = {"sounds": "three hours", "sounds-10min": "ten minutes", "quiet": "28 recordings of up to 40 s"}
 """The sets without speech, and their column titles."""
-README_ROWS = (OPENAI, "faster-whisper:sequential:int8", BATCHED, "ct2:sequential:int8", DEFAULT, DEFAULT_FLOAT32)
+README_ROWS = (OPENAI, "faster-whisper:sequential:int8", BATCHED, "ct2:sequential:int8", DEFAULT)
 README_SETS = ("test-clean", "test-other", "chapters", "dictation", "noisy-10dB", "noisy-0dB", "telephone", "silence")
 
 _COLUMNS = (
@@ -75,8 +74,8 @@ def readme(folder: Path = RESULTS) -> str:
         for row in shown
     ]
     return (
-        f"Error rates by Whisper's normalizer, greedy with fallback, without giving the language. {_origin(content, shown)}\n"
-        f"{_COLUMNS}Every row and every set: [docs/measured.md](docs/measured.md#words).\n\n{markdown(titles, cells)}"
+        f"Error rates by Whisper's normalizer, greedy with fallback, without giving the language. {_origin(content, shown)} "
+        f"Every row and every set: [docs/measured.md](docs/measured.md#words).\n{' '.join(_COLUMNS.split())}\n\n{markdown(titles, cells)}"
     )
 
 

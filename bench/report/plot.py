@@ -100,29 +100,36 @@ def serve(path: Path) -> str:
 
 
 def _throughput(axes: Any, contenders: dict[str, Any]) -> None:
-    """A group of bars for every number of clips at once; error bars from the lowest to the highest round."""
-    names = [name for name, figures in contenders.items() if figures["clips"]][::-1]
-    counts = list(dict.fromkeys(count for figures in contenders.values() for count in figures["clips"]))
-    for place, count in enumerate(counts):
-        positions = [index - 0.27 * (place - (len(counts) - 1) / 2) for index in range(len(names))]
-        rates = [contenders[name]["clips"].get(count, {}).get("audio_per_second") for name in names]
+    """A group of bars for every number of clips at once."""
+    loads = {name: {load: figures["loads"][load] for load in figures["loads"] if load.isdigit()} for name, figures in contenders.items()}
+    _groups(axes, {name: clips for name, clips in loads.items() if clips}, " at once")
+    axes.set_title("clips: × real time", fontsize=10)
+
+
+def _long(axes: Any, contenders: dict[str, Any]) -> None:
+    loads = {
+        name: {load: figures["loads"][load] for load in ("sequential", "chunked") if load in figures["loads"]}
+        for name, figures in contenders.items()
+    }
+    _groups(axes, {name: strategies for name, strategies in loads.items() if strategies}, "")
+    axes.set_title("the long recording: × real time", fontsize=10)
+
+
+def _groups(axes: Any, loads: dict[str, dict[str, Any]], suffix: str) -> None:
+    """A group of bars for every contender, one for each load; error bars from the lowest to the highest round."""
+    names = list(loads)[::-1]
+    kinds = list(dict.fromkeys(load for measured in loads.values() for load in measured))
+    for place, kind in enumerate(kinds):
+        positions = [index - 0.27 * (place - (len(kinds) - 1) / 2) for index in range(len(names))]
+        rates = [loads[name].get(kind, {}).get("audio_per_second") for name in names]
         heights = [rate["median"] if rate else 0 for rate in rates]
         errors = [
             [rate["median"] - rate["low"] if rate else 0 for rate in rates],
             [rate["high"] - rate["median"] if rate else 0 for rate in rates],
         ]
-        axes.barh(positions, heights, 0.25, xerr=errors, label=f"{count} at once", color=COUNT_COLOURS[place % len(COUNT_COLOURS)])
+        axes.barh(positions, heights, 0.25, xerr=errors, label=f"{kind}{suffix}", color=COUNT_COLOURS[place % len(COUNT_COLOURS)])
     axes.set_yticks(range(len(names)), names)
-    axes.set_title("10 s clips: seconds of audio a second", fontsize=10)
     axes.legend(fontsize=8, frameon=False)
-
-
-def _long(axes: Any, contenders: dict[str, Any]) -> None:
-    rates = {name: figures["long"]["audio_per_second"]["median"] for name, figures in contenders.items() if figures["long"]}
-    names = list(rates)[::-1]
-    colours = [OURS if name in ("this server", "core") else PEERS for name in names]
-    axes.bar_label(axes.barh(names, [rates[name] for name in names], color=colours), fmt="%.1f", padding=2, fontsize=8)
-    axes.set_title("a long file: seconds of audio a second", fontsize=10)
 
 
 def _latency(axes: Any, arrivals: dict[str, Any]) -> None:

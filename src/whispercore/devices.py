@@ -12,6 +12,8 @@ from .settings import Settings
 
 _DEFAULT_ENGINES = {"cuda": "torch", "cpu": "ct2"}
 """The engine that `auto` means on each device."""
+_WITHOUT_BFLOAT16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
+"""Values of ONEDNN_MAX_CPU_ISA, which oneDNN's documentation lists under CPU dispatcher control."""
 _MEMORY, _CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 
 
@@ -76,8 +78,8 @@ def has_torch() -> bool:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has bfloat16 instructions that this PyTorch uses."""
-    if not has_torch():
+    """Whether this CPU has bfloat16 instructions that this PyTorch uses, and oneDNN's ONEDNN_MAX_CPU_ISA does not forbid them."""
+    if not has_torch() or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _WITHOUT_BFLOAT16:
         return False
     import torch  # here: engines fake and ct2 need no torch
 

@@ -67,7 +67,8 @@ class Tokenizer:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, without special tokens and timestamps."""
-        return str(self.openai.decode([token for token in tokens if token < self.eot]))
+        eot = self.eot
+        return str(self.openai.decode([token for token in tokens if token < eot]))
 
 
 def complete_segments(tokens: Sequence[int], timestamp_begin: int) -> int:

@@ -27,3 +27,10 @@ def test_threads_follow_from_physical_cores(monkeypatch: pytest.MonkeyPatch) -> 
     assert (decoding_threads(Settings(threads=3)), reading_lanes(Settings(readers=1))) == (3, 1)
     monkeypatch.setattr(devices, "physical_cores", lambda: 1)
     assert reading_lanes(Settings()) == 2
+
+
+@pytest.mark.parametrize(("limit", "multiplies"), [("AVX512_CORE_VNNI", False), ("avx2", False), ("AVX512_CORE_BF16", True), ("ALL", True)])
+def test_bfloat16_is_not_used_where_onednns_own_switch_forbids_it(monkeypatch: pytest.MonkeyPatch, limit: str, multiplies: bool) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert devices.multiplies_bfloat16() is multiplies

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -56,18 +56,23 @@ class Engine(Protocol):
         ...
 
 
+Result = Callable[[], Decoded]
+"""Makes a window's `Decoded` of what the device computed: the text, the times of its words. May raise EngineError."""
+
+
 class Feed(Protocol):
     """Where a `RefillingEngine` takes windows from and returns results to. The thread that decodes calls both methods."""
 
-    def take(self, most: int) -> Sequence[Window]:
+    def take(self, most: int, *, at_least: int = 1) -> Sequence[Window]:
         """Up to `most` queued windows, without waiting; all windows of one `decode_feed` share a `batch_key`.
 
-        Empty when the queue is, or when a window with another `batch_key` comes first: the engine then finishes the windows it has.
+        Empty when fewer than `at_least` are queued, or when a window with another `batch_key` comes first: the engine then
+        finishes the windows it has.
         """
         ...
 
-    def done(self, window: Window, result: Decoded) -> None:
-        """Return the result of a window, as soon as it is decoded."""
+    def done(self, window: Window, result: Result) -> None:
+        """Return a window as soon as it is decoded. `result` may be called later, on another thread."""
         ...
 
 

@@ -48,6 +48,9 @@ _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: a core reads the weights once for its windows. More than four gain little and make new requests wait longer."""
 _MOST_WORKERS = 8
 """Parts of a batch that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
+_SERIAL_WIDTH = 512
+"""Up to this width (base's) PyTorch's decoder takes its steps on one thread. Two threads meet at every product, 220 times a token: a token
+of a lone window took 4.9 ms on one and 4.0 on two, but 5.0 and 8.1 while another process used one of the two cores."""
 _REPLICAS_SHARE = 4
 """Copies of the model for sampling take at most one part in four of the memory; one copy is always allowed."""
 _SEEDING = threading.Lock()
@@ -98,12 +101,13 @@ def precisions(device: str) -> tuple[str, ...]:
 
 
 def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
-    """PyTorch's encoder in bfloat16, where it is faster: for int8, on a processor that multiplies bfloat16, from a checkpoint in floats."""
-    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not multiplies_bfloat16():
+    """PyTorch's encoder, where it is faster than CTranslate2's: for int8, from a checkpoint in floats. None elsewhere."""
+    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
         return None
-    from .pytorch.encoder import load_encoder  # here: this engine works without PyTorch
+    from .pytorch.encoder import fastest_precision, load_encoder  # here: this engine works without PyTorch
 
-    return load_encoder(checkpoint)
+    precision = fastest_precision()
+    return load_encoder(checkpoint, precision) if precision else None
 
 
 def _decoder(checkpoint: Path, compute_type: str) -> Decoder | None:
@@ -196,7 +200,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
                 "model": name,
                 "device": _gpu_name() if device == "cuda" else "cpu",
                 "precision": model.compute_type,
-                "encoder": "torch bfloat16" if encoder else model.compute_type,
+                "encoder": f"torch {encoder.precision}" if encoder else model.compute_type,
                 "decoder": "torch int8" if decoder else model.compute_type,
                 "threads": threads,
             },
@@ -263,15 +267,28 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     ) -> list[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
-            from .pytorch import sampling  # here: this engine works without PyTorch
-
-            return sampling.sample(self._decoder, features.keys.of(indices), windows, starts, self.tokenizer)
+            return self._sample_by_torch(self._decoder, features.keys.of(indices), windows, starts)
         encoded = _rows(features.features, indices)
         if decoding.temperature > 0:
             results = [self._drawn(_rows(encoded, [i]), starts[i], window, model.threads) for i, window in enumerate(windows)]
         else:
             results = self._generate(model.whisper, encoded, starts, decoding)
         return [_best(decoding, result) for result in results]
+
+    def _sample_by_torch(
+        self, decoder: Decoder, keys: AudioKeys, windows: Sequence[Window], starts: list[list[int]]
+    ) -> list[SampledSequence]:
+        import torch  # here: this engine works without PyTorch
+
+        from .pytorch import sampling
+
+        threads = torch.get_num_threads()
+        if decoder.dims.n_text_state <= _SERIAL_WIDTH:
+            torch.set_num_threads(1)
+        try:
+            return sampling.sample(decoder, keys, windows, starts, self.tokenizer)
+        finally:
+            torch.set_num_threads(threads)
 
     def _align(self, model: Copy, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""

@@ -133,7 +133,8 @@ def whole_characters(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[int, 
     Most characters beyond Latin take several bytes, and often several tokens. Timestamps stay. No character crosses a timestamp, so
     each run of text between two of them is checked by itself.
     """
-    runs = groupby(tokens, key=lambda token: token < tokenizer.eot)
+    eot = tokenizer.eot
+    runs = groupby(tokens, key=lambda token: token < eot)
     return tuple(chain.from_iterable(_whole_run(tokenizer, list(run)) if is_text else run for is_text, run in runs))
 
 

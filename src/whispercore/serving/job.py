@@ -132,6 +132,7 @@ class Job:
     def start(self) -> None:
         """Queue the first step of reading."""
         self._reading = True
+        self._runtime.scheduler.expect(self._queue_entry)
         self._runtime.readers.submit(Step(self._place.client, self._read_step, self._fail, self._binding))
 
     def result(self, timeout: float | None = None) -> Transcript:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from ..engines import Engine, RefillingEngine
+from ..engines import Engine, RefillingEngine, Result
 from ..errors import EngineError, OutOfMemory, Overloaded, WhisperError
 from ..types import Decoded, Window
 from .backlog import Backlog, OnOutcome, Outcome, QueuedRequest, QueuedWindow
@@ -28,7 +28,10 @@ decoded alone. With 0.02 eight clips at once made batches of 4.0 to 5.7 windows 
 5.7, the most that 40 clips can make."""
 WAIT_FOR_READING = 0.1
 """Share of the last batch's time. The engine waits this long at most for more windows of a file that is being read: its
-first window alone takes a CPU as long as a batch of three."""
+first window alone takes a CPU as long as a batch of three. It also waits for requests whose first window is being read."""
+SECOND_LOOK = 0.01
+"""Share of the last batch's time. An idle engine waits this long after its first window until it looks for requests that
+arrived with it: of 32 clips that are sent at once the first would be decoded alone."""
 WAIT_FOR_OUTCOMES = 0.1
 """Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
@@ -77,7 +80,8 @@ class Scheduler:
         self._backlog = Backlog()
         self._changed = threading.Condition()
         self._closing = False
-        self._outcomes: SimpleQueue[tuple[QueuedWindow, Outcome] | None] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[QueuedWindow, Outcome | Result] | None] = SimpleQueue()
+        self._expected: dict[QueuedRequest, float] = {}
         self._unprocessed = 0
         self._progress: dict[Engine, float] = {}
         self.longest_seconds = 0.0
@@ -93,11 +97,20 @@ class Scheduler:
         for thread in (self._outcome_thread, *self._threads):
             thread.start()
 
+    def expect(self, request: QueuedRequest) -> None:
+        """Note that a request has been accepted, and that its first window is being read. `submit` and `cancel` end that."""
+        if request.submitted:  # the usual case, a further step of reading
+            return
+        with self._changed:
+            if not request.submitted and not request.cancelled:
+                self._expected.setdefault(request, time.monotonic())
+
     def submit(self, request: QueuedRequest, window: Window, on_outcome: OnOutcome) -> None:
         """Queue a window. `on_outcome` gets the `Decoded` or the error; it is not called for a cancelled request."""
         with self._changed:
             if self._closing:
                 raise Overloaded("the server is shutting down")
+            self._expected.pop(request, None)
             self._backlog.push(self.engines[0].batch_key(window.decoding), request, window, on_outcome)
             self._changed.notify_all()
 
@@ -124,6 +137,8 @@ class Scheduler:
         """Drop the request's queued windows; those that are being decoded are ignored."""
         with self._changed:
             self._backlog.cancel(request)
+            if self._expected.pop(request, None):
+                self._changed.notify_all()
 
     def waiting(self) -> int:
         """The number of windows in the queue."""
@@ -151,33 +166,41 @@ class Scheduler:
     def _next_key(self, last: LastBatch) -> Hashable | None:
         """Wait for windows. Returns the batch key of those that are next; None at the end of a closing scheduler."""
         with self._changed:
+            was_idle = False
             while True:
-                self._await_more_windows(last)
+                self._await_more_windows(last, was_idle)
                 if (key := self._backlog.next_key()) is not None:
                     return key
                 if self._closing:
                     return None
+                was_idle = True
                 self._changed.wait()
 
-    def _await_more_windows(self, last: LastBatch) -> None:
+    def _await_more_windows(self, last: LastBatch, was_idle: bool) -> None:
         """Wait while windows are about to arrive that should share the next batch, or come before it."""
-        read_until = time.monotonic() + WAIT_FOR_READING * last.seconds
+        began = time.monotonic()
         while len(self._backlog) and not self._closing:
-            if (seconds := self._wait_until(last, read_until) - time.monotonic()) <= 0:
+            if (seconds := self._wait_until(last, began, was_idle) - time.monotonic()) <= 0:
                 return
             self._changed.wait(seconds)
 
-    def _wait_until(self, last: LastBatch, read_until: float) -> float:
-        """The time until which the engine waits for more windows, 0.0 when there is no reason to wait."""
+    def _wait_until(self, last: LastBatch, began: float, was_idle: bool) -> float:
+        """The time until which the engine waits for more windows, 0.0 when there is no reason to wait. `began`: when it began to."""
         is_full = len(self._backlog) >= self.batch_limit
         deadlines = [0.0]
         if self._backlog.requests < last.requests:
             deadlines.append(last.ended + WAIT_FOR_REQUESTS * last.seconds)
-        if self._backlog.more_coming and not is_full:
-            deadlines.append(read_until)
+        if not is_full and (self._backlog.more_coming or self._is_reading(last)):
+            deadlines.append(began + WAIT_FOR_READING * last.seconds)
+        if not is_full and was_idle:
+            deadlines.append(began + SECOND_LOOK * last.seconds)
         if self._unprocessed and not is_full:
             deadlines.append(last.ended + WAIT_FOR_OUTCOMES)
         return max(deadlines)
+
+    def _is_reading(self, last: LastBatch) -> bool:
+        """Whether a request's first window is being read. One that was before the last batch began is not waited for again."""
+        return any(accepted > last.ended - last.seconds for accepted in self._expected.values())
 
     def _pop(self, key: Hashable, limit: int) -> list[QueuedWindow]:
         """Up to `limit` windows, at most this engine's share of the queue. Wakes the other engines for the rest."""
@@ -217,8 +240,14 @@ class Scheduler:
             self._deliver_all(batch, self._decode(engine, batch))
         return LastBatch(ended=time.monotonic())
 
-    def feed(self, key: Hashable, limit: int) -> list[QueuedWindow]:
-        """Up to `limit` windows with this key, for an engine with free slots; none when another key is next."""
+    def feed(self, key: Hashable, limit: int, at_least: int) -> list[QueuedWindow]:
+        """Up to `limit` windows with this key, for an engine with free slots.
+
+        None when another key is next, or when fewer than `at_least` are queued. Without windows it costs no lock, as an engine
+        asks between any two rounds of steps.
+        """
+        if len(self._backlog) < at_least:
+            return []
         with self._changed:
             popped = self._pop(key, limit) if self._backlog.next_key() == key else []
         if popped:
@@ -232,8 +261,8 @@ class Scheduler:
             self.counters.windows += len(windows)
             self.counters.retries_at_higher_temperature += sum(window.decoding.temperature > 0 for window in windows)
 
-    def deliver(self, queued: QueuedWindow, outcome: Outcome) -> None:
-        """Hand an outcome to the outcome thread, which processes it."""
+    def deliver(self, queued: QueuedWindow, outcome: Outcome | Result) -> None:
+        """Hand an outcome, or what makes it, to the outcome thread, which processes it."""
         if isinstance(outcome, Decoded):
             self.last_success = time.monotonic()
         with self._changed:
@@ -261,10 +290,10 @@ class Scheduler:
             self._process(*delivered)
             del delivered  # the samples of a window must not stay in memory until the next one comes
 
-    def _process(self, queued: QueuedWindow, outcome: Outcome) -> None:
+    def _process(self, queued: QueuedWindow, outcome: Outcome | Result) -> None:
         try:
             if not queued.request.cancelled:
-                queued.on_outcome(outcome)
+                queued.on_outcome(self._made(outcome) if callable(outcome) else outcome)
         except Exception:
             logger.exception("a request could not process its window")
         finally:
@@ -272,6 +301,20 @@ class Scheduler:
                 self._unprocessed -= 1
                 if not self._unprocessed:
                     self._changed.notify_all()
+
+    def _made(self, result: Result) -> Outcome:
+        """The result of an engine that leaves the last part of its work to the outcome thread."""
+        try:
+            decoded = result()
+            self.last_success = time.monotonic()
+            return decoded
+        except WhisperError as error:
+            failure = error
+        except Exception as error:  # an exception of the engine's own must end no more than this window
+            logger.exception("the engine failed")
+            failure = EngineError(f"the engine failed: {error}")
+        self._note_failure(1, failure)
+        return failure
 
     def _decode(self, engine: Engine, batch: list[QueuedWindow]) -> list[Outcome]:
         """Decode a batch: in halves when memory is short, window by window when one of them breaks it."""
@@ -337,17 +380,17 @@ class _Feed:
         self._began = False
         self.unfinished: dict[int, QueuedWindow] = {}
 
-    def take(self, most: int) -> list[Window]:
-        """Up to `most` windows that are queued now."""
+    def take(self, most: int, *, at_least: int = 1) -> list[Window]:
+        """Up to `most` windows that are queued now; none when fewer than `at_least` are."""
         if self._began and self._turn and self._turn.is_wanted:
             return []
         self._began = True
         room = min(most, self._scheduler.batch_limit - len(self.unfinished))
-        batch = self._scheduler.feed(self._key, room) if room > 0 else []
+        batch = self._scheduler.feed(self._key, room, at_least) if room > 0 else []
         self.unfinished.update((id(queued.window), queued) for queued in batch)
         return [queued.window for queued in batch]
 
-    def done(self, window: Window, result: Decoded) -> None:
+    def done(self, window: Window, result: Result) -> None:
         """Deliver one window's result."""
         self._scheduler.note_progress(self._engine, window)
         self._scheduler.deliver(self.unfinished.pop(id(window)), result)

@@ -41,10 +41,3 @@ def test_the_limits_are_the_codes() -> None:
 )
 def test_the_lengths_fit_the_limits(minutes: float, bits: int, limit: Mode) -> None:
     assert minutes == pytest.approx(LIMITS[limit].payload_bytes * 8 / bits / 60, rel=0.03)
-
-
-def test_the_figures_are_measured() -> None:
-    measured = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
-    for figure in ("79.0", "26.5", "29.1"):
-        assert f"| {figure} (" in measured
-    assert "| this server | 1.0 (0.9–1.0) | 2.4 (" in measured

@@ -27,7 +27,9 @@ from bench.plain.plain_handler import PlainHandler, options
 from bench.plan import QUICK
 from bench.report import plot, startup
 from bench.report import serve as serve_report
-from bench.report.page import MEASURED
+from bench.report.page import MEASURED, README
+from bench.work import ROOT
+from tests.unit.bench.conftest import write_sound
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import write_random
 from whispercore.types import SAMPLE_RATE
@@ -36,7 +38,7 @@ TINY = ModelDimensions(80, 1500, 32, 2, 1, 51_865, 448, 32, 2, 1)
 
 
 class Answers(BaseHTTPRequestHandler):
-    """Records every request, and answers when as many requests are open as the test expects."""
+    """Records every request, and answers with its body when as many requests are open as the test expects."""
 
     protocol_version = "HTTP/1.1"
 
@@ -45,9 +47,10 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         stub: Stub = self.server  # type: ignore[assignment]
-        stub.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        stub.bodies.append(body)
         stub.together.wait()
-        body = b"{}" if stub.status == 200 else b"busy"
+        body = body if stub.status == 200 else b"busy"
         self.send_response(stub.status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -86,7 +89,7 @@ def test_a_closed_loop_keeps_its_number_of_requests_open_and_sends_each_recordin
     served = stub(4)  # answers only while four are open
     clips = [b"%d" % number for number in range(12)]
     load = closed_loop(served.server_port, "any", clips, {}, concurrency=4)
-    assert len(load.replies) == 12 and sorted(served.bodies) == sorted(clips)
+    assert [reply.body for reply in load.replies] == clips and sorted(served.bodies) == sorted(clips)
     assert load.requests_per_second == pytest.approx(12 / load.wall)
     assert all(0 < reply.seconds <= load.wall for reply in load.replies)
 
@@ -198,13 +201,52 @@ def test_no_two_recordings_of_a_load_are_the_same() -> None:
     assert speech.clips(1, 10, seed=1)[0] == clips[0]
 
 
+def test_read_speech_has_its_words(speech_folder: Path) -> None:
+    material = speech.ReadSpeech()
+    first, second = material.clips(2, seed=1)
+    assert material.clips(1, seed=1) == [first] and first.audio != second.audio
+    assert {clip.text: round(clip.seconds, 1) for clip in (first, second)} == {"ten seconds": 10.0, "eight seconds": 8.0}
+    assert {len(read_samples(clip.audio)) for clip in (first, second)} == {160_000, 128_000}
+    with pytest.raises(ValueError, match="the folder has 2"):
+        material.clips(3, seed=1)
+    whole, beginning = material.long(), material.long(15.0)
+    assert (whole.text, whole.seconds, beginning.text, beginning.seconds) == ("one eight seconds", 20.0, "one", 2.0)
+    assert len(read_samples(beginning.audio)) == 2 * SAMPLE_RATE
+
+
+@pytest.fixture
+def speech_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of real speech with a sentence of ten seconds, one too short, and a chapter with another of eight."""
+    utterances = [{"start": 0, "end": 2, "text": "one"}, {"start": 10, "end": 18, "text": "eight seconds"}]
+    lines: list[dict[str, Any]] = [
+        {"audio": "a.wav", "text": "ten seconds", "set": "librispeech-test-clean"},
+        {"audio": "b.wav", "text": "short", "set": "librispeech-test-other"},
+        {"audio": "c.wav", "text": "one eight seconds", "set": "librispeech-chapters", "segments": utterances},
+    ]
+    for line, seconds in zip(lines, (10.0, 1.0, 20.0), strict=True):
+        write_sound(tmp_path / line["audio"], seconds)
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("WHISPER_SPEECH_DATA", str(tmp_path))
+    return tmp_path
+
+
+OPTIONAL = {"transformers": "transformers", "whisper.cpp": "pywhispercpp"}
+
+
+@pytest.fixture(params=contenders.LIBRARIES)
+def library(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a library that is installed; its converted weights are written into the test's folder."""
+    name = str(request.param)
+    if name in OPTIONAL:
+        pytest.importorskip(OPTIONAL[name], reason=f"{OPTIONAL[name]} is a requirement of the bench only")
+    monkeypatch.setattr(ggml, "SCRATCH", tmp_path)
+    return name
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(contenders.LIBRARIES))
 def test_every_library_decodes_the_requested_tokens_of_every_window(
-    name: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    library: str, tiny: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for package in {"transformers": ["transformers"], "whisper.cpp": ["pywhispercpp"]}.get(name, []):
-        pytest.importorskip(package, reason=f"{package} is a requirement of the bench only")
     monkeypatch.setattr(contenders, "checkpoint", lambda _: tiny)
     variables = {
         "WHISPER_MODEL": str(tiny),
@@ -214,11 +256,25 @@ def test_every_library_decodes_the_requested_tokens_of_every_window(
     }
     monkeypatch.setattr(contenders, "environment", lambda *_, **__: variables)
     setup = contenders.Setup(size="any", device="cpu", threads=1, tokens=7)
-    with contenders.LIBRARIES[name](setup) as run:
-        work = contenders._timed(run, speech.clips(3, 10, seed=1), 2, setup.tokens)
+    with contenders.LIBRARIES[library](setup) as run:
+        work = contenders._timed(run, speech.clips(3, 10, seed=1), 2, "chunked", setup.tokens)
         assert (work.windows, len(work.seconds)) == (3, 3) and all(0 < seconds <= work.wall for seconds in work.seconds)
         with pytest.raises(RuntimeError, match="8 tokens were to be decoded"):
-            contenders._timed(run, speech.clips(1, 10, seed=2), 1, setup.tokens + 1)
+            contenders._timed(run, speech.clips(1, 10, seed=2), 1, "chunked", setup.tokens + 1)
+
+
+@pytest.mark.slow
+def test_every_library_ends_by_itself_with_trained_weights_and_returns_the_words_of_each_recording(library: str) -> None:
+    setup = contenders.Setup(size="nano", device="cpu", threads=1)
+    samples = {entry["file"]: entry["text"] for entry in json.loads((work.ROOT / "samples" / "transcripts.json").read_text())}
+    clips = [
+        speech.Clip(work.encode(read_samples(work.ROOT / "samples" / file)), 3.0, samples[file]) for file in ("timer.flac", "code.ogg")
+    ]
+    with contenders.LIBRARIES[library](setup) as run:
+        done = contenders._timed(run, [clip.audio for clip in clips], 2, "sequential", setup.tokens)
+    assert serve.word_error_rate([serve.Round(clips, done)]) == 0.0, done.texts
+    assert done.windows == 0, "not counted"
+    assert (done.batch_seconds > 0) == (library == contenders.CORE)
 
 
 @pytest.mark.slow
@@ -239,57 +295,145 @@ def test_q8_0_scales_each_block_by_its_largest_weight() -> None:
     assert not packed["weights"][1].any() and packed["scale"][1] == 0
 
 
-class _Steady:
-    """A contender that takes the same time for every clip."""
+class _Spoken:
+    """Recordings whose bytes are their seeds and numbers; all have the same words."""
 
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.clips, self.used = name, seconds, list[bytes](), 0.0
+    name = "words"
+
+    def clips(self, count: int, seed: int) -> list[speech.Clip]:
+        return [speech.Clip(b"%d %d" % (seed, number), 10.0, "red green blue white") for number in range(count)]
+
+    def long(self, seconds: float = 0.0) -> speech.Clip:
+        return speech.Clip(b"long %d" % seconds, seconds or 500.0, "red green blue white")
+
+
+class _Steady:
+    """A contender that takes the same time for every recording, and hears the same text in it."""
+
+    def __init__(self, name: str, seconds: float, text: str = "red green blue white") -> None:
+        self.name, self.seconds, self.text, self.used = name, seconds, text, 0.0
+        self.got: list[tuple[list[bytes], int, str]] = []
 
     def processor_seconds(self) -> float:
         return self.used
 
-    def load(self, recordings: Sequence[bytes], together: int) -> Work:
-        self.clips += recordings
+    def peak_megabytes(self) -> float:
+        return 100.0
+
+    def load(self, recordings: Sequence[bytes], together: int, strategy: str = "chunked") -> Work:
+        self.got.append((list(recordings), together, strategy))
         self.used += 2 * self.seconds * len(recordings)
-        return Work(self.seconds * len(recordings), (self.seconds,) * len(recordings), len(recordings))
+        count = len(recordings)
+        return Work(self.seconds * count, (self.seconds,) * count, 0, (self.text,) * count, batch_seconds=0.5)
+
+    def times(self, together: int) -> int:
+        """How many loads of this many recordings at once it got, without those of the long recording."""
+        return sum(number == together and not recordings[0].startswith(b"long") for recordings, number, _ in self.got)
 
 
-def test_contenders_take_turns_and_get_the_same_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speech, "clips", lambda count, seconds, seed: [b"%d" % seed])
-    ours, core, unbatched = _Steady(contenders.OURS, 1.0), _Steady("core", 0.9), _Steady("openai-whisper", 4.0)
-    batched = _Steady("transformers", 2.0)
-    all_contenders = {contender.name: contender for contender in (ours, core, unbatched, batched)}
-    measured, plan, log = {name: serve.Measured() for name in all_contenders}, serve.Plan(patience=8.0), list[str]()
-    loads = serve.Loads(all_contenders, measured, {}, log.append)
+PLAN = serve.Plan(rounds=2, clips={1: 8, 8: 24}, long_seconds=0.0, beside=1, rates=(), arrivals=0)
+
+
+def _loads(*running: _Steady, missing: dict[str, str], log: list[str]) -> serve.Loads:
+    by_name: dict[str, contenders.Contender] = {contender.name: contender for contender in running}
+    return serve.Loads(by_name, {name: {} for name in by_name}, missing, _Spoken(), PLAN, log.append)
+
+
+def test_contenders_take_turns_and_get_the_same_recordings() -> None:
+    ours, core = _Steady(contenders.OURS, 1.0, "red green blue"), _Steady(contenders.CORE, 0.9)
+    workers, slow = _Steady(contenders.WORKERS, 2.0), _Steady("openai-whisper", 4.0)
+    log = list[str]()
+    loads = _loads(ours, core, workers, slow, missing={}, log=log)
     for number in range(2):
-        for together in (1, 8):
-            loads.clips(together, number, plan)
-    assert [line.split(": ")[1].split(" ")[0] for line in log[:3]] == ["this", "core", "openai-whisper"]
-    assert len(measured[contenders.OURS].clips[8]) == 2 and 8 not in measured["openai-whisper"].clips
-    assert ours.clips[:4] == core.clips[:4] and len(set(ours.clips)) == len(ours.clips)
-    figures = serve.summary(measured, plan)
-    assert figures["openai-whisper"]["clips"]["8"]["ratio"].median == pytest.approx(4.0)
-    assert figures["core"]["clips"]["8"]["ratio"].median == pytest.approx(0.9)
-    assert figures["core"]["clips"]["8"]["processor_seconds"].median == pytest.approx(1.8), "of two cores"
-    loads.clips(64, 0, plan)
-    assert 64 in measured["core"].clips and 8 in measured["transformers"].clips
-    assert 64 not in measured["transformers"].clips, "64 clips take more than five times eight seconds"
+        for together in PLAN.clips:
+            loads.clips(together, number)
+        loads.long(number, every_strategy=True)
+    assert ours.got == core.got and [strategy for _, _, strategy in ours.got] == ["chunked"] * 3 + ["sequential"] + ["chunked"] * 3 + [
+        "sequential"
+    ]
+    assert (workers.times(1), workers.times(8)) == (0, 2) and workers.got[0][0] == ours.got[1][0]
+    assert slow.got == [(ours.got[0][0][:4], 1, "chunked"), ([b"long 60"], 1, "sequential")], "one short round"
+    figures = serve.summary(loads.measured, {contenders.CORE: 100.0})
+    assert figures[contenders.CORE]["loads"]["8"]["ratio"].median == pytest.approx(0.9)
+    assert figures[contenders.CORE]["loads"]["8"]["processor_seconds_an_hour"].median == pytest.approx(2 * 0.9 * 360)
+    assert figures[contenders.OURS]["loads"]["1"]["wer"] == pytest.approx(0.25) and figures[contenders.CORE]["loads"]["1"]["wer"] == 0.0
+    assert figures["openai-whisper"]["loads"]["1"]["ratio"].median == pytest.approx(4.0)
+    assert figures["openai-whisper"]["loads"]["sequential"]["audio_per_second"].median == pytest.approx(15.0)
+    assert (figures["openai-whisper"]["slow"], figures[contenders.CORE]["peak_mb"]) == (True, 100.0)
+
+
+def test_the_order_of_contenders_changes_with_the_round() -> None:
+    log = list[str]()
+    loads = _loads(_Steady(contenders.OURS, 1.0), _Steady(contenders.CORE, 1.0), missing={}, log=log)
+    for number in range(2):
+        loads.clips(1, number)
+    assert [line.split(": ")[1].split(" ")[0] for line in log] == ["this", "core", "core", "this"]
+    assert log[0] == "1 at once, round 1: this server 10.0 s of audio a second, WER 0.0%"
+
+
+def test_without_words_there_is_no_word_error_rate() -> None:
+    clips, work = [speech.Clip(b"", 10.0)], Work(1.0, (1.0,), 1, ("made up",))
+    assert serve.word_error_rate([serve.Round(clips, work)]) is None
+
+
+def test_random_weights_transcribe_the_long_recording_by_one_strategy() -> None:
+    ours = _Steady(contenders.OURS, 1.0)
+    sequential = _Steady(contenders.SEQUENTIAL, 2.0)
+    loads = _loads(ours, sequential, missing={}, log=[])
+    loads.long(0, every_strategy=False)
+    assert [strategy for _, _, strategy in ours.got] == ["chunked"]
+    figures = serve.summary(loads.measured, {})
+    assert figures[contenders.SEQUENTIAL]["loads"]["sequential"]["ratio"].median == pytest.approx(2.0), "beside ours, chunked"
 
 
 def test_a_failing_peer_is_left_out_and_our_failure_is_raised() -> None:
     class Broken(_Steady):
-        def load(self, recordings: Sequence[bytes], together: int) -> Work:
+        def load(self, recordings: Sequence[bytes], together: int, strategy: str = "chunked") -> Work:
             raise LoadError("it died\nof this")
 
-    for name in (contenders.OURS, "core"):
+    for name in (contenders.OURS, contenders.CORE):
         missing: dict[str, str] = {}
-        loads = serve.Loads({name: Broken(name, 1.0)}, {name: serve.Measured()}, missing, lambda _: None)
+        loads = _loads(Broken(name, 1.0), missing=missing, log=[])
         if name == contenders.OURS:
             with pytest.raises(LoadError):
-                loads.clips(1, 0, serve.Plan())
+                loads.clips(1, 0)
         else:
-            loads.clips(1, 0, serve.Plan())
-            assert missing == {"core": "it died"}
+            loads.clips(1, 0)
+            loads.long(0, every_strategy=True)
+            assert missing == {contenders.CORE: "it died"} and loads.measured == {contenders.CORE: {}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bfloat16", "flags", "name"),
+    [
+        (0, True, ["avx2", "avx512_vnni", "avx512_bf16"], "serve-base"),
+        (0, False, ["avx2", "avx512_vnni", "avx512_bf16"], "serve-base-vnni"),
+        (0, True, ["avx2", "avx_vnni"], "serve-base-vnni"),
+        (60, True, ["avx2"], "serve-base-random-avx2"),
+    ],
+)
+def test_a_result_is_named_after_weights_and_processor(tokens: int, bfloat16: bool, flags: list[str], name: str) -> None:
+    setup = contenders.Setup(size="base", device="cpu", threads=1, tokens=tokens, bfloat16=bfloat16)
+    assert serve.file_name(setup, flags) == name
+
+
+def test_without_bfloat16_our_server_gets_the_int8_weights_that_faster_whisper_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "ROOT", tmp_path)
+    monkeypatch.setenv("WHISPER_MODELS_DIR", str(ROOT / "whisper-models"))
+    setup = contenders.Setup(size="nano", device="cpu", threads=1, bfloat16=False)
+    assert setup.variables["WHISPER_MODEL"] == str(setup.ct2_folder) and setup.ct2_folder.name.endswith("-int8")
+    assert setup.variables["ONEDNN_MAX_CPU_ISA"] == "AVX512_CORE_VNNI"
+
+
+def test_without_weights_or_recordings_the_command_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WHISPER_SPEECH_DATA", str(tmp_path))
+    assert serve.main(["--results", str(tmp_path), "--model", "nano"]) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "set WHISPER_SPEECH_DATA" in message and "--random needs neither" in message and not list(tmp_path.iterdir())
 
 
 def test_percentiles() -> None:
@@ -381,7 +525,7 @@ def test_peak_memory_includes_memory_that_was_freed() -> None:
     with subprocess.Popen([sys.executable, "-c", held_and_freed], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline()
         assert psutil.Process(process.pid).memory_info().rss < 100e6
-        assert 200 < server._peak(process.pid) < 300
+        assert 200 < server.peak_megabytes(process.pid) < 300
         process.communicate(b"\n")
 
 
@@ -392,6 +536,7 @@ def test_the_page_shows_the_committed_results() -> None:
     page = MEASURED.read_text(encoding="utf-8")
     assert startup.BLOCK.text(page) == startup.table() != "", "run: python -m bench table"
     assert serve_report.BLOCK.text(page) == serve_report.tables() != "", "run: python -m bench table"
+    assert serve_report.SPEED.text(README.read_text(encoding="utf-8")) == serve_report.readme() != "", "run: python -m bench table"
 
 
 def test_committed_results_have_provenance_and_name_no_local_folder() -> None:
@@ -419,24 +564,38 @@ def _save(folder: Path, *, overhead_ms: float) -> None:
     results.save(folder, "overhead", origin, {"clip_seconds": 10, "tokens": 60}, {"base": figures})
 
 
-def _save_serve(folder: Path, ours: float) -> Path:
-    """Rounds in which our server does `ours` clips a second and every other contender one."""
-    plan = serve.Plan(concurrencies=(1, 8), rates=(0.5,), long_seconds=600)
-    measured = {name: serve.Measured() for name in (contenders.OURS, "core", contenders.PLAIN, "faster-whisper batched")}
-    for name, contender in measured.items():
-        rate = ours if name in (contenders.OURS, "core") else 1.0
-        contender.clips = {together: [Work(8 / rate, (1 / rate,) * 8, 8)] for together in (1, 8)}
-        contender.long = [Work(600 / (10 * rate), (1.0,), 20)]
-    mixed = {contenders.OURS: {"idle_seconds": results.spread([1.0]), "during_seconds": results.spread([2.0])}}
-    arrivals = {contenders.OURS: {"0.5": serve.percentiles([1.0, 3.0])}}
+def _save_serve(folder: Path, ours: float, *, wer: float = 0.0, name: str = "serve-base", tokens: int = 0, bfloat16: bool = True) -> Path:
+    """A round in which our server is `ours` times as fast as every other contender, and has `wer` where they make no error."""
+    measured: serve.Measured = {}
+    text = "" if tokens else "red " * 1000
+    heard = "blue " * round(1000 * wer) + "red " * round(1000 - 1000 * wer)
+    for contender in (contenders.OURS, contenders.CORE, contenders.SEQUENTIAL, contenders.BATCHED, contenders.WORKERS, "openai-whisper"):
+        mine = contender in (contenders.OURS, contenders.CORE)
+        seconds = 1.0 if mine else ours
+        done = Work(seconds, (seconds,), 0, (heard if mine else text,), processor=seconds, batch_seconds=0.6 if mine else 0.0)
+        one = [serve.Round([speech.Clip(b"", 10.0, text)], done)]
+        keys = ("1", "8", "32", "chunked", "sequential") if mine else ("1", "8", "chunked", "sequential")
+        measured[contender] = {key: one for key in keys if contender != "openai-whisper" or key in ("1", "sequential")}
+    mixed = {
+        contenders.OURS: {name: results.spread(seconds) for name, seconds in (("idle_seconds", [1.0, 1.2]), ("during_seconds", [1.1, 1.7]))}
+    }
     result = {
-        "contenders": serve.summary(measured, plan),
+        "contenders": serve.summary(measured, {contenders.OURS: 900.0}),
         "missing": {"whisper.cpp": "no wheel | here"},
         "mixed": mixed,
-        "arrivals": arrivals,
+        "arrivals": {contenders.OURS: {"0.5": serve.percentiles([1.0, 3.0])}},
     }
-    settings = {"model": "base, random weights", "tokens": 60, "clip_seconds": 10, "threads": 2, "plan": asdict(plan)}
-    return results.save(folder, "serve-base", results.provenance() | {"commit": "0123456789", "dirty": False}, settings, result)
+    settings = {
+        "model": "base, random weights" if tokens else "base",
+        "tokens": tokens,
+        "threads": 2,
+        "bfloat16": bfloat16,
+        "recordings": "sentences",
+        "long_seconds": 526.2,
+        "slow": {"long_seconds": 53.1, "clips": 4},
+        "plan": asdict(serve.FULL),
+    }
+    return results.save(folder, name, results.provenance() | {"commit": "0123456789", "dirty": False}, settings, result)
 
 
 @pytest.mark.parametrize(("overhead_ms", "verdict"), [(15.0, "met"), (15.1, "missed")])
@@ -447,14 +606,47 @@ def test_the_table_shows_which_goals_are_met(tmp_path: Path, overhead_ms: float,
 
 
 @pytest.mark.parametrize(
-    ("ours", "verdicts"), [(4.0, ["met"] * 4), (1.4, ["met", "missed", "met", "met"]), (0.9, ["missed"] * 3 + ["met"])]
+    ("ours", "wer", "verdicts"),
+    [
+        (4.0, 0.0, ["met"] * 5),
+        (1.4, 0.0, ["missed", "met", "missed", "met", "met"]),
+        (4.0, 0.005, ["met"] * 5),
+        (4.0, 0.006, ["missed"] * 3 + ["met"] * 2),
+    ],
 )
-def test_the_table_of_servers_under_load_shows_which_goals_are_met(tmp_path: Path, ours: float, verdicts: list[str]) -> None:
-    _save_serve(tmp_path, ours)
+def test_the_table_of_servers_under_load_shows_which_goals_are_met(tmp_path: Path, ours: float, wer: float, verdicts: list[str]) -> None:
+    _save_serve(tmp_path, ours, wer=wer)
     shown = serve_report.tables(tmp_path)
     assert ["missed" if "missed" in line else "met" for line in shown.splitlines() if "goal:" in line] == verdicts
-    assert "| whisper.cpp | none: no wheel \\| here |" in shown and f"| {10 * ours:.1f} " in shown
-    assert "not measured" in shown, "there was no GPU" if not torch.cuda.is_available() else ""
+    assert "| whisper.cpp | none: no wheel \\| here |" in shown and f"| **this server** | 10.0, {wer:.1%} |" in shown
+    assert "| openai-whisper ¹ |  | " in shown and "the longest batch of the core 0.60 s" in shown
+
+
+def test_random_weights_have_a_table_of_their_own_without_words(tmp_path: Path) -> None:
+    _save_serve(tmp_path, 4.0, name="serve-base-random", tokens=60)
+    assert serve_report.readme(tmp_path) == "", "the README shows trained weights only"
+    shown = serve_report.tables(tmp_path)
+    assert "**base, random weights**, 60 tokens of every window" in shown and "WER" not in shown
+    _save_serve(tmp_path, 4.0)
+    assert serve_report.tables(tmp_path).startswith("**base**; "), "trained weights first"
+
+
+def test_a_result_without_bfloat16_follows_the_one_with_it(tmp_path: Path) -> None:
+    _save_serve(tmp_path, 2.0, name="serve-base-vnni", bfloat16=False)
+    assert "(emulated)" in serve_report.readme(tmp_path), "the only one there is"
+    _save_serve(tmp_path, 4.0)
+    first, second = serve_report.tables(tmp_path).split("**base**; ")[1:]
+    assert "Emulated: a CPU without bfloat16." in second and "Emulated" not in first
+    assert "emulated" not in serve_report.readme(tmp_path)
+
+
+def test_the_readmes_table_compares_the_fastest_mode_of_every_program(tmp_path: Path) -> None:
+    _save_serve(tmp_path, 4.0, wer=0.005)
+    text = serve_report.readme(tmp_path)
+    assert "| `base`: × real time, WER | this server | faster-whisper | openai-whisper |" in text
+    assert "| a recording of 9 min, chunked or batched | 10.0, 0.5% | 2.5, 0.0% |  |" in text
+    assert "| sentences, 8 at once | 10.0, 0.5% | 2.5, 0.0% | 2.5, 0.0% |" in text, "openai-whisper takes one at a time"
+    assert "A sentence takes 1.1 s on an idle server, 1.4 s beside that recording, 1.7 s at worst." in text
 
 
 def test_results_under_load_are_drawn(tmp_path: Path) -> None:
@@ -477,4 +669,4 @@ def test_update_changes_the_block_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_without_results_there_is_no_table(tmp_path: Path) -> None:
-    assert startup.table(tmp_path) == serve_report.tables(tmp_path) == ""
+    assert startup.table(tmp_path) == serve_report.tables(tmp_path) == serve_report.readme(tmp_path) == ""

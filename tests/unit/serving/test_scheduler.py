@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,14 @@ import pytest
 from whispercore.engines import Feed
 from whispercore.errors import EngineError, OutOfMemory, Overloaded, WhisperError
 from whispercore.serving.backlog import QueuedRequest
-from whispercore.serving.scheduler import Scheduler
+from whispercore.serving.scheduler import Scheduler, _Feed
 from whispercore.types import Decoded, Decoding, Window
 
 PATIENCE = 10.0
+
+
+def decoded(start: float) -> Decoded:
+    return Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0)
 
 
 class SteppedEngine:
@@ -45,7 +50,7 @@ class SteppedEngine:
             raise OutOfMemory("no room")
         if self.poison in starts:
             raise ZeroDivisionError("a window that breaks the engine")
-        return [Decoded((), str(start), "en", 0.0, 0.0, 0.0, 0.0) for start in starts]
+        return [decoded(start) for start in starts]
 
     def free_memory(self) -> None:
         self.freed += 1
@@ -230,6 +235,51 @@ def test_the_engine_waits_for_more_windows_of_a_file_that_is_being_read(monkeypa
     assert engine.batches[3] == [8.0]
 
 
+def after_a_batch(engine: SteppedEngine, outcomes: Outcomes) -> Scheduler:
+    """An idle scheduler that has decoded one batch, the window at -1, so that it knows how long one takes."""
+    scheduler = busy(engine, outcomes)
+    engine.open_gate()
+    outcomes.wait(1)
+    return scheduler
+
+
+def test_the_engine_waits_for_requests_whose_first_window_is_being_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_READING", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=4), Outcomes()
+    scheduler = after_a_batch(engine, outcomes)
+    clips = [QueuedRequest() for _ in range(3)]
+    for clip in clips:
+        scheduler.expect(clip)
+    outcomes.submit(scheduler, clips[0], 1.0)
+    outcomes.submit(scheduler, clips[1], 2.0)
+    scheduler.cancel(clips[2])
+    outcomes.wait(3)
+    assert engine.batches[1] == [1.0, 2.0], "the second was waited for, and a request that has ended is not"
+    unread = QueuedRequest()
+    scheduler.expect(unread)
+    for start in (3.0, 4.0, 5.0, 6.0):
+        outcomes.submit(scheduler, QueuedRequest(), start)
+    outcomes.wait(7)
+    assert engine.batches[2] == [3.0, 4.0, 5.0, 6.0], "a full batch does not wait"
+    outcomes.submit(scheduler, QueuedRequest(), 7.0)
+    outcomes.wait(8)
+    assert engine.batches[3] == [7.0], "a request that has been read during a whole batch is not waited for again"
+    scheduler.close()
+
+
+def test_an_idle_engine_looks_twice_before_it_decodes_a_window_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.SECOND_LOOK", 1e9)
+    engine, outcomes = SteppedEngine(max_batch=3), Outcomes()
+    scheduler = after_a_batch(engine, outcomes)
+    for start in (1.0, 2.0, 3.0):
+        outcomes.submit(scheduler, QueuedRequest(), start)
+    outcomes.wait(4)
+    assert engine.batches[1] == [1.0, 2.0, 3.0]
+    outcomes.submit(scheduler, QueuedRequest(), 4.0)
+    scheduler.close()
+    assert engine.batches[2] == [4.0]
+
+
 def test_several_engines_share_the_queue() -> None:
     engines, outcomes = [SteppedEngine(max_batch=4), SteppedEngine(max_batch=4)], Outcomes()
     scheduler = Scheduler(*engines)
@@ -270,7 +320,7 @@ class Refilling(SteppedEngine):
                 error, self.breaks = self.breaks[1], None
                 raise error
             window = slots.pop(0)
-            feed.done(window, Decoded((), str(window.start), "en", 0.0, 0.0, 0.0, 0.0))
+            feed.done(window, partial(decoded, window.start))
 
     def describe(self) -> dict[str, str | int | float | bool]:
         return {}
@@ -305,6 +355,49 @@ def test_windows_that_a_refilling_engine_did_not_finish_are_decoded_again(error:
         outcomes.submit(scheduler, QueuedRequest(), float(start))
     assert all(isinstance(outcome, Decoded) for outcome in outcomes.wait(6).values())
     assert scheduler.counters.out_of_memory + scheduler.counters.failed_batches == 1
+    scheduler.close()
+
+
+def test_a_refilling_engine_takes_no_fewer_windows_than_it_asks_for() -> None:
+    engine, scheduler = Refilling(), Scheduler(SteppedEngine())
+    request = QueuedRequest()
+    scheduler.close()
+    key = engine.batch_key(Decoding())
+    for start in (0.0, 1.0):
+        scheduler._backlog.push(key, request, Window(np.zeros(16, np.float32), start, Decoding()), lambda outcome: None)
+    feed = _Feed(scheduler, engine, key, None)
+    assert feed.take(4, at_least=3) == []
+    assert [window.start for window in feed.take(4, at_least=2)] == [0.0, 1.0]
+
+
+class Lazy(Refilling):
+    """Leaves its results to be made later, on a thread that the test notes; the window at 1 cannot be made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_by: list[int] = []
+
+    def decode_feed(self, feed: Feed) -> None:
+        while taken := feed.take(2):
+            for window in taken:
+                feed.done(window, partial(self._make, window.start))
+
+    def _make(self, start: float) -> Decoded:
+        self.made_by.append(threading.get_ident())
+        if start == 1.0:
+            raise ZeroDivisionError("no text")
+        return decoded(start)
+
+
+def test_results_are_made_on_the_outcome_thread_and_fail_alone() -> None:
+    engine, outcomes = Lazy(), Outcomes()
+    scheduler = Scheduler(engine)
+    for start in (0.0, 1.0, 2.0):
+        outcomes.submit(scheduler, QueuedRequest(), start)
+    by_start = outcomes.wait(3)
+    assert isinstance(by_start[1.0], EngineError) and scheduler.counters.failed_batches == 1
+    assert isinstance(by_start[0.0], Decoded) and isinstance(by_start[2.0], Decoded)
+    assert set(engine.made_by) == {scheduler._outcome_thread.ident} and scheduler.last_success is not None
     scheduler.close()
 
 

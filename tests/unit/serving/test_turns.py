@@ -57,7 +57,7 @@ class Refilling(Noting):
             while taken := feed.take(1):
                 self._order.append(self._name)
                 time.sleep(0.02)
-                feed.done(taken[0], self._decode(taken[0]))
+                feed.done(taken[0], partial(self._decode, taken[0]))
         finally:
             self.device.release()
 

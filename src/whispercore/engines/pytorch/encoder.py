@@ -1,37 +1,80 @@
-"""Whisper's encoder in bfloat16 by PyTorch, for CPUs that multiply bfloat16: twice as fast there as CTranslate2's in int8.
+"""Whisper's encoder by PyTorch, for CPUs, where it is faster than CTranslate2's in int8: up to twice as fast.
 
-CTranslate2's encoder spends most of its time outside of the int8 products, in attention and softmax in float32 and AVX2
-(bench/profile.md). Its decoder accepts these features, which are closer to float32's than those of int8.
+CTranslate2's encoder spends most of its time outside of the int8 products, in attention and softmax in float32 (bench/profile.md).
+Its decoder accepts these features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ...checkpoints import load_checkpoint
+from ...devices import multiplies_bfloat16
 from ...types import Samples
-from .model import load_model
+from .linear import int8_product, multiplies_int8, packed
+from .model import Model, load_model
 
-Encoder = Callable[[Samples], Samples]
-"""Log-mel float32 (windows, mels, 3000) → features float32 (windows, 1500, width)."""
+_SMOOTHING = 0.7
+"""The share of a channel's range that moves from the activations into the weights. The error of Whisper base's features is 0.058
+without it, 0.046 with a half, 0.041 with this."""
 
 
-def load_encoder(path: Path) -> Encoder:
-    """The encoder of the checkpoint at `path`, without its decoder. Raises ConfigurationError."""
-    checkpoint = load_checkpoint(path)
-    only_encoder = replace(checkpoint, dims=replace(checkpoint.dims, n_text_layer=0))
-    loaded = load_model(only_encoder, torch.device("cpu"), torch.bfloat16)
-    empty = loaded.embedding.new_empty(0)
-    model = replace(loaded, embedding=empty, unembed=replace(loaded.unembed, weight=empty))
+@dataclass(frozen=True)
+class Encoder:
+    """`precision`: of its products, bfloat16 or int8."""
 
-    def encode(mels: Samples) -> Samples:
+    precision: str
+    model: Model
+
+    def __call__(self, mels: Samples) -> Samples:
+        """Log-mel float32 (windows, mels, 3000) → features float32 (windows, 1500, width)."""
         # one window at a time: its activations fit into a core's cache, those of a batch do not
         with torch.inference_mode():
-            features: Samples = torch.cat([model.encode(mel[None]) for mel in torch.from_numpy(mels)]).float().numpy()
+            features: Samples = torch.cat([self.model.encode(mel[None]) for mel in torch.from_numpy(mels)]).float().numpy()
         return features
 
-    return encode
+
+def fastest_precision() -> str | None:
+    """bfloat16 where the processor multiplies it, or int8; None where neither is faster than CTranslate2's encoder."""
+    if multiplies_bfloat16():
+        return "bfloat16"
+    return "int8" if multiplies_int8() else None
+
+
+def load_encoder(path: Path, precision: str) -> Encoder:
+    """The encoder of the checkpoint at `path`, without its decoder, in `precision`: bfloat16 or int8. Raises ConfigurationError."""
+    checkpoint = load_checkpoint(path)
+    only_encoder = replace(checkpoint, dims=replace(checkpoint.dims, n_text_layer=0))
+    if precision == "int8":
+        smooth = replace(only_encoder, state=smoothed(checkpoint.state, checkpoint.dims.n_audio_layer))
+        loaded = load_model(smooth, torch.device("cpu"), torch.float32, layer=int8_product)
+    else:
+        loaded = load_model(only_encoder, torch.device("cpu"), torch.bfloat16, layer=packed)
+    empty = loaded.embedding.new_empty(0)
+    return Encoder(precision, replace(loaded, embedding=empty, unembed=replace(loaded.unembed, weight=empty)))
+
+
+def smoothed(state: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The weights of the same encoder, with less error in 8 bits: normalised activations have channels far larger than the others.
+
+    Such a channel of the LayerNorm is divided by a factor and the next layer's weights are multiplied by it (SmoothQuant,
+    arXiv 2211.10438). The range of a channel is that of its normalisation, so no audio is needed.
+    """
+    smooth = dict(state)
+    for layer in range(layers):
+        name = f"encoder.blocks.{layer}"
+        attention = [f"{name}.attn.{part}.weight" for part in ("query", "key", "value")]
+        for norm, products in ((f"{name}.attn_ln", attention), (f"{name}.mlp_ln", [f"{name}.mlp.0.weight"])):
+            gain, bias = state[f"{norm}.weight"].float(), state[f"{norm}.bias"].float()
+            weights = [state[product].float() for product in products]
+            largest = torch.cat(weights).abs().amax(dim=0).clamp(min=1e-5)
+            reach = (4 * gain.abs() + bias.abs()).clamp(min=1e-5)  # of 4 standard deviations
+            factor = reach**_SMOOTHING / largest ** (1 - _SMOOTHING)
+            smooth |= {f"{norm}.weight": gain / factor, f"{norm}.bias": bias / factor}
+            smooth |= {product: weight * factor for product, weight in zip(products, weights, strict=True)}
+    return smooth

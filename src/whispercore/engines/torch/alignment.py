@@ -17,18 +17,28 @@ from .device import Device, Snapshot, slot_index
 
 
 @dataclass(frozen=True, slots=True)
+class Alignment:
+    """A text of n tokens as the device aligned it: `attention` (n + 1, steps of the encoder's output), `probs` (n,)."""
+
+    attention: Tensor
+    probs: Tensor
+
+    def times(self) -> tuple[list[int], list[float]]:
+        """The steps at which the tokens begin, and the last one ends, n + 1; the tokens' probabilities, n."""
+        (steps,) = jumps([-self.attention.double().numpy()])
+        return steps.tolist(), self.probs.tolist()
+
+
+@dataclass(frozen=True, slots=True)
 class PendingAlignment:
     """An alignment whose results are on their way to the host."""
 
     snapshot: Snapshot
 
-    def wait(self) -> list[tuple[list[int], list[float]]]:
-        """For a text of n tokens: the steps of the encoder's output at which they begin, and the last one ends, n + 1; their
-        probabilities, n.
-        """
+    def wait(self) -> list[Alignment]:
+        """One for each text."""
         tensors = self.snapshot.wait()
-        steps = jumps([-matrix.double().numpy() for matrix in tensors[::2]])
-        return [(columns.tolist(), probs.tolist()) for columns, probs in zip(steps, tensors[1::2], strict=True)]
+        return [Alignment(attention, probs) for attention, probs in zip(tensors[::2], tensors[1::2], strict=True)]
 
 
 def align(

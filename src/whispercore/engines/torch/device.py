@@ -33,14 +33,15 @@ class Snapshot(Protocol):
 class Device(Protocol):
     """Where the engine computes.
 
-    `steps_per_snapshot`: steps between two snapshots. `snapshots_in_flight`: snapshots on their way to the host while the next steps are
-    queued. `captures`: `run` captures steps as CUDA graphs, so they must work on the device only, on tensors that live as long as the
-    engine.
+    `steps_per_snapshot`: steps between two snapshots, a round. `snapshots_in_flight`: snapshots on their way to the host while the next
+    steps are queued. `rounds_between_admissions`: from an admission to the next one that is not full, while windows decode. `captures`:
+    `run` captures steps as CUDA graphs, so they must work on the device only, on tensors that live as long as the engine.
     """
 
     torch: torch.device
     snapshots_in_flight: int
     steps_per_snapshot: int
+    rounds_between_admissions: int
     captures: bool
 
     def bucket(self, windows: int, most: int) -> int:
@@ -93,6 +94,7 @@ class Host:
 
     snapshots_in_flight = 0
     steps_per_snapshot = 1
+    rounds_between_admissions = 0
     captures = False
 
     def __init__(self) -> None:
@@ -150,6 +152,7 @@ class Cuda:
 
     snapshots_in_flight = 1
     steps_per_snapshot = 4
+    rounds_between_admissions = 4
     captures = True
 
     def __init__(self, index: int) -> None:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -16,13 +17,13 @@ from ...errors import EngineError, OutOfMemory, WhisperError
 from ...settings import Settings
 from ...tokenizer import Tokenizer
 from ...types import Decoded, Decoding, Window
-from .. import Feed, RefillingEngine
+from .. import Feed, RefillingEngine, Result
 from ..pytorch.cache import cache_bytes, make_cache
 from ..pytorch.compiling import check_compiler
 from ..pytorch.model import load_model
 from ..rules import AlignmentText, first_line, lacks_memory, likeliest_sequence, make_decoded, text_to_align, with_times
 from .admission import Hypothesis, SlotState
-from .alignment import PendingAlignment, align
+from .alignment import Alignment, PendingAlignment, align
 from .device import Device, make_device
 from .precision import Precision, resolve_precision
 from .slots import SlotLayout, Slots, slot_layout
@@ -58,6 +59,9 @@ def load(settings: Settings, device: str, index: int = 0) -> RefillingEngine:
         compiles=settings.compile,
         max_batch=settings.batch_size,
     )
+    if device == "cuda":
+        # the host only copies: several threads would gain nothing, and spin between two copies on cores that read recordings
+        torch.set_num_threads(1)
     engine.warm_up(_COMPILE_SECONDS if settings.compile else _WARM_SECONDS[device])
     return engine
 
@@ -125,7 +129,7 @@ class TorchEngine:
         """Decode windows that share a `batch_key`, through `decode_feed`."""
         feed = _BatchFeed(windows)
         self.decode_feed(feed)
-        return [feed.results[index] for index in range(len(windows))]
+        return [feed.results[index]() for index in range(len(windows))]
 
     def decode_feed(self, feed: Feed) -> None:
         """Decode until the feed has no more windows and all that were taken are done."""
@@ -186,17 +190,24 @@ class TorchEngine:
             raise error if isinstance(error, WhisperError) else _as_engine_error(error) from error
 
     def _refill(self, slots: Slots, feed: Feed, waiting: deque[Window]) -> bool:
-        """Fill free slots from the feed; returns whether there are windows to decode."""
+        """Fill free slots from the feed; returns whether there are windows to decode.
+
+        One small batch between two rounds of steps, so that the windows in the slots never wait for the encoding of a large
+        one. While windows decode, a batch that is not full comes at most every `rounds_between_admissions` rounds: a
+        recording that is being read gives one window after the other, and most of what an admission costs the host is the
+        same for one window as for all that arrive meanwhile. Without windows in the slots nothing waits.
+        """
         if not slots.states and not waiting:
             waiting.extend(feed.take(self._encoded_at_once))
             if waiting:
                 slots.reset(slot_layout(waiting[0].decoding))
-        # one small batch between two rounds of steps, so that the windows in the slots never wait for the encoding of a large one
-        if (room := min(slots.free, self._encoded_at_once)) > 0:
-            if len(waiting) < room:
-                waiting.extend(feed.take(room - len(waiting)))
-            if waiting:
-                self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
+        room = min(slots.free, self._encoded_at_once)
+        recent = bool(slots.states) and slots.rounds_since_admission < self.device.rounds_between_admissions
+        at_least = self._encoded_at_once if recent else 1
+        if room >= at_least and len(waiting) < room:
+            waiting.extend(feed.take(room - len(waiting), at_least=max(1, at_least - len(waiting))))
+        if room > 0 and waiting:
+            self._admit(slots, [waiting.popleft() for _ in range(min(room, len(waiting)))])
         return bool(slots.states)
 
     def _admit(self, slots: Slots, windows: list[Window]) -> None:
@@ -215,7 +226,11 @@ class TorchEngine:
         """Return finished windows to the feed. Those that need token times are queued for alignment, before the next steps."""
         batch = _AlignmentBatch()
         for state in slots.finished():
-            decoded = self._decoded(state, _best(state))
+            if state.decoding.alignment == "none":
+                slots.release(state)
+                feed.done(state.window, partial(self._decoded, state))
+                continue
+            decoded = self._decoded(state)
             text = text_to_align(self.tokenizer, state.window, decoded)
             if text.tokens:
                 batch.states.append(state)
@@ -223,20 +238,25 @@ class TorchEngine:
                 batch.texts.append(text)
             else:
                 slots.release(state)
-                feed.done(state.window, decoded)
+                feed.done(state.window, partial(_unchanged, decoded))
         if batch.states:
-            indices = [state.slot for state in batch.states]
-            batch.pending = align(self._model, self._cache, self.device, indices, batch.texts, self.tokenizer)
+            batch.pending = self._align(batch)
         return batch
+
+    def _align(self, batch: _AlignmentBatch) -> PendingAlignment:
+        """Queue the pass that gives the batch's tokens their times."""
+        indices = [state.slot for state in batch.states]
+        return align(self._model, self._cache, self.device, indices, batch.texts, self.tokenizer)
 
     def _finish_alignment(self, slots: Slots, feed: Feed, batch: _AlignmentBatch) -> None:
         """Return a batch's windows with their token times to the feed."""
-        times = batch.pending.wait() if batch.pending else ()
-        for state, decoded, (steps, probs) in zip(batch.states, batch.decoded, times, strict=True):
+        alignments = batch.pending.wait() if batch.pending else ()
+        for state, decoded, alignment in zip(batch.states, batch.decoded, alignments, strict=True):
             slots.release(state)
-            feed.done(state.window, with_times(decoded, steps, probs))
+            feed.done(state.window, partial(_aligned, decoded, alignment))
 
-    def _decoded(self, state: SlotState, best: Hypothesis) -> Decoded:
+    def _decoded(self, state: SlotState) -> Decoded:
+        best = _best(state)
         return make_decoded(
             self.tokenizer,
             best.tokens,
@@ -266,13 +286,23 @@ class _BatchFeed:
         self._indices: dict[int, list[int]] = {}
         for index, window in enumerate(windows):
             self._indices.setdefault(id(window), []).append(index)
-        self.results: dict[int, Decoded] = {}
+        self.results: dict[int, Result] = {}
 
-    def take(self, most: int) -> Sequence[Window]:
+    def take(self, most: int, *, at_least: int = 1) -> Sequence[Window]:
         return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
 
-    def done(self, window: Window, result: Decoded) -> None:
+    def done(self, window: Window, result: Result) -> None:
         self.results[self._indices[id(window)].pop()] = result
+
+
+def _unchanged(decoded: Decoded) -> Decoded:
+    """A result without tokens to align."""
+    return decoded
+
+
+def _aligned(decoded: Decoded, alignment: Alignment) -> Decoded:
+    """`decoded` with the times of its tokens."""
+    return with_times(decoded, *alignment.times())
 
 
 def _best(state: SlotState) -> Hypothesis:

@@ -58,6 +58,7 @@ class Slots:
         """`together`: the most windows that are encoded at once."""
         self._model, self._cache, self._tokenizer, self._device = model, cache, tokenizer, device
         self.states: dict[int, SlotState] = {}
+        self.rounds_since_admission = 0
         self._rows = make_rows(cache.own.shape[2], model.dims.n_vocab, device.torch)
         self._detections = make_detections(cache.cross.shape[2], device.torch)
         self._vocabulary = vocabulary(tokenizer, device.torch)
@@ -96,6 +97,7 @@ class Slots:
         if self._beams:
             for state in states:
                 self._beams.count[state.slot] = 0
+        self.rounds_since_admission = 0
         self.states.update({state.slot: state for state in states})
 
     def advance(self) -> None:
@@ -108,6 +110,7 @@ class Slots:
             self.step(self._step_shape(windows, self._device.kv_length(longest, self._cache.own.shape[4])))
             for state in states:
                 state.length = min(state.length + 1, state.limit)
+        self.rounds_since_admission += 1
         self._snapshots.append(_PendingSnapshot(self._device.snapshot(self._results(windows)), dict(self.states)))
 
     def finished(self) -> list[SlotState]:

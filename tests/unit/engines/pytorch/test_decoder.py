@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -47,16 +48,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder, threads: int = 1) -> CTranslate2Engine:
-    """Engine ct2 with openai-whisper's encoder, in float32, and this decoder."""
+class Encoder:
+    """openai-whisper's encoder, in float32."""
 
-    def encode(mels: Samples) -> Samples:
+    precision = "float32"
+
+    def __init__(self, reference: OpenAIEngine) -> None:
+        assert reference.model is not None
+        self._encode = reference.model.encoder
+
+    def __call__(self, mels: Samples) -> Samples:
         with torch.no_grad():
-            features: Samples = reference.model.encoder(torch.from_numpy(mels)).numpy()
+            features: Samples = self._encode(torch.from_numpy(mels)).numpy()
         return features
 
+
+def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder) -> CTranslate2Engine:
+    encoder = cast(Any, Encoder(reference))
     return CTranslate2Engine(
-        folder, name="nano", device="cpu", compute_type="float32", threads=threads, max_batch=8, encoder=encode, decoder=loaded
+        folder, name="nano", device="cpu", compute_type="float32", threads=1, max_batch=8, encoder=encoder, decoder=loaded
     )
 
 

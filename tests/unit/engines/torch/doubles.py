@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from whispercore.engines import Result
 from whispercore.engines.torch.device import Cuda, Host, Snapshot
 from whispercore.types import Decoded, Decoding, Samples, Window
 
@@ -42,17 +43,21 @@ class Listed:
         self.taken: list[Window] = []
         self.results: dict[int, Decoded] = {}
         self.done_when_taken: list[int] = []
+        self.asked: list[tuple[int, int]] = []
 
-    def take(self, most: int) -> list[Window]:
+    def take(self, most: int, *, at_least: int = 1) -> list[Window]:
         assert most > 0
+        self.asked.append((most, at_least))
+        if min(self.at_most, len(self.waiting)) < at_least:
+            return []
         found = [self.waiting.popleft() for _ in range(min(most, self.at_most, len(self.waiting)))]
         self.taken += found
         self.done_when_taken += [len(self.results)] * len(found)
         return found
 
-    def done(self, window: Window, result: Decoded) -> None:
+    def done(self, window: Window, result: Result) -> None:
         assert id(window) not in self.results
-        self.results[id(window)] = result
+        self.results[id(window)] = result()
 
 
 class Forbidding(TorchDispatchMode):
@@ -83,7 +88,7 @@ class Alone(TorchDispatchMode):
 class Delayed(Host):
     """The CPU with a GPU's timing: several steps to a snapshot, which arrives a round late, and steps for more slots than are in use."""
 
-    snapshots_in_flight, steps_per_snapshot = 1, 4
+    snapshots_in_flight, steps_per_snapshot, rounds_between_admissions = 1, 4, 4
     bucket, kv_length = Cuda.bucket, Cuda.kv_length
 
     def snapshot(self, tensors: Iterable[torch.Tensor]) -> Snapshot:

@@ -20,7 +20,8 @@ from whispercore.checkpoints import Checkpoint
 from whispercore.engines import RefillingEngine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.torch import TorchEngine
-from whispercore.engines.torch.alignment import PendingAlignment, align
+from whispercore.engines.torch.alignment import Alignment, PendingAlignment, align
+from whispercore.engines.torch.engine import _ENCODED_AT_ONCE
 from whispercore.engines.torch.slots import Slots
 from whispercore.errors import EngineError, OutOfMemory
 from whispercore.types import Decoding, Samples, Window
@@ -119,6 +120,36 @@ def test_looks_that_arrive_late(
         check_equal([feed.results[id(window)] for window in asked], [reference.decode([window])[0] for window in asked])
 
 
+class Trickling(Listed):
+    """A recording that is being read: whenever the engine asks, one more window has arrived."""
+
+    arrived = 0
+
+    def take(self, most: int, *, at_least: int = 1) -> list[Window]:
+        self.arrived += 1
+        self.at_most = self.arrived - len(self.taken)
+        return super().take(most, at_least=at_least)
+
+
+def test_windows_that_come_one_by_one_are_admitted_together(
+    nano: Checkpoint, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: Delayed())
+    monkeypatch.setitem(_ENCODED_AT_ONCE, "cpu", 3)
+    engine, admitted, admit = TorchEngine(nano, max_batch=16), list[int](), Slots.admit
+
+    def noting(self: Slots, each: Sequence[Window]) -> None:
+        admitted.append(len(each))
+        admit(self, each)
+
+    monkeypatch.setattr(Slots, "admit", noting)
+    asked = windows([recordings[0]] * 10, replace(ENGLISH, ignore_eot=True, max_tokens=60))
+    feed = Trickling(asked)
+    engine.decode_feed(feed)
+    assert admitted == [2, 3, 3, 2], "the first ones at once, as the engine is idle; then as many as go together, and in the end the rest"
+    assert set(feed.results) == {id(window) for window in asked}
+
+
 def test_times_of_words_are_not_waited_for(nano: Checkpoint, recordings: list[Samples], monkeypatch: pytest.MonkeyPatch) -> None:
     """The next steps are queued before the host asks for an alignment, unless nothing is left to decode."""
     monkeypatch.setattr("whispercore.engines.torch.engine.make_device", lambda *_: Delayed())
@@ -129,7 +160,7 @@ def test_times_of_words_are_not_waited_for(nano: Checkpoint, recordings: list[Sa
         events.append("steps")
         advance(self)
 
-    def waiting(self: PendingAlignment) -> list[tuple[list[int], list[float]]]:
+    def waiting(self: PendingAlignment) -> list[Alignment]:
         events.append("times")
         return wait(self)
 
