@@ -97,7 +97,7 @@ def crashing_ahead(recording: Recording, threads: AudioThreads | None) -> Iterat
         os.kill(os.getpid(), signal.SIGSEGV)
 
     assert threads
-    recording._decoding = threads.decoding.submit(crash)  # type: ignore[assignment]  # it has no result
+    recording._decoding = threads.decoding.submit(crash)
     yield 1
     yield 2
 
