@@ -31,7 +31,7 @@ POLL_SECONDS = 0.01
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 MEGABYTE = 1_000_000
-_MARKS = {"model_service_worker": "worker", "audio.probing": "prober", "gateway.__main__": "gateway"}
+_MARKS = {"model_service_worker": "worker", "audio.probing": "prober", "audio.reader": "reader", "gateway.__main__": "gateway"}
 """What the command line of a process contains → its role."""
 
 
@@ -93,7 +93,7 @@ class Server:
         return sum(peak_megabytes(process.pid) for process in self._processes())
 
     def processes(self) -> dict[str, list[psutil.Process]]:
-        """The running processes by role: launcher, jvm, worker, gateway, prober, other."""
+        """The running processes by role: launcher, jvm, worker, gateway, prober, reader, other."""
         found: dict[str, list[psutil.Process]] = {"launcher": [psutil.Process(self._process.pid)]}
         for process in psutil.Process(self._process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended

@@ -45,7 +45,7 @@ class InProcess:
     async def start(self) -> None:
         """Load the model. Raises ConfigurationError."""
         transcriber = await run_sync(self._load)
-        await run_sync(transcriber.prober.start)
+        await run_sync(transcriber.start_reading)
         self.intake = await run_sync(Intake, transcriber)
         self._self_test = SelfTest(self.intake.health)
         self._metrics = CoreMetrics(self.intake)

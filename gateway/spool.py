@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mmap
 import os
 import re
 import secrets
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from whispercore.audio.source import MappedFile
 from whispercore.errors import ConfigurationError, Overloaded
 
 PIECE = 256 * 1024
@@ -30,10 +30,7 @@ class Spooled:
 
     def view(self) -> memoryview:
         """The bytes, without reading them into memory. They stay readable after `remove`."""
-        if not self.size:
-            return memoryview(b"")
-        with self.path.open("rb") as file:
-            return memoryview(mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ))
+        return MappedFile.view(self.path)
 
     def remove(self) -> None:
         """Remove the file. The worker cancels a request whose file is gone."""

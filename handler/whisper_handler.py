@@ -88,7 +88,7 @@ class WhisperHandler:
             logger.error("%s%s", CANNOT_START, error.message)
             raise
         logger.info("%s", serves_line(__version__, self.transcriber.engine.describe()))
-        self.transcriber.prober.start()
+        self.transcriber.start_reading()
         self._publish_open_requests(context)
 
     def handle(self, rows: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:

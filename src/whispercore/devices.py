@@ -52,9 +52,14 @@ def decoding_threads(settings: Settings) -> int:
     return settings.threads or physical_cores()
 
 
-def reading_threads(settings: Settings) -> int:
+def reading_lanes(settings: Settings) -> int:
     """`settings.readers`, or for 0 half of the physical cores: several are needed to read as fast as a GPU decodes."""
     return settings.readers or max(2, physical_cores() // 2)
+
+
+def reads_in_processes() -> bool:
+    """Whether recordings are read in other processes, which one core would only slow down."""
+    return logical_cores() > 1
 
 
 def physical_cores() -> int:

@@ -72,7 +72,9 @@ class Settings:
     jax_mesh: str = _setting("auto", "jax: the device mesh as DATAxMODEL, such as 2x4; auto: all devices, each with the whole model")
     threads: int = _setting(0, "CPU threads for decoding; 0: the physical cores that the process may use", minimum=0)
     batch_size: int = _setting(0, "the most windows in a batch; 0: chosen for the device", minimum=0)
-    readers: int = _setting(0, "threads that decode audio and cut windows; 0: half of the physical cores, at least two", minimum=0)
+    readers: int = _setting(
+        0, "processes that decode audio and cut windows, on one core threads; 0: half of the physical cores, at least two", minimum=0
+    )
     max_audio_bytes: int = _setting(150 * 1024 * 1024, "the largest upload, in bytes", minimum=1)
     max_audio_seconds: float = _setting(4 * 3600.0, "the longest recording, in seconds", minimum=1)
     max_beams: int = _setting(10, "largest beam_size or best_of of a request", minimum=1)

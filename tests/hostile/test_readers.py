@@ -1,4 +1,4 @@
-"""Recordings that make the process which opens uploads crash, hang or eat memory: refused with a reason, and the next user is served.
+"""Recordings on which the processes that open and read uploads crash, hang or eat memory: refused with a reason, and others are served.
 
 No file is known that does so, so the server is a copy of the checkout in which marked files do.
 """
@@ -26,7 +26,7 @@ _plain = open_recording
 def open_recording(source, **keywords):
     import os, signal, sys
 
-    if "whispercore.audio.probing" in " ".join(sys.orig_argv):  # only the process that opens uploads first
+    if "whispercore.audio." in " ".join(sys.orig_argv):  # only the processes that open uploads first, and those that read
         source.seek(0)
         head = source.read(32)
         if head.startswith(b"POISON crash"):
@@ -41,11 +41,13 @@ def open_recording(source, **keywords):
 REASONS = {"crash": "makes FFmpeg crash", "hang": "more than 5 s of processor time", "memory": "more memory than is allowed"}
 LEFT_OUT = {".git", "build", "tests", "bench", "docs", "whisper-models"}
 AT_ONCE = 6
+LARGE, SMALL = 100_000, 20_000
+"""Bytes. Large files are tried by a process that only opens them, small ones are opened by those that read."""
 
 
-def poisoned(kind: str, number: int) -> bytes:
-    """A file of a size that is opened in another process first."""
-    return f"POISON {kind}".encode().ljust(100_000 + number, b"\0")
+def poisoned(kind: str, number: int, size: int) -> bytes:
+    """A file of about this size."""
+    return f"POISON {kind}".encode().ljust(size + number, b"\0")
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +64,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.mark.parametrize("kind", REASONS)
-def test_poisoned_files(server: Server, figure: Figure, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "size"), [*((kind, LARGE) for kind in REASONS), ("crash", SMALL), ("memory", SMALL)])
+def test_poisoned_files(server: Server, figure: Figure, kind: str, size: int) -> None:
     """More of them at once than there are readers, from one client; another client sends a good one."""
     door = server.gateway("gateway")
     assert ended(door, HOME).is_good, "a good file of the same size is opened there, too"
     (worker,) = server.processes("model_service_worker")
     began = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        refused = [pool.submit(ended, door, poisoned(kind, number)) for number in range(AT_ONCE)]
+        refused = [pool.submit(ended, door, poisoned(kind, number, size)) for number in range(AT_ONCE)]
         beside = good_after(door, began)
         endings = [future.result() for future in refused]
     refused_within = max(ending.at for ending in endings) - began
     after = good_after(door, time.monotonic())
     figure(
-        f"{AT_ONCE} files on which FFmpeg fails ({kind}): refused within {refused_within:.1f} s, "
+        f"{AT_ONCE} files of {size} bytes on which FFmpeg fails ({kind}): refused within {refused_within:.1f} s, "
         f"another user's reply meanwhile after {beside:.1f} s, the next one after {after:.1f} s"
     )
     assert [ending.status for ending in endings] == [422] * AT_ONCE, endings

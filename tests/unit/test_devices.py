@@ -7,7 +7,7 @@ import os
 import pytest
 
 from whispercore import devices
-from whispercore.devices import decoding_threads, logical_cores, physical_cores, reading_threads
+from whispercore.devices import decoding_threads, logical_cores, physical_cores, reading_lanes
 from whispercore.settings import Settings
 
 
@@ -23,10 +23,10 @@ def test_only_the_cores_of_the_cpu_affinity_count() -> None:
 
 def test_threads_follow_from_physical_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "physical_cores", lambda: 8)
-    assert (decoding_threads(Settings()), reading_threads(Settings())) == (8, 4)
-    assert (decoding_threads(Settings(threads=3)), reading_threads(Settings(readers=1))) == (3, 1)
+    assert (decoding_threads(Settings()), reading_lanes(Settings())) == (8, 4)
+    assert (decoding_threads(Settings(threads=3)), reading_lanes(Settings(readers=1))) == (3, 1)
     monkeypatch.setattr(devices, "physical_cores", lambda: 1)
-    assert reading_threads(Settings()) == 2
+    assert reading_lanes(Settings()) == 2
 
 
 @pytest.mark.parametrize(("limit", "multiplies"), [("AVX512_CORE_VNNI", False), ("avx2", False), ("AVX512_CORE_BF16", True), ("ALL", True)])

@@ -119,10 +119,12 @@ def test_a_window_that_cannot_be_asked_for_ends_the_job(monkeypatch: pytest.Monk
         transcriber.submit(wav(3), Options(vad_filter=False)).result(PATIENCE)
 
 
-def test_closing_ends_every_thread() -> None:
+@pytest.mark.parametrize(("in_processes", "threads"), [(True, {"reader"}), (False, {"reader", "decoder", "vad"})])
+def test_closing_ends_every_thread(in_processes: bool, threads: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.transcriber.reads_in_processes", lambda: in_processes)
     before = set(threading.enumerate())
     with Transcriber(Settings(), engine=FakeEngine()) as transcriber:
         assert transcriber(wav(40), vad_filter=True).duration == 40
         names = {thread.name.split("_")[0] for thread in set(threading.enumerate()) - before}
-        assert names >= {"reader", "decoder", "vad"}
+        assert names & {"reader", "decoder", "vad"} == threads
     assert set(threading.enumerate()) <= before

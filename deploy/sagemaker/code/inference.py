@@ -42,7 +42,7 @@ def model_fn(model_dir: str) -> Intake:
     settings = Settings.load({"model": model_dir, "converted_dir": str(converted)})
     prepare(settings)
     transcriber = Transcriber(settings)
-    transcriber.prober.start()
+    transcriber.start_reading()
     return Intake(transcriber)
 
 

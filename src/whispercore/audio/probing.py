@@ -14,8 +14,6 @@ import os
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +21,8 @@ from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import UnreadableAudio
-from .source import Source
+from . import child
+from .source import Source, byte_count, descriptor_of
 
 if TYPE_CHECKING:
     from .recording import Recording
@@ -43,6 +42,7 @@ _NO_MEMORY = 2
 _TOO_SLOW = "opening the file takes more than {seconds} s of processor time: it has too many tags or streams"
 _TOO_LARGE = "opening the file takes more memory than is allowed: it is damaged, or has too many streams"
 _CRASH = "opening the file makes FFmpeg crash: it is damaged"
+CONVERT = "convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result"
 _FAULTS = {-signal.SIGXCPU: _TOO_SLOW, -signal.SIGALRM: _TOO_SLOW, _NO_MEMORY: _TOO_LARGE}
 _ATTEMPTS = 2
 """With processes that are killed from outside."""
@@ -75,10 +75,14 @@ class Prober:
         """
         if self._disabled.is_set():
             return
-        with contextlib.ExitStack() as files:
-            descriptor = _descriptor(source, files)
-            if descriptor is not None and (fault := self._fault(descriptor)):
-                raise UnreadableAudio(f"{fault}; convert it (ffmpeg -i FILE -map 0:a -map_metadata -1 out.flac) and send the result")
+        if (descriptor := _descriptor(source)) is None:
+            return
+        try:
+            fault = self._fault(descriptor)
+        finally:
+            os.close(descriptor)
+        if fault:
+            raise UnreadableAudio(f"{fault}; {CONVERT}")
 
     def _fault(self, descriptor: int) -> str | None:
         """What is wrong with the file; None when it has been tried, or when no process can be started."""
@@ -118,32 +122,20 @@ class Prober:
             self._idle.put(None)
 
 
-def _descriptor(source: Source, files: contextlib.ExitStack) -> int | None:
-    """A file descriptor of the source, closed with `files`.
-
-    None for a small file, for an open file, and where none can be had.
-    """
-    if isinstance(source, str | Path):
-        try:
-            descriptor = os.open(source, os.O_RDONLY)
-        except OSError:
-            return None
-        files.callback(os.close, descriptor)
-        return descriptor if os.fstat(descriptor).st_size >= SMALLEST else None
-    if not isinstance(source, bytes | bytearray | memoryview):
-        return None
-    view = memoryview(source).cast("B")
-    if len(view) < SMALLEST:
+def _descriptor(source: Source) -> int | None:
+    """A file descriptor of the source; None for a small file, for an open file, and where none can be had."""
+    if not isinstance(source, str | Path) and byte_count(source) < SMALLEST:
         return None
     try:
-        descriptor = os.memfd_create("recording")
-        files.callback(os.close, descriptor)
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-    except OSError as error:  # no memory, or a sandbox without memfd
-        logger.warning("an upload is not opened in another process first: %s", error)
+        descriptor = descriptor_of(source)
+    except OSError as error:  # no such file, no memory, or a sandbox without files in memory
+        if not isinstance(source, str | Path):
+            logger.warning("an upload is not opened in another process first: %s", error)
         return None
-    return descriptor
+    if descriptor is None or os.fstat(descriptor).st_size >= SMALLEST:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 class _Process:
@@ -153,17 +145,9 @@ class _Process:
         """Raises OSError when the process does not start."""
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(WAIT_SECONDS + 10)  # the process itself gives up earlier
-        root = Path(__file__).resolve().parents[2]
         call = f"serve({theirs.fileno()}, {seconds}, {WAIT_SECONDS})"
-        code = f"import sys; sys.path.insert(0, {str(root)!r}); from {__name__} import serve; {call}"
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", code],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},  # NumPy reserves memory for each thread
-            )
+            self._process = child.start(__name__, call, [theirs.fileno()])
         try:
             ready = self._socket.recv(1) == _READY
         except OSError:

@@ -134,10 +134,19 @@ class Recording:
         """Seconds decoded so far."""
         return self._decoded / SAMPLE_RATE
 
+    def read(self, reading: Callable[[Recording, AudioThreads | None], Iterator[_T]]) -> Iterator[_T]:
+        """The items of a reading (`audio.reading`) on the recording's threads."""
+        return reading(self, self._threads)
+
+    def settle(self) -> None:
+        """Wait until nothing is decoded ahead any more."""
+        if self._decoding:
+            wait([self._decoding])
+
     def close(self) -> None:
         """Wait for running decoding, then free the decoder. Closing twice is harmless."""
         if self._decoding and not self._decoding.cancel():
-            wait([self._decoding])
+            self.settle()
             if isinstance(self._decoding.exception(), GivenUp):
                 return  # the thread that was given up may still use the decoder and the file
         self._container.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 from collections.abc import Callable
 from io import SEEK_CUR, SEEK_END, SEEK_SET, TextIOBase
 from pathlib import Path
@@ -87,6 +90,76 @@ class Reader:
         """Whether an ogg file lacks its last page, which FFmpeg does not report."""
         page = self.tail.rfind(b"OggS")
         return self.head[:4] == b"OggS" and (page < 0 or page + 5 >= len(self.tail) or not self.tail[page + 5] & 4)
+
+
+class MappedFile(mmap.mmap):
+    """A file in memory that remembers its path, so that another process can read the file itself."""
+
+    path: Path
+
+    @classmethod
+    def view(cls, path: Path) -> memoryview:
+        """The bytes of a file, without reading them into memory. They stay readable when the file is removed."""
+        with path.open("rb") as file:
+            if not (size := os.fstat(file.fileno()).st_size):
+                return memoryview(b"")
+            mapped = cls(file.fileno(), size, access=mmap.ACCESS_READ)
+        mapped.path = path
+        return memoryview(mapped)
+
+
+def descriptor_of(source: Source) -> int | None:
+    """A new file descriptor from which another process can read the source. None for an open file.
+
+    Bytes are copied into a file in memory. Raises OSError when a path cannot be opened, or without memory for the copy.
+    """
+    if isinstance(source, str | Path):
+        with Path(source).open("rb") as file:  # unlike os.open it refuses folders
+            return os.dup(file.fileno())
+    if not isinstance(source, bytes | bytearray | memoryview):
+        return None
+    view = memoryview(source).cast("B")
+    if isinstance(mapped := view.obj, MappedFile) and len(view) == len(mapped):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            return os.open(mapped.path, os.O_RDONLY)
+    descriptor = os.memfd_create("recording")
+    try:
+        while len(view):
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+class DescriptorFile:
+    """A file descriptor as a file with a position of its own; several may share what the descriptor stands for."""
+
+    def __init__(self, descriptor: int) -> None:
+        """The descriptor belongs to this object from now on."""
+        self._descriptor = descriptor
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that is left for a negative size."""
+        size = size if size >= 0 else max(0, os.fstat(self._descriptor).st_size - self._position)
+        chunk = os.pread(self._descriptor, size, self._position)
+        self._position += len(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """Go to a position."""
+        origin = os.fstat(self._descriptor).st_size if whence == SEEK_END else self._position if whence == SEEK_CUR else 0
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The position."""
+        return self._position
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self._descriptor)
 
 
 def byte_count(source: Source) -> int:

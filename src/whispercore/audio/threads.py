@@ -63,11 +63,15 @@ class ReplaceableThreads(Executor):
             self._changed.notify()
         return work.future
 
-    def give_up(self, seconds: float) -> int:
-        """Give up the work that has run longer than `seconds`: its future raises GivenUp. Returns how much that is."""
+    def give_up(self, seconds: float, is_spared: Callable[[threading.Thread], bool] = lambda thread: False) -> int:
+        """Give up the work that has run longer than `seconds`: its future raises GivenUp. Returns how much that is.
+
+        `is_spared`: whether something else ends the work of a thread in time.
+        """
         with self._changed:
             limit = time.monotonic() - seconds
-            overdue = {thread: begun[1] for thread, begun in self._began.items() if begun and begun[0] < limit}
+            begun_earlier = {thread: begun[1] for thread, begun in self._began.items() if begun and begun[0] < limit}
+            overdue = {thread: work for thread, work in begun_earlier.items() if not is_spared(thread)}
             for thread in overdue:
                 del self._began[thread]  # it ends when its work does
                 if self._queue:

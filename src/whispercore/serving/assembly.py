@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..audio.parts import Part
-from ..audio.recording import Recording
+from ..audio.reading import OpenRecording
 from ..options import Options
 from ..transcript.tasks import RecordingLanguage
 from ..types import Dropped, Segment, Transcript
@@ -42,7 +42,7 @@ class Assembly:
             self._early = [segment for segment in self._early if segment.start >= until]
         return bool(parts)
 
-    def transcript(self, options: Options, language: RecordingLanguage, recordings: Sequence[Recording | Part]) -> Transcript:
+    def transcript(self, options: Options, language: RecordingLanguage, recordings: Sequence[OpenRecording | Part]) -> Transcript:
         """The whole transcript, when all tracks are over.
 
         `recordings`: each pass over the recording, read to its end.

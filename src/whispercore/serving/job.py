@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
-from ..audio.cutting import cut_incrementally
-from ..audio.packing import PackedWindow, pack_chunks
+from ..audio import reading
+from ..audio.packing import PackedWindow
 from ..audio.parts import Part
 from ..audio.probing import Prober
 from ..audio.source import Source
@@ -26,7 +26,7 @@ from .admission import Admission, Place
 from .assembly import Assembly
 from .backlog import Outcome, QueuedRequest
 from .passes import Passes
-from .readers import Readers, Step
+from .readers import Binding, Readers, Step
 from .scheduler import Scheduler
 from .track import PartWindow, Track
 
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 class Runtime:
     """What all jobs of a `Transcriber` share.
 
-    `admission`: the places of open requests. `readers`: the threads on which jobs read. `audio_threads`: they decode audio
-    and detect voices for the readers. `tokenizer`, `n_mels`: the engine's. `aligns`: whether the engine gives the times of words.
+    `admission`: the places of open requests. `readers`: the lanes on which jobs read. `audio_threads`: they decode audio and
+    detect voices for lanes without a process. `tokenizer`, `n_mels`: the engine's. `aligns`: whether it gives the times of words.
     `max_parts`: the most parts of one track that may be under way. `max_audio_seconds`, `fixed_tokens`: the settings.
     """
 
@@ -94,8 +94,15 @@ class Job:
         self._batches_windows = options.strategy == "chunked" and on_progress is None
         self._queue_entry = QueuedRequest(place.client, more_coming=self._batches_windows)
         self._language = RecordingLanguage(options.language if runtime.tokenizer.multilingual else "en")
+        self._binding = Binding()
         self._passes = Passes(
-            source, options, runtime.max_audio_seconds, runtime.audio_threads, prober=prober, is_cancelled=self._ended.is_set
+            source,
+            options,
+            runtime.max_audio_seconds,
+            runtime.audio_threads,
+            self._binding,
+            prober=prober,
+            is_cancelled=self._ended.is_set,
         )
         self._tracks: list[Track] = []
         self._assembly = Assembly()
@@ -126,7 +133,7 @@ class Job:
         """Queue the first step of reading."""
         self._reading = True
         self._runtime.scheduler.expect(self._queue_entry)
-        self._runtime.readers.submit(Step(self._place.client, self._read_step, self._fail))
+        self._runtime.readers.submit(Step(self._place.client, self._read_step, self._fail, self._binding))
 
     def result(self, timeout: float | None = None) -> Transcript:
         """Wait for the transcript. Raises the job's error, or TimeoutError after `timeout` seconds."""
@@ -145,7 +152,7 @@ class Job:
         """Read the next window's audio, on a reader thread, and submit the window. Costs nothing when the job has ended."""
         with self._lock:
             if self.ended:
-                return
+                return self._release()
             self._in_step = True
         track, task = None, None
         with self._fail_on_error("the recording could not be read"):
@@ -180,14 +187,13 @@ class Job:
         ]
 
     def _part_tasks(self, channel: int | None) -> PartTasks:
-        options, runtime, threads = self.options, self._runtime, self._runtime.audio_threads
+        options, runtime = self.options, self._runtime
         if options.strategy == "sequential":
-            return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels, threads)
+            return sequential(partial(self._passes.open, channel), options, self._language, runtime.tokenizer, runtime.n_mels)
         if part := self._passes.part:
             windows: Iterable[PackedWindow | None] = part.windows
         else:
-            chunks = cut_incrementally(self._passes.open(channel).blocks(), options, threads)
-            windows = pack_chunks(chunks, alone=options.multilingual)
+            windows = self._passes.open(channel).read(reading.windows(options))
         fill_gaps = not runtime.fixed_tokens
         return chunked(windows, options, self._language, runtime.tokenizer, aligns=runtime.aligns, fill_gaps=fill_gaps)
 
@@ -267,6 +273,7 @@ class Job:
     def _release(self) -> None:
         """Free the upload and the samples. During a step of reading the reader calls this when the step ends."""
         self._passes.close()
+        self._runtime.readers.leave(self._binding)
         self._tracks = []
 
     def _announce_opened(self) -> None:

@@ -16,7 +16,7 @@ from ..audio.source import Source, byte_count
 from ..audio.threads import AudioThreads
 from ..catalogue import ENGINES
 from ..checkpoints import choose_model, is_demonstration, prepare
-from ..devices import choose_device, logical_cores, reading_threads
+from ..devices import choose_device, logical_cores, reading_lanes, reads_in_processes
 from ..engines import Engine, RefillingEngine, load_engines
 from ..errors import ConfigurationError, InvalidRequest
 from ..options import OptionKeywords, Options
@@ -24,6 +24,7 @@ from ..settings import ENVIRONMENT_PREFIX, SettingKeywords, Settings
 from ..types import Transcript
 from .admission import BYTES_PER_SECOND, Admission
 from .job import Job, Runtime
+from .processes import Processes
 from .readers import Readers
 from .scheduler import Scheduler
 from .turns import Turn
@@ -59,7 +60,15 @@ class Transcriber:
         self.settings = choose_model(asked, look=loaded is None)
         if not isinstance(model, Settings) and loaded is None:
             prepare(self.settings)
-        self.engines = [loaded] if loaded else load_engines(self.settings)
+        # First, because a process starts while the engine is loaded.
+        self._readers: Readers = beside._readers if beside else _readers(self.settings)
+        try:
+            self.engines = [loaded] if loaded else load_engines(self.settings)
+        except BaseException:
+            if not beside:
+                self._readers.close()
+            raise
+        self._readers.begin()
         self.engine = self.engines[0]
         self.is_demonstration = self.engine.name != "fake" and is_demonstration(self.settings)
         # The attention of the bundled nano follows the sound in some windows only. Without alignment its windows are
@@ -70,7 +79,6 @@ class Transcriber:
         self.scheduler: Scheduler = Scheduler(*self.engines, turns=self._turns, counters=counters)
         self._audio_threads: AudioThreads = beside._audio_threads if beside else AudioThreads(logical_cores())
         self.prober: Prober = beside.prober if beside else Prober()
-        self._readers: Readers = beside._readers if beside else Readers(reading_threads(self.settings))
         self.admission: Admission = (
             beside.admission if beside else Admission(self.settings, len(self.engines), lambda: self.scheduler.speed)
         )
@@ -147,6 +155,11 @@ class Transcriber:
         """The seconds of audio that are accepted and not transcribed yet; those of unopened recordings are estimated."""
         return self.admission.waiting_seconds
 
+    def start_reading(self) -> None:
+        """Wait until a recording, also a stranger's, can be read at once. Without this call the first one waits."""
+        self.prober.start()
+        self._readers.wait_until_ready()
+
     def close(self) -> None:
         """Cancel the open jobs, stop all threads but those that are another transcriber's, and free the engines."""
         with self._lock:
@@ -179,6 +192,11 @@ class Transcriber:
     def _forget(self, job: Job) -> None:
         with self._lock:
             self._jobs.discard(job)
+
+
+def _readers(settings: Settings) -> Readers:
+    processes = Processes(settings.reading_stall_seconds) if reads_in_processes() else None
+    return Readers(reading_lanes(settings), processes)
 
 
 def _settings(model: Settings | str | Path | None, engine: str | None, others: dict[str, Any]) -> Settings:

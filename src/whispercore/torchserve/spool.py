@@ -6,13 +6,13 @@ worker at each call. When the gateway removes a file, the request is cancelled.
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..audio.source import MappedFile
 from ..errors import InvalidRequest
 
 KEY = "whisper_spool"
@@ -54,7 +54,7 @@ def unpack(fields: Mapping[str, Any], headers: Mapping[str, Any], folder: Path) 
         files: list[Path] = []
         for name, tokens in content["uploads"].items():
             paths = [_file(token, folder) for token in tokens]
-            views = [_view(path) for path in paths]
+            views = [MappedFile.view(path) for path in paths]
             uploads[name] = views[0] if len(views) == 1 else views
             files += paths
         texts = {name: value for name, value in headers.items() if name.lower() == "url_path"}
@@ -67,10 +67,3 @@ def _file(token: str, folder: Path) -> Path:
     if not _TOKEN.fullmatch(token):
         raise ValueError
     return folder / token
-
-
-def _view(path: Path) -> memoryview:
-    """The bytes of a file, without reading them into memory. They stay readable when the file is removed."""
-    with path.open("rb") as file:
-        size = path.stat().st_size
-        return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)) if size else memoryview(b"")

@@ -9,19 +9,17 @@ and its speech. The second pass reads window by window. A recording is never in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
-
-from ..audio.cutting import speech
-from ..audio.recording import Recording
-from ..audio.spectrogram import loudest
-from ..audio.threads import AudioThreads
+from ..audio import reading
+from ..audio.reading import OpenRecording
+from ..audio.survey import SampleBuffer, Survey
 from ..options import Options
 from ..tokenizer import SECONDS_PER_TIMESTAMP, Tokenizer, complete_segments
-from ..types import FRAMES_PER_SECOND, HOP, MAX_PROMPT, WINDOW_FRAMES, Decoded, Dropped, Samples, Segment, Window
+from ..types import FRAMES_PER_SECOND, MAX_PROMPT, WINDOW_FRAMES, Decoded, Dropped, Samples, Segment, Window
 from . import words
 from .fallback import dropped_as_silence, is_silence, with_fallback
 from .hallucinations import as_dropped, find_hallucination, first_with_words, is_anomalous
@@ -30,119 +28,27 @@ from .segments import text_segment
 from .tasks import PartialTranscript, PartTask, PartTasks, RecordingLanguage
 
 _FRAMES_PER_TIMESTAMP = round(SECONDS_PER_TIMESTAMP * FRAMES_PER_SECOND)
-_MARGIN_BEFORE = 2 * HOP
-_MARGIN_AFTER = 200
-"""Samples around a window that its first and last frames depend on: two hops before, half a transform after."""
 _RESET_TEMPERATURE = 0.5
 """Text decoded at a higher temperature is not part of the next window's prompt."""
 
 
 def sequential(
-    open_recording: Callable[[], Recording],
+    open_recording: Callable[[], OpenRecording],
     options: Options,
     detected: RecordingLanguage,
     tokenizer: Tokenizer,
     n_mels: int,
-    threads: AudioThreads | None = None,
 ) -> PartTasks:
     """The tasks of a recording, one per window. Take a task only when the one before has returned.
 
-    `open_recording` is called once for each of the two passes. `threads`: for voice detection.
+    `open_recording` is called once for each of the two passes.
     """
-    with open_recording() as recording:
-        survey = yield from _surveyed(recording, options, n_mels, threads)
+    with contextlib.closing(open_recording()) as recording:
+        items = recording.read(reading.survey(options, n_mels))
+        while (survey := next(items)) is None:
+            yield None
     loop = _TranscriptionLoop(survey, options, detected, tokenizer)
-    recording = open_recording()
-    yield from loop.tasks(_SampleBuffer(recording.blocks()))
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """The result of the first pass: `frames` of 10 ms, `loudest` log10 mel power, `clips` to transcribe, in frames."""
-
-    frames: int
-    loudest: float
-    clips: tuple[tuple[int, int], ...]
-
-
-def _surveyed(recording: Recording, options: Options, n_mels: int, threads: AudioThreads | None) -> Generator[None, None, Survey]:
-    """Read a recording to its end; yields between blocks."""
-    meter = _LoudnessMeter(n_mels)
-    spans: list[tuple[float, float]] = []
-    for span in speech(meter.metered(recording.blocks()), options, threads):
-        if span:
-            spans.append(span)
-        yield None
-    frames = meter.samples // HOP
-    clips = ((round(start * FRAMES_PER_SECOND), min(round(end * FRAMES_PER_SECOND), frames)) for start, end in spans)
-    return Survey(frames, meter.loudest, tuple(clips))
-
-
-class _LoudnessMeter:
-    """Measures the length and the strongest mel power of the samples that pass through it."""
-
-    def __init__(self, n_mels: int) -> None:
-        self.samples = 0
-        self.loudest = -np.inf
-        self._n_mels = n_mels
-
-    def metered(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
-        """The same blocks."""
-        buffer = _SampleBuffer(self._counted(blocks))
-        seek = 0
-        for block in buffer.blocks():
-            while buffer.end >= (seek + WINDOW_FRAMES) * HOP + _MARGIN_AFTER:
-                self._measure(*buffer.window(seek, WINDOW_FRAMES))
-                seek += WINDOW_FRAMES
-            yield block
-        while seek * HOP < self.samples:
-            frames = min(WINDOW_FRAMES, -(-(self.samples - seek * HOP) // HOP))
-            self._measure(*buffer.window(seek, frames))
-            seek += frames
-
-    def _counted(self, blocks: Iterable[Samples]) -> Iterator[Samples]:
-        for block in blocks:
-            self.samples += len(block)
-            yield block
-
-    def _measure(self, samples: Samples, margin: tuple[int, int]) -> None:
-        self.loudest = max(self.loudest, loudest(samples, margin, self._n_mels))
-
-
-class _SampleBuffer:
-    """The samples around the current window. It reads on as needed and forgets what lies before the window."""
-
-    def __init__(self, blocks: Iterable[Samples]) -> None:
-        self._blocks = iter(blocks)
-        self._samples = np.zeros(0, np.float32)
-        self._start = 0
-
-    @property
-    def end(self) -> int:
-        """The index of the sample after the last one read."""
-        return self._start + len(self._samples)
-
-    def blocks(self) -> Iterator[Samples]:
-        """Read on, block by block."""
-        for block in self._blocks:
-            self._samples = np.concatenate([self._samples, block])
-            yield block
-
-    def window(self, seek: int, frames: int) -> tuple[Samples, tuple[int, int]]:
-        """The samples of `frames` frames from frame `seek` on, at most to the end, with margins; the margins' sizes."""
-        begin, end = seek * HOP, (seek + frames) * HOP
-        blocks = self.blocks()
-        while self.end < end + _MARGIN_AFTER and next(blocks, None) is not None:
-            pass
-        before = min(begin, _MARGIN_BEFORE)
-        self._drop(begin - before)
-        end = min(end, self.end)
-        after = min(_MARGIN_AFTER, self.end - end)
-        return self._samples[: before + end - begin + after].copy(), (before, after)
-
-    def _drop(self, until: int) -> None:
-        self._samples = self._samples[until - self._start :]
-        self._start = until
+    yield from loop.tasks(SampleBuffer(open_recording().read(reading.blocks)))
 
 
 class _TranscriptionLoop:
@@ -160,7 +66,7 @@ class _TranscriptionLoop:
         self._last_speech = 0.0
         self._words_end = 0.0
 
-    def tasks(self, buffer: _SampleBuffer) -> PartTasks:
+    def tasks(self, buffer: SampleBuffer) -> PartTasks:
         """One task per window."""
         for start, end in self._survey.clips:
             self._seek = start

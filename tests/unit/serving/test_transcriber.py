@@ -521,6 +521,7 @@ def test_a_decoder_that_hangs_ends_one_request_and_is_replaced(monkeypatch: pyte
         yield from frames(recording)
 
     monkeypatch.setattr(Recording, "_frames", hanging)
+    monkeypatch.setattr("whispercore.serving.transcriber.reads_in_processes", lambda: False)
     with Transcriber(Settings(reading_stall_seconds=0.3), engine=FakeEngine()) as transcriber:
         poisoned = [transcriber.submit(wav(3.0), WHOLE) for _ in range(2 * logical_cores())]
         for job in poisoned:

@@ -551,6 +551,9 @@ def test_a_refusal_for_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPa
     with Transcriber(Settings(max_open_requests=1), engine=engine) as transcriber:
         mailbox = Mailbox(transcriber)
         assert mailbox.exchange([row("first", wav(1.0))]) == {}
+        deadline = time.monotonic() + PATIENCE
+        while transcriber.waiting_audio_seconds != 1.0 and time.monotonic() < deadline:  # more is guessed until it has been opened
+            time.sleep(0.001)
         monkeypatch.setattr(type(transcriber.scheduler), "speed", 0.08)  # of the one second that waits
         response = mailbox.exchange([row("first", wav(1.0)), row("second", wav(2.0))])["second"]
         assert response.status == 503 and response.headers["Retry-After"] == "13"
