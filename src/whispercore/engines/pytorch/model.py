@@ -122,7 +122,7 @@ class Model:
         rows = _ROWS if x.device.type == "cpu" and not self.compiles else x.shape[1]
         for block in self.encoder:
             attended = attend(*attend_self(block, x))
-            parts = zip(x.split(rows, dim=1), attended.split(rows, dim=2), strict=True)
+            parts = zip(torch.split(x, rows, dim=1), torch.split(attended, rows, dim=2), strict=True)
             x = torch.cat([feed_forward(block, block.out, *part) for part in parts], dim=1)
         return self.ln_post(x)
 
