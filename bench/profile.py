@@ -191,7 +191,7 @@ def encoder_flops(dims: ModelDimensions) -> float:
 
 def _step_limit(dims: ModelDimensions, tokens: float, engine: CTranslate2Engine, machine: dict[str, float]) -> float:
     """Seconds for reading the memory that a window's tokens need: its keys and values, and its share of the int8 weights."""
-    size = engine._decoder.cross_dtype.itemsize if engine._decoder else 4
+    size = engine._decoder.decoder.cross_dtype.itemsize if engine._decoder else 4
     cross = dims.n_text_layer * 2 * POSITIONS * dims.n_text_state * size
     weights = dims.n_text_layer * 14 * dims.n_text_state**2 + dims.n_vocab * dims.n_text_state
     return float(tokens * (cross + weights / TOGETHER) / machine["read_gbs"] / 1e9)

@@ -41,8 +41,9 @@ from .rules import (
 )
 
 if TYPE_CHECKING:
-    from .pytorch.decoder import AudioKeys, Decoder
+    from .pytorch.decoder import AudioKeys
     from .pytorch.encoder import Encoder
+    from .pytorch.sampling import Sampler
 
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
@@ -108,13 +109,13 @@ def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
     return load_encoder(checkpoint, precision) if precision else None
 
 
-def _decoder(checkpoint: Path, compute_type: str) -> Decoder | None:
+def _decoder(checkpoint: Path, compute_type: str) -> Sampler | None:
     """PyTorch's decoder in 8 bits, for int8, from a checkpoint in floats, where PyTorch has the kernels."""
     if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
         return None
-    from .pytorch import decoder, int8  # here: this engine works without PyTorch
+    from .pytorch import decoder, int8, sampling  # here: this engine works without PyTorch
 
-    return decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16()) if int8.is_available() else None
+    return sampling.Sampler(decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16())) if int8.is_available() else None
 
 
 class Copy:
@@ -170,7 +171,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
         threads: int,
         max_batch: int,
         encoder: Encoder | None = None,
-        decoder: Decoder | None = None,
+        decoder: Sampler | None = None,
         replicas: int = 1,
     ) -> None:
         self._load = partial(Whisper, str(folder), device=device, compute_type=compute_type)
@@ -248,13 +249,11 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
             return None
         import torch  # here: this engine works without PyTorch
 
-        return self._decoder.audio_keys(torch.from_numpy(np.array(features)))
+        return self._decoder.decoder.audio_keys(torch.from_numpy(np.array(features)))
 
     def _detect_languages(self, model: Copy, features: Encoded, indices: list[int]) -> Iterator[Mapping[str, float]]:
         if self._decoder and features.keys:
-            from .pytorch import sampling  # here: this engine works without PyTorch
-
-            yield from sampling.detect_languages(self._decoder, features.keys.of(indices), self.tokenizer)
+            yield from self._decoder.detect_languages(features.keys.of(indices))
             return
         for probabilities in model.whisper.detect_language(_rows(features.features, indices)):
             yield {token.strip("<|>"): probability for token, probability in probabilities}
@@ -264,11 +263,9 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     ) -> list[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
-            from .pytorch import sampling  # here: this engine works without PyTorch
-
             step_threads = self._step_threads if len(windows) == 1 and model is self.model else None
             try:
-                return sampling.sample(self._decoder, features.keys.of(indices), windows, starts, self.tokenizer, step_threads)
+                return self._decoder.sample(features.keys.of(indices), windows, starts, step_threads)
             finally:
                 _use_threads(model.threads)
         encoded = _rows(features.features, indices)
@@ -281,9 +278,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     def _align(self, model: Copy, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""
         if self._decoder and features.keys:
-            from .pytorch import sampling  # here: this engine works without PyTorch
-
-            return sampling.align(self._decoder, features.keys.of(indices), texts, self.tokenizer)
+            return self._decoder.align(features.keys.of(indices), texts)
         times: dict[int, TokenTimes] = {}
         for group in group_indices([text.start for text in texts]):
             tokens, frames = [list(texts[i].tokens) for i in group], [max(texts[i].frames, _LEAST_FRAMES) for i in group]

@@ -105,51 +105,57 @@ class _Row:
             self.ended = len(self.tokens) >= self.limit
 
 
-def sample(
-    decoder: Decoder,
-    audio: AudioKeys,
-    windows: Sequence[Window],
-    starts: Sequence[Sequence[int]],
-    tokenizer: Tokenizer,
-    step_threads: StepThreads | None = None,
-) -> list[SampledSequence]:
-    """The best text of each window. `audio`: of these windows; `starts`: their start sequences.
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """The decoder with what it takes to make texts. `audio`: always of the windows in question."""
 
-    The windows share a `batch_key` whose decoding has no beams and no penalties. `step_threads`: chooses PyTorch's threads for each
-    step; None: they stay as they are.
-    """
-    decoding = windows[0].decoding
-    group = (decoding.best_of or 1) if decoding.temperature > 0 else 1
-    # the last token that the context has room for is sampled, but never read
-    limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx + 1 - len(start)) for start in starts]
-    noise = seeds(windows, group).tolist()
-    rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
-    text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
-    hidden, no_speech = _read_starts(decoder, audio, text, starts, group, tokenizer)
-    _extend(decoder, audio, text, rows, group, hidden, TokenRules.of(tokenizer, decoding), decoding.temperature, step_threads)
-    texts = [rows[first : first + group] for first in range(0, len(rows), group)]
-    return [
-        best_sequence([row.tokens for row in some], [row.score for row in some], silence, decoding.length_penalty)
-        for some, silence in zip(texts, no_speech, strict=True)
-    ]
+    decoder: Decoder
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return Tokenizer(self.decoder.dims.n_vocab)
 
-def detect_languages(decoder: Decoder, audio: AudioKeys, tokenizer: Tokenizer) -> list[Mapping[str, float]]:
-    """The probability of every language for each window of `audio`."""
-    tokens = torch.full((len(audio.keys[0]), 1), tokenizer.openai.sot)
-    logits = decoder.unembed(decoder.read(tokens, audio)[:, 0])
-    probabilities = logits[:, list(tokenizer.openai.all_language_tokens)].softmax(dim=1)
-    return [dict(zip(tokenizer.languages, row, strict=True)) for row in probabilities.tolist()]
+    def detect_languages(self, audio: AudioKeys) -> list[Mapping[str, float]]:
+        """The probability of every language for each window."""
+        tokenizer = self.tokenizer
+        tokens = torch.full((len(audio.keys[0]), 1), tokenizer.openai.sot)
+        logits = self.decoder.unembed(self.decoder.read(tokens, audio)[:, 0])
+        probabilities = logits[:, list(tokenizer.openai.all_language_tokens)].softmax(dim=1)
+        return [dict(zip(tokenizer.languages, row, strict=True)) for row in probabilities.tolist()]
 
+    def sample(
+        self, audio: AudioKeys, windows: Sequence[Window], starts: Sequence[Sequence[int]], step_threads: StepThreads | None = None
+    ) -> list[SampledSequence]:
+        """The best text of each window. `starts`: their start sequences.
 
-def align(decoder: Decoder, audio: AudioKeys, texts: Sequence[AlignmentText], tokenizer: Tokenizer) -> list[TokenTimes]:
-    """The times of the tokens of each text. `audio`: of their windows."""
+        The windows share a `batch_key` whose decoding has no beams and no penalties. `step_threads`: chooses PyTorch's threads for
+        each step; None: they stay as they are.
+        """
+        decoder, decoding = self.decoder, windows[0].decoding
+        group = (decoding.best_of or 1) if decoding.temperature > 0 else 1
+        # the last token that the context has room for is sampled, but never read
+        limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx + 1 - len(start)) for start in starts]
+        noise = seeds(windows, group).tolist()
+        rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
+        text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
+        hidden, no_speech = _read_starts(decoder, audio, text, starts, group, self.tokenizer)
+        rules = TokenRules.of(self.tokenizer, decoding)
+        _extend(decoder, audio, text, rows, group, hidden, rules, decoding.temperature, step_threads)
+        texts = [rows[first : first + group] for first in range(0, len(rows), group)]
+        return [
+            best_sequence([row.tokens for row in some], [row.score for row in some], silence, decoding.length_penalty)
+            for some, silence in zip(texts, no_speech, strict=True)
+        ]
 
-    def attend(indices: Sequence[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, scores = decoder.alignment_scores(tokens, audio.of(indices))
-        return decoder.unembed(hidden.flatten(0, 1)).view(*tokens.shape, -1), scores
+    def align(self, audio: AudioKeys, texts: Sequence[AlignmentText]) -> list[TokenTimes]:
+        """The times of the tokens of each text."""
 
-    return align_by(attend, texts, tokenizer)
+        def attend(indices: Sequence[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
+            hidden, scores = self.decoder.alignment_scores(tokens, audio.of(indices))
+            return self.decoder.unembed(hidden.flatten(0, 1)).view(*tokens.shape, -1), scores
+
+        return align_by(attend, texts, self.tokenizer)
 
 
 def _read_starts(

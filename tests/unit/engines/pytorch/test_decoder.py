@@ -20,7 +20,7 @@ from whispercore.engines.ct2 import CTranslate2Engine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.pytorch import decoder, int8
 from whispercore.engines.pytorch.linear import Linear
-from whispercore.engines.pytorch.sampling import TokenRules
+from whispercore.engines.pytorch.sampling import Sampler, TokenRules
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import Decoding, Samples, Window
 
@@ -66,7 +66,7 @@ class Encoder:
 def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder) -> CTranslate2Engine:
     encoder = cast(Any, Encoder(reference))
     return CTranslate2Engine(
-        folder, name="nano", device="cpu", compute_type="float32", threads=1, max_batch=8, encoder=encoder, decoder=loaded
+        folder, name="nano", device="cpu", compute_type="float32", threads=1, max_batch=8, encoder=encoder, decoder=Sampler(loaded)
     )
 
 
