@@ -133,6 +133,11 @@ class Backlog:
         """Whether a request with windows in the queue will submit more within a moment."""
         return any(request.more_coming for request in self._waiting)
 
+    @property
+    def clips(self) -> int:
+        """The number of requests whose only window waits."""
+        return sum(request.submitted == 1 and not request.more_coming for request in self._waiting)
+
     def push(self, key: Hashable, request: QueuedRequest, window: Window, on_outcome: OnOutcome) -> None:
         """Add a request's next window."""
         client = self._client(request.client)

@@ -35,6 +35,9 @@ arrived with it: of 32 clips that are sent at once the first would be decoded al
 WAIT_FOR_OUTCOMES = 0.1
 """Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
+CLIPS_SHARE = 4
+"""The share, one in so many, of a full batch that is decoded when a clip waits beside a longer recording: with base on two cores 0.8 s
+instead of 3.0. The windows of the longer one take a fifth more time in it."""
 SMOOTHING = 0.2
 """The weight of the last batch in the mean speed."""
 FORGETTING = 0.98
@@ -213,7 +216,7 @@ class Scheduler:
     def _decode_batch(self, engine: Engine, key: Hashable) -> LastBatch:
         """Decode one batch and deliver the outcomes."""
         with self._changed:
-            batch = self._pop(key, self.batch_limit)
+            batch = self._pop(key, self._batch_size())
         if not batch:
             return LastBatch()
         began = time.monotonic()
@@ -221,6 +224,17 @@ class Scheduler:
         ended = time.monotonic()
         self._deliver_all(batch, outcomes)
         return LastBatch(len({queued.request for queued in batch}), ended, ended - began)
+
+    def _batch_size(self) -> int:
+        """The most windows of the next batch: fewer when clips wait beside longer recordings, so that the clips' replies come sooner.
+
+        A clip has waited for the batch before. A full batch would keep it as long again, for windows of a recording whose reply comes
+        later anyway.
+        """
+        clips = self._backlog.clips
+        if not 0 < clips < self._backlog.requests:
+            return self.batch_limit
+        return min(self.batch_limit, max(2 * clips, self.batch_limit // CLIPS_SHARE))
 
     def _refill(self, engine: RefillingEngine, key: Hashable, turn: Turn | None) -> LastBatch:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""

@@ -104,6 +104,23 @@ def test_a_clip_goes_into_the_next_batch_before_a_long_file() -> None:
     scheduler.close()
 
 
+@pytest.mark.parametrize(("clips", "windows"), [(0, 8), (1, 2), (3, 6), (8, 8)])
+def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows: int) -> None:
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = QueuedRequest()
+    for start in range(20):
+        outcomes.submit(scheduler, file, float(start))
+    for clip in range(clips):
+        outcomes.submit(scheduler, QueuedRequest(), 1000.0 + clip)
+    engine.open_gate()
+    outcomes.wait(21 + clips)
+    batch = engine.batches[1]
+    assert len(batch) == windows and sum(start >= 1000 for start in batch) == clips - (clips == 8)
+    assert sum(len(each) == 8 for each in engine.batches) >= 2, "the file alone has full batches"
+    scheduler.close()
+
+
 def test_a_stream_of_clips_does_not_starve_a_file() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     scheduler = busy(engine, outcomes)
