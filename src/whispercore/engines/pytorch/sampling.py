@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...tokenizer import Tokenizer
 from ...types import Decoding, Window
-from ..alignment import align_by
+from ..alignment import attention_matrix, jumps
 from ..batched import SampledSequence, TokenTimes, best_sequence
 from ..noise import drawn, seeds
 from ..rules import LAST_TIMESTAMP, AlignmentText, group_indices, last_initial_timestamp, suppressed_tokens
@@ -149,13 +150,19 @@ class Sampler:
         ]
 
     def align(self, audio: AudioKeys, texts: Sequence[AlignmentText]) -> list[TokenTimes]:
-        """The times of the tokens of each text."""
+        """The times of the tokens of each text, as `alignment.align_by`."""
+        no_timestamps, eot = self.tokenizer.openai.no_timestamps, self.tokenizer.eot
+        rows = [torch.tensor([*text.start, no_timestamps, *text.tokens, eot]) for text in texts]
+        hidden, scores = self.decoder.alignment_scores(pad_sequence(rows, batch_first=True, padding_value=eot), audio)
+        steps = jumps([-attention_matrix(own, text).double().numpy() for own, text in zip(scores, texts, strict=True)])
+        return [(entered.tolist(), self._probs(states, text)) for entered, states, text in zip(steps, hidden, texts, strict=True)]
 
-        def attend(indices: Sequence[int], tokens: Tensor) -> tuple[Tensor, Tensor]:
-            hidden, scores = self.decoder.alignment_scores(tokens, audio.of(indices))
-            return self.decoder.unembed(hidden.flatten(0, 1)).view(*tokens.shape, -1), scores
-
-        return align_by(attend, texts, self.tokenizer)
+    def _probs(self, hidden: Tensor, text: AlignmentText) -> list[float]:
+        """The probability of each token among all text tokens. `hidden`: the text's states (length, width)."""
+        begin = len(text.start)
+        logits = self.decoder.unembed(hidden[begin : begin + len(text.tokens)])[:, : self.tokenizer.eot]
+        probs: list[float] = logits.softmax(dim=1).gather(1, torch.tensor(text.tokens)[:, None])[:, 0].tolist()
+        return probs
 
 
 def _read_starts(
