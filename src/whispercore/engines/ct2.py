@@ -249,7 +249,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
             return None
         import torch  # here: this engine works without PyTorch
 
-        return self._decoder.decoder.audio_keys(torch.from_numpy(np.array(features)))
+        return self._decoder.audio_keys(torch.from_numpy(np.array(features)))
 
     def _detect_languages(self, model: Copy, features: Encoded, indices: list[int]) -> Iterator[Mapping[str, float]]:
         if self._decoder and features.keys:

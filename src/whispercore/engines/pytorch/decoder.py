@@ -78,21 +78,25 @@ class Decoder:
     def _size(self) -> int:
         return int(self.dims.n_text_state // self.dims.n_text_head)
 
-    def audio_keys(self, features: Tensor) -> AudioKeys:
-        """The encoder's output, float32 (windows, 1500, width) → the keys and values of its cross-attention."""
-        keys, values = [], []
-        for layer in self.layers:
-            both = layer.kv(features.flatten(0, 1)).to(self.cross_dtype)
-            split = both.view(*features.shape[:2], 2, self.dims.n_text_head, self._size).permute(2, 0, 3, 1, 4)
-            keys.append(split[0].contiguous())
-            values.append(split[1].contiguous())
+    def room_for_audio(self, windows: int) -> AudioKeys:
+        """Memory for the keys of so many windows."""
+        shape = (windows, self.dims.n_text_head, self.dims.n_audio_ctx, self._size)
+        keys, values = ([torch.empty(shape, dtype=self.cross_dtype) for _ in self.layers] for _ in range(2))
         return AudioKeys(keys, values)
 
-    def text_keys(self, rows: int, positions: int) -> TextKeys:
-        """Room for the keys of `rows` texts of up to `positions` tokens."""
-        shape = (rows, self.dims.n_text_head, positions, self._size)
+    def room_for_text(self, rows: int) -> TextKeys:
+        """Memory for the keys of so many texts."""
+        shape = (rows, self.dims.n_text_head, self.dims.n_text_ctx, self._size)
         keys, values = ([torch.zeros(shape) for _ in self.layers] for _ in range(2))
         return TextKeys(keys, values)
+
+    def fill_audio(self, features: Tensor, room: AudioKeys) -> None:
+        """Compute the cross-attention's keys and values of the encoder's output, float32 (windows, 1500, width)."""
+        for layer, keys, values in zip(self.layers, room.keys, room.values, strict=True):
+            for window, own in enumerate(features):
+                split = layer.kv(own).view(len(own), 2, self.dims.n_text_head, self._size).permute(1, 2, 0, 3)
+                keys[window].copy_(split[0])
+                values[window].copy_(split[1])
 
     def read(self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None = None, rows: Tensor | None = None) -> Tensor:
         """Texts from their first token on (windows, length), one a window → hidden states (windows, length, width).

@@ -6,6 +6,7 @@ The rules of one row are a few slices of its logits, so they are applied with Nu
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from .step_threads import StepThreads
 
 Logits = npt.NDArray[np.float32]
 _OUT = np.float32(-np.inf)
+_MOST_ROWS_KEPT = 8
+"""Texts for whose keys a thread keeps memory: 11 MB each with base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +109,43 @@ class _Row:
             self.ended = len(self.tokens) >= self.limit
 
 
+@dataclass  # without slots: threads would share what lies in them
+class _Rooms(threading.local):
+    """Memory that a thread uses again for every batch. Fresh memory costs more than filling it, and large blocks of many sizes
+    take twice their memory from the C library."""
+
+    audio: AudioKeys | None = None
+    text: TextKeys | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """The decoder with what it takes to make texts. `audio`: always of the windows in question."""
 
     decoder: Decoder
+    _rooms: _Rooms = field(default_factory=_Rooms)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's."""
         return Tokenizer(self.decoder.dims.n_vocab)
+
+    def audio_keys(self, features: Tensor) -> AudioKeys:
+        """The keys and values of the encoder's output, float32 (windows, 1500, width); valid until this thread's next call."""
+        room = self._rooms.audio
+        if room is None or len(room.keys[0]) < len(features):
+            room = self._rooms.audio = self.decoder.room_for_audio(len(features))
+        keys = room.of(range(len(features)))
+        self.decoder.fill_audio(features, keys)
+        return keys
+
+    def _text_keys(self, rows: int) -> TextKeys:
+        room = self._rooms.text
+        if room is None or len(room.keys[0]) < rows:
+            room = self.decoder.room_for_text(rows)
+            if rows <= _MOST_ROWS_KEPT:
+                self._rooms.text = room
+        return room
 
     def detect_languages(self, audio: AudioKeys) -> list[Mapping[str, float]]:
         """The probability of every language for each window."""
@@ -139,7 +169,7 @@ class Sampler:
         limits = [min(decoding.max_sampled, decoder.dims.n_text_ctx + 1 - len(start)) for start in starts]
         noise = seeds(windows, group).tolist()
         rows = [_Row(i // group, len(starts[i // group]), limits[i // group], seed) for i, seed in enumerate(noise)]
-        text = decoder.text_keys(len(rows), max(row.start + row.limit for row in rows) - 1)
+        text = self._text_keys(len(rows))
         hidden, no_speech = _read_starts(decoder, audio, text, starts, group, self.tokenizer)
         rules = TokenRules.of(self.tokenizer, decoding)
         _extend(decoder, audio, text, rows, group, hidden, rules, decoding.temperature, step_threads)

@@ -63,10 +63,10 @@ class Encoder:
         return features
 
 
-def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder) -> CTranslate2Engine:
+def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder, threads: int = 1) -> CTranslate2Engine:
     encoder = cast(Any, Encoder(reference))
     return CTranslate2Engine(
-        folder, name="nano", device="cpu", compute_type="float32", threads=1, max_batch=8, encoder=encoder, decoder=Sampler(loaded)
+        folder, name="nano", device="cpu", compute_type="float32", threads=threads, max_batch=8, encoder=encoder, decoder=Sampler(loaded)
     )
 
 
@@ -129,6 +129,14 @@ def test_neighbours_may_have_other_prompts_and_languages(
 def test_in_8_bits_a_window_does_not_depend_on_its_neighbours(in_8_bits: CTranslate2Engine, recordings: list[Samples]) -> None:
     asked = windows(recordings)
     assert [found.tokens for found in in_8_bits.decode(asked)] == [in_8_bits.decode([window])[0].tokens for window in asked]
+
+
+def test_the_parts_of_a_batch_on_several_threads_share_no_memory(folder: Path, reference: OpenAIEngine, recordings: list[Samples]) -> None:
+    asked, loaded = windows(recordings, Decoding(language="en", alignment="all")), decoder.load_decoder(NANO, bfloat16=False)
+    alone, together = engine(folder, reference, loaded), engine(folder, reference, loaded, threads=2)
+    expected = [alone.decode([window])[0] for window in asked]
+    for _ in range(3):
+        check_equal(together.decode(asked), expected)
 
 
 def test_a_row_of_a_product_is_the_same_in_any_company() -> None:
