@@ -15,7 +15,7 @@ def start(module: str, call: str, descriptors: Sequence[int], **environment: str
     `descriptors`: the files that it keeps open. `environment`: variables that are set besides those of this process.
     Raises OSError.
     """
-    # Without the current folder, where anybody's numpy.py may lie.
+    # The current folder is left out: another user may have put a numpy.py there.
     path = [str(Path(__file__).resolve().parents[2]), *(folder for folder in sys.path if folder)]
     code = f"import sys; sys.path[:] = {path!r}; from {module} import {call.partition('(')[0]}; {call}"
     # NumPy reserves memory for each thread.

@@ -133,7 +133,7 @@ def descriptor_of(source: Source) -> int | None:
 
 
 class DescriptorFile:
-    """A file descriptor as a file with a position of its own; several may share what the descriptor stands for."""
+    """Reads a file descriptor. Each object keeps its own position, so several objects may read the same file."""
 
     def __init__(self, descriptor: int) -> None:
         """The descriptor belongs to this object from now on."""

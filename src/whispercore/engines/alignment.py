@@ -141,7 +141,7 @@ def attention_matrix(scores: torch.Tensor, text: AlignmentText) -> torch.Tensor:
 def running_median(x: torch.Tensor) -> torch.Tensor:
     """The median of seven neighbours in the last dimension, mirrored at its ends; `x` where it is too short for one.
 
-    The same as `whisper.timing.median_filter`, which sorts every seven, and on a GPU compiles a kernel of its own.
+    The same as `whisper.timing.median_filter`, which sorts every seven values. On a GPU that function compiles a kernel.
     """
     half = MEDIAN_FRAMES // 2
     if x.shape[-1] <= half:

@@ -71,6 +71,7 @@ def load(settings: Settings, device: str) -> Engine:
     threads = decoding_threads(settings)
     weights, memory = (folder / "model.bin").stat().st_size, available_memory()
     best = _GPU_BATCH if device == "cuda" else cpu_batch(threads, weights, memory)
+    by_torch = device == "cpu" and _may_use_torch(checkpoint, compute_type)
     return CTranslate2Engine(
         folder,
         name=model_name(checkpoint),
@@ -78,8 +79,8 @@ def load(settings: Settings, device: str) -> Engine:
         compute_type=compute_type,
         threads=threads,
         max_batch=settings.batch_size or best,
-        encoder=_encoder(checkpoint, compute_type) if device == "cpu" else None,
-        decoder=_decoder(checkpoint, compute_type) if device == "cpu" else None,
+        encoder=_encoder(checkpoint) if by_torch else None,
+        decoder=_decoder(checkpoint) if by_torch else None,
         replicas=memory // (_REPLICAS_SHARE * weights) if device == "cpu" else 1,
     )
 
@@ -99,20 +100,21 @@ def precisions(device: str) -> tuple[str, ...]:
     return supported(device)
 
 
-def _encoder(checkpoint: Path, compute_type: str) -> Encoder | None:
-    """PyTorch's encoder, where it is faster than CTranslate2's: for int8, from a checkpoint in floats. None elsewhere."""
-    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
-        return None
+def _may_use_torch(checkpoint: Path, compute_type: str) -> bool:
+    """Whether PyTorch may compute parts of the model: in int8, from a checkpoint in floats."""
+    return compute_type.startswith("int8") and has_torch() and not (is_ct2(checkpoint) and not is_float(checkpoint))
+
+
+def _encoder(checkpoint: Path) -> Encoder | None:
+    """PyTorch's encoder, where it is faster than CTranslate2's. None elsewhere."""
     from .pytorch.encoder import fastest_precision, load_encoder  # here: this engine works without PyTorch
 
     precision = fastest_precision()
     return load_encoder(checkpoint, precision) if precision else None
 
 
-def _decoder(checkpoint: Path, compute_type: str) -> Sampler | None:
-    """PyTorch's decoder in 8 bits, for int8, from a checkpoint in floats, where PyTorch has the kernels."""
-    if not compute_type.startswith("int8") or (is_ct2(checkpoint) and not is_float(checkpoint)) or not has_torch():
-        return None
+def _decoder(checkpoint: Path) -> Sampler | None:
+    """PyTorch's decoder in 8 bits, where PyTorch has the kernels. None elsewhere."""
     from .pytorch import decoder, int8, sampling  # here: this engine works without PyTorch
 
     return sampling.Sampler(decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16())) if int8.is_available() else None

@@ -1,4 +1,4 @@
-"""Whisper's decoder in 8 bits for CPUs: four times as fast as CTranslate2's, whose products of few rows are slow (bench/profile.md).
+"""Whisper's decoder in 8 bits for CPUs: a lone window's token takes half of CTranslate2's time (bench/profile.md).
 
 The same arithmetic as openai-whisper's model.py, with query, key and value fused. Activations are float32; keys and values of the
 cross-attention, which every token reads as a whole, are bfloat16 where the processor multiplies that.
