@@ -36,6 +36,7 @@ from whispercore.torchserve.handshake import (
     OPEN_REQUESTS_FILE,
     SPOOL_DIR,
     WATCHDOG_TOKEN,
+    OpenRequests,
     WorkerHealth,
     serves_line,
 )
@@ -63,7 +64,7 @@ class WhisperHandler:
     transcriber: Transcriber
 
     def __init__(self) -> None:
-        self._open_requests = -1
+        self._open_requests: OpenRequests | None = None
         self._ready: bool | None = None
         self._waiting_seconds = -1
         self._success_published = self._health_written = 0.0
@@ -138,11 +139,12 @@ class WhisperHandler:
 
     def _publish_open_requests(self, context: Any) -> None:
         """Publish the number of open requests: to Prometheus, and to serve.sh, which stops the server when it is 0."""
-        if self._open_requests == len(self.mailbox):
+        now = OpenRequests(len(self.mailbox), self.mailbox.intake.jobs.closing)
+        if self._open_requests == now:
             return
-        self._open_requests = len(self.mailbox)
-        _write(OPEN_REQUESTS_FILE, f"{self._open_requests}\n")
-        _measure(context, "whisper_open_requests", self._open_requests, kind=MetricTypes.GAUGE)
+        self._open_requests = now
+        _write(OPEN_REQUESTS_FILE, str(now))
+        _measure(context, "whisper_open_requests", now.number, kind=MetricTypes.GAUGE)
 
     def _publish_counters(self, context: Any) -> None:
         """Publish to Prometheus what has been counted since the last call, and whether the worker is ready."""

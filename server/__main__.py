@@ -128,7 +128,7 @@ def watch(server: TorchServe, door: FrontDoor | None, watchdog: WorkerWatchdog, 
         if now - checked_at >= HEALTH_SECONDS:
             checked_at = now
             healthy_at = now if healthy(server.configuration.inference) else healthy_at
-            if server.open_requests and server.unchanged_seconds >= HEALTH_SECONDS:
+            if server.open_requests.number and server.unchanged_seconds >= HEALTH_SECONDS:
                 wake_worker(server.configuration.inference)
         watchdog.look()
         if now - healthy_at > UNHEALTHY_SECONDS:

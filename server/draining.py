@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import time
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ POLL_SECONDS = 0.1
 # but it is found by a later count within this time.
 QUIET_SECONDS = 0.5
 WAKE_SECONDS = 2.0
+REFUSING_SECONDS = 2.0
+"""How long requests that are on their way when the worker begins to refuse them are waited for: they get the reason, not a closed port."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,12 @@ def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> Pend
     """Wait until every request is answered and the gateway, which accepts none any more, has ended. Then return None.
 
     When the grace period is over, TorchServe has ended or a second signal has arrived, the requests that are still pending are returned.
-    New requests are answered in the first half of the grace period. In the second half the worker refuses them, and only those that the
-    worker already holds are waited for: otherwise a steady stream of requests would never end.
+    New requests are answered in the first half of the grace period. In the second half the worker refuses them, and soon only those that
+    the worker already holds are waited for: otherwise a steady stream of requests would never end.
     """
     grace = server.configuration.grace_seconds
     began = busy_at = woken_at = time.monotonic()
+    refuses_since = math.inf
     if door:
         door.terminate()
     while True:
@@ -54,13 +58,18 @@ def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> Pend
         refusing = now - began > grace / 2
         if refusing:
             server.refuse_new_requests()
-        busy = (pending.in_worker > 0 if refusing else pending.total > 0) or (door is not None and door.alive)
-        busy_at = now if busy else busy_at
-        if now - busy_at >= QUIET_SECONDS:
+        if server.open_requests.refuses:
+            refuses_since = min(refuses_since, now)
+        worker_is_unaware = refusing and refuses_since == math.inf
+        waited_for = pending.in_worker if now - refuses_since > REFUSING_SECONDS else pending.total
+        busy = waited_for > 0 or (door is not None and door.alive)
+        busy_at = now if busy or worker_is_unaware else busy_at
+        # The count in the worker is 0 for a moment whenever it has answered a batch. Counting at such moments only must not end the wait.
+        if min(now - busy_at, server.unchanged_seconds) >= QUIET_SECONDS:
             return None
         if now - began > grace or stop.immediate or not server.alive:
             return pending if busy else None
-        if pending.in_worker and now - woken_at >= WAKE_SECONDS:
+        if (pending.in_worker or worker_is_unaware) and now - woken_at >= WAKE_SECONDS:
             woken_at = now
             wake_worker(server.configuration.inference)
         stop.wait(POLL_SECONDS)
@@ -69,7 +78,7 @@ def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> Pend
 def pending_requests(server: TorchServe) -> PendingRequests:
     """Count the unanswered requests."""
     configuration = server.configuration
-    return PendingRequests(server.open_requests, _queued(configuration.management), busy_connections(configuration.inference.port))
+    return PendingRequests(server.open_requests.number, _queued(configuration.management), busy_connections(configuration.inference.port))
 
 
 def _queued(management: Address) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from whispercore.torchserve import handshake
-from whispercore.torchserve.handshake import WorkerHealth
+from whispercore.torchserve.handshake import OpenRequests, WorkerHealth
 
 from . import ROOT
 from .configuration import Configuration, StartError
@@ -30,7 +30,7 @@ KILL_SECONDS = 10.0
 """How long the processes may take to disappear after SIGKILL."""
 PREFIX = "whisper-torchserve-"
 LOCK_FILE = "lock"
-# The worker writes the number of open requests to the first file, and its last success to the second. It refuses new requests when the
+# The worker writes its open requests to the first file, and its last success to the second. It refuses new requests when the
 # third exists, and is not ready when the fourth does.
 OPEN_REQUESTS, HEALTH, CLOSING, NOT_READY, SPOOL = "open-requests", "health", "closing", "not-ready", "spool"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -49,6 +49,7 @@ class TorchServe:
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=configuration.temporary))
         self._lock = lock_file(self.folder / LOCK_FILE)
         self._guard = self._guarded()
+        self._open_requests = OpenRequests()
         self._written, self._written_seen = 0, 0.0
         self.watchdog_token = secrets.token_hex(16)
         environment = _environment(self.folder) | {handshake.WATCHDOG_TOKEN: self.watchdog_token}
@@ -89,12 +90,11 @@ class TorchServe:
         return self.process.poll() is None
 
     @property
-    def open_requests(self) -> int:
-        """The number of open requests that the worker last wrote; 0 before the first time."""
-        try:
-            return int((self.folder / OPEN_REQUESTS).read_text() or 0)
-        except (OSError, ValueError):
-            return 0
+    def open_requests(self) -> OpenRequests:
+        """What the worker last wrote about its open requests; none before the first time."""
+        with contextlib.suppress(OSError, ValueError):  # the worker is writing: what it wrote before
+            self._open_requests = OpenRequests.parse((self.folder / OPEN_REQUESTS).read_text())
+        return self._open_requests
 
     @property
     def unchanged_seconds(self) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 API_VERSION = "1.0"
 """A part of every URL, /predictions/whisper/1.0/v1/audio/transcriptions. Releases of the software do not change it."""
 OPEN_REQUESTS_FILE = "WHISPER_OPEN_REQUESTS_FILE"
-"""Environment variable: the file in which the worker writes the number of its open requests."""
+"""Environment variable: the file in which the worker writes its `OpenRequests`."""
 CLOSING_FILE = "WHISPER_CLOSING_FILE"
 """Environment variable: the file that the launcher creates so that the worker refuses new requests."""
 HEALTH_FILE = "WHISPER_HEALTH_FILE"
@@ -29,6 +29,24 @@ CLIENT_HEADER = "x-whisper-client"
 CANNOT_START = "whisper cannot start: "
 """The beginning of the line in which the worker logs why it cannot start."""
 _SERVES = re.compile(r"whispercore \S+ serves (.*)")
+
+
+class OpenRequests(NamedTuple):
+    """What the worker writes into `OPEN_REQUESTS_FILE`: their number, and whether it has begun to refuse new ones."""
+
+    number: int = 0
+    refuses: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.number} {'refuses' if self.refuses else 'accepts'}\n"
+
+    @classmethod
+    def parse(cls, text: str) -> OpenRequests:
+        """Raises ValueError for a line that is not complete."""
+        number, state = text.removesuffix("\n").split(" ")
+        if not text.endswith("\n"):
+            raise ValueError(text)
+        return cls(int(number), state == "refuses")
 
 
 class WorkerHealth(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from whispercore.torchserve.handshake import WorkerHealth, served, serves_line
+from whispercore.torchserve.handshake import OpenRequests, WorkerHealth, served, serves_line
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,3 +35,11 @@ def test_the_workers_health_is_read_as_it_was_written() -> None:
     for half in ("", "12.5", "12.5 0.2", "12.5 \n"):
         with pytest.raises(ValueError, match=r".*"):
             WorkerHealth.parse(half)
+
+
+def test_open_requests_are_read_as_they_were_written() -> None:
+    for written in (OpenRequests(), OpenRequests(12), OpenRequests(0, refuses=True)):
+        assert OpenRequests.parse(str(written)) == written
+    for half in ("", "1", "12 ", "12 refu"):
+        with pytest.raises(ValueError):
+            OpenRequests.parse(half)
