@@ -92,6 +92,21 @@ class RefillingEngine(Engine, Protocol):
         ...
 
 
+@runtime_checkable
+class ParallelEngine(Engine, Protocol):
+    """An engine that decodes several batches at a time, on several threads, each batch on some of its lanes.
+
+    `lanes`: how many it has, each a part of its cores. The widths of the batches that are decoded at the same time come to `lanes` at
+    most. `decode` takes all of them.
+    """
+
+    lanes: int
+
+    def decode_on(self, width: int, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode a batch on `width` lanes. It is as `decode`, but for at most `max_batch // lanes` windows."""
+        ...
+
+
 def load_engines(settings: Settings) -> list[Engine]:
     """The engine of `load_engine`, and one more for each further GPU when the engine supports that. Raises ConfigurationError."""
     first = load_engine(settings)

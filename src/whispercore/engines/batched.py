@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
@@ -81,11 +81,18 @@ class BatchedEngine(ABC, Generic[M, F]):
         """Decode windows that share a `batch_key`. Raises EngineError, or OutOfMemory when the device has no room for the batch."""
         if not windows:
             return []
+        return self._checked(lambda windows: self._decode(self._open_model(), windows), windows)
+
+    def _open_model(self) -> M:
         if self.model is None:
             raise EngineError("the engine is closed")
+        return self.model
+
+    def _checked(self, decode: Callable[[Sequence[Window]], list[Decoded]], windows: Sequence[Window]) -> list[Decoded]:
+        """The result of `decode`, with the errors of the library as those of `decode`."""
         try:
             with _without_gradients():
-                return self._decode(self.model, windows)
+                return decode(windows)
         except self.errors as error:
             raise error if isinstance(error, EngineError) else engine_error(error, self.runtime, len(windows)) from error
 

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: a core reads the weights once for its windows. More than four gain little and make new requests wait longer."""
-_MOST_WORKERS = 8
-"""Parts of a batch that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
+_MOST_LANES = 8
+"""Batches that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
 _REPLICAS_SHARE = 4
 """Copies of the model for sampling take at most one part in four of the memory; one copy is always allowed."""
 _SEEDING = threading.Lock()
@@ -124,7 +124,6 @@ class Copy:
     """A copy of CTranslate2's model, loaded when it is first used. `threads`: those of one call; `calls`: at the same time."""
 
     def __init__(self, load: Callable[..., Whisper], calls: int, threads: int) -> None:
-        self.threads = threads
         self._load = partial(load, inter_threads=calls, intra_threads=threads)
         self._lock = threading.Lock()
         self._whisper: Whisper | None = None
@@ -145,6 +144,19 @@ class Copy:
                 self._whisper = None
 
 
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """What decodes a batch: a copy of CTranslate2's model, and the threads of PyTorch."""
+
+    copy: Copy
+    threads: int
+
+    @property
+    def whisper(self) -> Whisper:
+        """The copy's model."""
+        return self.copy.whisper
+
+
 @dataclass(slots=True)
 class Encoded:
     """A batch after the encoder. `features`: its output, (windows, 1500, width); `keys`: for PyTorch's decoder, where that is used."""
@@ -153,8 +165,8 @@ class Encoded:
     keys: AudioKeys | None = None
 
 
-class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
-    """CTranslate2's Whisper over batches of windows, under openai-whisper's rules.
+class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
+    """CTranslate2's Whisper over batches of windows, under openai-whisper's rules. On a CPU a `ParallelEngine`.
 
     `encoder` and `decoder` replace CTranslate2's own where they are faster; beams and penalties are always CTranslate2's. `replicas`:
     copies of the model that may exist at a time, for sampling above temperature 0.
@@ -178,13 +190,13 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     ) -> None:
         self._load = partial(Whisper, str(folder), device=device, compute_type=compute_type)
         # A CPU decodes a batch faster as one part a core than as a whole on all cores, which wait for each other at every layer: twice
-        # as fast with base on two cores. A single window needs all cores, so a CPU holds the weights twice. There are no more workers
-        # than windows; where the cores outnumber them, each worker has several.
-        self._workers = min(threads, max_batch, _MOST_WORKERS if decoder else max_batch) if device == "cpu" else 1
-        whole, self._parts = Copy(self._load, 1, threads), Copy(self._load, self._workers, threads // self._workers)
+        # as fast with base on two cores. A single window needs all cores, so a CPU holds the weights twice. There are no more lanes
+        # than windows; where the cores outnumber them, each lane has several.
+        self.lanes = min(threads, max_batch, _MOST_LANES if decoder else max_batch) if device == "cpu" else 1
+        whole, self._parts = Copy(self._load, 1, threads), Copy(self._load, self.lanes, threads // self.lanes)
         try:
             model = whole.whisper
-            if self._workers > 1 and not decoder:
+            if self.lanes > 1 and not decoder:
                 _ = self._parts.whisper
         except (RuntimeError, ValueError) as error:
             if lacks_memory(error):
@@ -193,7 +205,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
             message = f"{folder} cannot be loaded ({' '.join(str(error).split())}); {again}"
             raise ConfigurationError(message, param="model") from error
         super().__init__(
-            whole,
+            Cores(whole, threads),
             Tokenizer(51_765 + model.num_languages + int(model.is_multilingual)),
             n_mels=int(model.n_mels),
             max_batch=max_batch,
@@ -206,7 +218,8 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
                 "threads": threads,
             },
         )
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="ct2")
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="ct2")
         self._replicas = threading.BoundedSemaphore(max(1, replicas))
         self._encoder, self._decoder = encoder, decoder
         self._step_threads = StepThreads(threads) if threads > 1 and decoder else None
@@ -217,28 +230,36 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
     def close(self) -> None:
         """Free the weights."""
         self._pool.shutdown()
-        for model in (self.model, self._parts):
-            if model is not None:
-                model.close()
+        for copy in (self.model.copy if self.model else None, self._parts):
+            if copy is not None:
+                copy.close()
         self.model = self._encoder = self._decoder = None
 
-    def _decode(self, model: Copy, windows: Sequence[Window]) -> list[Decoded]:
-        """A batch that has a window for every worker is split among them, windows with prompts of like length together."""
-        if self._workers == 1 or len(windows) < self._workers:
+    def decode_on(self, width: int, windows: Sequence[Window]) -> list[Decoded]:
+        """Decode a batch on `width` lanes, on the thread that calls this."""
+        return self._checked(partial(self._decode_part, self._part(width)), windows)
+
+    def _part(self, width: int) -> Cores:
+        """CTranslate2 computes with the threads of one lane, however wide the part is: a copy of the weights for each width is too much."""
+        return Cores(self._parts, max(1, self._threads * width // self.lanes))
+
+    def _decode(self, model: Cores, windows: Sequence[Window]) -> list[Decoded]:
+        """A batch that has a window for every lane is split among them, windows with prompts of like length together."""
+        if self.lanes == 1 or len(windows) < self.lanes:
             return self._decode_part(model, windows)
         by_prompt = sorted(range(len(windows)), key=lambda i: prompt_length(windows[i].decoding))
-        edges = [len(windows) * part // self._workers for part in range(self._workers + 1)]
+        edges = [len(windows) * part // self.lanes for part in range(self.lanes + 1)]
         parts = [[windows[i] for i in by_prompt[first:last]] for first, last in pairwise(edges)]
-        decoded = chain.from_iterable(self._pool.map(partial(self._decode_part, self._parts), parts))
+        decoded = chain.from_iterable(self._pool.map(partial(self._decode_part, self._part(1)), parts))
         return [result for _, result in sorted(zip(by_prompt, decoded, strict=True), key=itemgetter(0))]
 
-    def _decode_part(self, model: Copy, windows: Sequence[Window]) -> list[Decoded]:
+    def _decode_part(self, model: Cores, windows: Sequence[Window]) -> list[Decoded]:
         """Decode windows together, PyTorch on as many threads as CTranslate2."""
         if self._encoder or self._decoder:
             _use_threads(model.threads)
         return super()._decode(model, windows)
 
-    def _encode(self, model: Copy, windows: Sequence[Window]) -> Encoded:
+    def _encode(self, model: Cores, windows: Sequence[Window]) -> Encoded:
         mels = log_mel_arrays(windows, self.n_mels)
         if self._encoder:
             features = StorageView.from_array(self._encoder(mels))
@@ -253,7 +274,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
 
         return self._decoder.audio_keys(torch.from_numpy(np.array(features)))
 
-    def _detect_languages(self, model: Copy, features: Encoded, indices: list[int]) -> Iterator[Mapping[str, float]]:
+    def _detect_languages(self, model: Cores, features: Encoded, indices: list[int]) -> Iterator[Mapping[str, float]]:
         if self._decoder and features.keys:
             yield from self._decoder.detect_languages(features.keys.of(indices))
             return
@@ -261,7 +282,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
             yield {token.strip("<|>"): probability for token, probability in probabilities}
 
     def _sample(
-        self, model: Copy, features: Encoded, indices: list[int], windows: Sequence[Window], starts: list[list[int]]
+        self, model: Cores, features: Encoded, indices: list[int], windows: Sequence[Window], starts: list[list[int]]
     ) -> list[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
@@ -277,7 +298,7 @@ class CTranslate2Engine(BatchedEngine[Copy, Encoded]):
             results = self._generate(model.whisper, encoded, starts, decoding)
         return [_best(decoding, result) for result in results]
 
-    def _align(self, model: Copy, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
+    def _align(self, model: Cores, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""
         if self._decoder and features.keys:
             return self._decoder.align(features.keys.of(indices), texts)

@@ -138,6 +138,11 @@ class Backlog:
         """The number of requests whose only window waits."""
         return sum(request.submitted == 1 and not request.more_coming for request in self._waiting)
 
+    @property
+    def has_longer(self) -> bool:
+        """Whether a request has windows in the queue that are not its first."""
+        return any(request.submitted > 1 for request in self._waiting)
+
     def push(self, key: Hashable, request: QueuedRequest, window: Window, on_outcome: OnOutcome) -> None:
         """Add a request's next window."""
         client = self._client(request.client)

@@ -13,19 +13,15 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-from ..engines import Engine, RefillingEngine, Result
+from ..engines import Engine, ParallelEngine, RefillingEngine, Result
 from ..errors import EngineError, OutOfMemory, Overloaded, WhisperError
 from ..types import Decoded, Window
 from .backlog import Backlog, OnOutcome, Outcome, QueuedRequest, QueuedWindow
+from .lanes import Lanes, LastBatch
 from .turns import Turn
 
 logger = logging.getLogger(__name__)
 
-WAIT_FOR_REQUESTS = 0.05
-"""Share of a batch's time. After a batch of several requests the engine waits this long at most until as many requests
-have windows again: clients that ask again after each reply come a moment apart, and the first one's window would be
-decoded alone. With 0.02 eight clips at once made batches of 4.0 to 5.7 windows on a busy machine; with 0.05 they made
-5.7, the most that 40 clips can make."""
 WAIT_FOR_READING = 0.1
 """Share of the last batch's time. The engine waits this long at most for more windows of a file that is being read: its
 first window alone takes a CPU as long as a batch of three. It also waits for requests whose first window is being read."""
@@ -36,8 +32,8 @@ WAIT_FOR_OUTCOMES = 0.1
 """Seconds. When less than a full batch is queued, the engine waits this long at most until the last outcomes are
 processed. Processing takes about 1 ms a window and may lead to another window of the same request, such as a retry."""
 CLIPS_SHARE = 4
-"""The share, one in so many, of a full batch that is decoded when a clip waits beside a longer recording: with base on two cores 0.8 s
-instead of 3.0. The windows of the longer one take a fifth more time in it."""
+"""The share, one in so many, of a full batch that is decoded when a clip waits beside a longer recording. The windows of the longer one
+take a fifth more time in it."""
 SMOOTHING = 0.2
 """The weight of the last batch in the mean speed."""
 FORGETTING = 0.98
@@ -56,20 +52,13 @@ class Counters:
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class LastBatch:
-    """An engine's last batch. `requests`: how many it served. `ended`: time.monotonic. `seconds`: how long it took."""
-
-    requests: int = 0
-    ended: float = 0.0
-    seconds: float = 0.0
-
-
 class Scheduler:
-    """One queue, one thread for each engine, and one thread for outcomes.
+    """One queue, one thread for each lane of an engine, and one thread for outcomes.
 
-    Several engines are the same model on several devices. Several schedulers may serve several models on the same
-    devices: `turns` has the turn at the device of each engine, None where the models run beside each other.
+    Several engines are the same model on several devices. The lanes of an engine decode batches of their own, so a core
+    does not wait for the longest text of another core's windows, and replies are made while others decode. Several
+    schedulers may serve several models on the same devices: `turns` has the turn at the device of each engine, None
+    where the models run beside each other.
 
     `submit` returns at once. The outcome thread calls `on_outcome`, one window at a time: processing a window's text
     takes 0.8 ms of CPU, 1.8 ms with words, and the engines decode meanwhile.
@@ -79,23 +68,22 @@ class Scheduler:
         """`counters`: those of the other schedulers of the process, which count together."""
         self.engines = engines
         self.counters = counters or Counters()
-        self.batch_limit = min(engine.max_batch for engine in engines)
+        self._lanes = [Lanes(engine, turns[number % len(turns)] if turns else None) for number, engine in enumerate(engines)]
+        self.batch_limit = min(lanes.batch_limit for lanes in self._lanes)
         self._backlog = Backlog()
         self._changed = threading.Condition()
         self._closing = False
         self._outcomes: SimpleQueue[tuple[QueuedWindow, Outcome | Result] | None] = SimpleQueue()
         self._expected: dict[QueuedRequest, float] = {}
         self._unprocessed = 0
-        self._progress: dict[Engine, float] = {}
+        self._progress: dict[int, float] = {}  # by thread
         self.longest_seconds = 0.0
         self._speed = 0.0
         self.last_success: float | None = None
         self._outcome_thread = threading.Thread(target=self._process_outcomes, name="outcomes", daemon=True)
+        each = [lanes for lanes in self._lanes for _ in range(lanes.count)]
         self._threads = [
-            threading.Thread(
-                target=self._run, args=(engine, turns[number % len(turns)] if turns else None), name=f"scheduler-{number}", daemon=True
-            )
-            for number, engine in enumerate(engines)
+            threading.Thread(target=self._run, args=(lanes,), name=f"scheduler-{number}", daemon=True) for number, lanes in enumerate(each)
         ]
         for thread in (self._outcome_thread, *self._threads):
             thread.start()
@@ -127,7 +115,7 @@ class Scheduler:
 
     @property
     def stalled_seconds(self) -> float:
-        """Seconds since the engine that works longest without a result began or gave its last one; 0.0 when all are idle."""
+        """Seconds since the lane that works longest without a result began or gave its last one; 0.0 when all are idle."""
         now = time.monotonic()
         return max((now - since for since in list(self._progress.values())), default=0.0)
 
@@ -135,6 +123,11 @@ class Scheduler:
     def speed(self) -> float:
         """Seconds of audio that all engines decode in a second, by their last batches; 0.0 before the first one."""
         return self._speed * len(self.engines)
+
+    @property
+    def windows_at_once(self) -> int:
+        """The most windows that are decoded at the same time."""
+        return self.batch_limit * sum(lanes.count for lanes in self._lanes)
 
     def cancel(self, request: QueuedRequest) -> None:
         """Drop the request's queued windows; those that are being decoded are ignored."""
@@ -158,41 +151,39 @@ class Scheduler:
         self._outcomes.put(None)
         self._outcome_thread.join()
 
-    def _run(self, engine: Engine, turn: Turn | None) -> None:
-        last = LastBatch()
-        while (key := self._next_key(last)) is not None:
-            with turn or nullcontext():
-                self._progress[engine] = time.monotonic()
-                last = self._refill(engine, key, turn) if isinstance(engine, RefillingEngine) else self._decode_batch(engine, key)
-                del self._progress[engine]
+    def _run(self, lanes: Lanes) -> None:
+        while (key := self._next_key(lanes)) is not None:
+            with lanes.turn.held_by(self) if lanes.turn else nullcontext():
+                if isinstance(lanes.engine, RefillingEngine):
+                    self._refill(lanes, lanes.engine, key)
+                else:
+                    self._decode_batch(lanes, key)
 
-    def _next_key(self, last: LastBatch) -> Hashable | None:
-        """Wait for windows. Returns the batch key of those that are next; None at the end of a closing scheduler."""
+    def _next_key(self, lanes: Lanes) -> Hashable | None:
+        """Wait for windows and a free lane. Returns the batch key of the windows that are next; None at the end of a closing scheduler."""
         with self._changed:
             was_idle = False
             while True:
-                self._await_more_windows(last, was_idle)
-                if (key := self._backlog.next_key()) is not None:
+                self._await_more_windows(lanes, was_idle)
+                if lanes.free and (key := self._backlog.next_key()) is not None:
                     return key
-                if self._closing:
+                if self._closing and not len(self._backlog):
                     return None
                 was_idle = True
                 self._changed.wait()
 
-    def _await_more_windows(self, last: LastBatch, was_idle: bool) -> None:
+    def _await_more_windows(self, lanes: Lanes, was_idle: bool) -> None:
         """Wait while windows are about to arrive that should share the next batch, or come before it."""
         began = time.monotonic()
-        while len(self._backlog) and not self._closing:
-            if (seconds := self._wait_until(last, began, was_idle) - time.monotonic()) <= 0:
+        while len(self._backlog) and lanes.free and not self._closing:
+            if (seconds := self._wait_until(lanes, began, was_idle) - time.monotonic()) <= 0:
                 return
             self._changed.wait(seconds)
 
-    def _wait_until(self, last: LastBatch, began: float, was_idle: bool) -> float:
-        """The time until which the engine waits for more windows, 0.0 when there is no reason to wait. `began`: when it began to."""
-        is_full = len(self._backlog) >= self.batch_limit
-        deadlines = [0.0]
-        if self._backlog.requests < last.requests:
-            deadlines.append(last.ended + WAIT_FOR_REQUESTS * last.seconds)
+    def _wait_until(self, lanes: Lanes, began: float, was_idle: bool) -> float:
+        """The time until which a free lane waits for more windows, 0.0 when there is no reason to wait. `began`: when it began to."""
+        last, is_full = lanes.latest, len(self._backlog) >= self.batch_limit * lanes.free
+        deadlines = [lanes.requests_expected_until(self._backlog.requests)]
         if not is_full and (self._backlog.more_coming or self._is_reading(last)):
             deadlines.append(began + WAIT_FOR_READING * last.seconds)
         if not is_full and was_idle:
@@ -205,25 +196,37 @@ class Scheduler:
         """Whether a request's first window is being read. One that was before the last batch began is not waited for again."""
         return any(accepted > last.ended - last.seconds for accepted in self._expected.values())
 
-    def _pop(self, key: Hashable, limit: int) -> list[QueuedWindow]:
-        """Up to `limit` windows, at most this engine's share of the queue. Wakes the other engines for the rest."""
-        share = -(-len(self._backlog) // len(self.engines))
-        popped = self._backlog.pop(key, min(limit, share))
+    def _pop(self, key: Hashable, limit: int, parts: int) -> list[QueuedWindow]:
+        """Up to `limit` windows, at most one of so many equal parts of the queue. Wakes the other lanes for the rest."""
+        popped = self._backlog.pop(key, min(limit, -(-len(self._backlog) // parts)))
         if len(self._backlog):
             self._changed.notify_all()
         return popped
 
-    def _decode_batch(self, engine: Engine, key: Hashable) -> LastBatch:
+    def _decode_batch(self, lanes: Lanes, key: Hashable) -> None:
         """Decode one batch and deliver the outcomes."""
         with self._changed:
-            batch = self._pop(key, self._batch_size())
-        if not batch:
-            return LastBatch()
-        began = time.monotonic()
-        outcomes = self._decode(engine, batch)
+            waiting = len(self._backlog)
+            if not lanes.free or not (batch := self._pop(key, self._batch_size(), self._parts())):
+                return
+            width = lanes.take(waiting)
+        began = self._progress[threading.get_ident()] = time.monotonic()
+        outcomes = self._decode(lanes, width, batch)
         ended = time.monotonic()
+        del self._progress[threading.get_ident()]
         self._deliver_all(batch, outcomes)
-        return LastBatch(len({queued.request for queued in batch}), ended, ended - began)
+        with self._changed:
+            lanes.give_back(width, LastBatch(len({queued.request for queued in batch}), ended, ended - began))
+            self._changed.notify_all()
+
+    def _parts(self) -> int:
+        """Among how many lanes the queue is divided: those that are free.
+
+        The last windows of a single recording are divided among all of them. Otherwise the lane that is free first would take them all,
+        and the others would be idle while it decodes.
+        """
+        is_end = self._backlog.requests == 1 and not self._backlog.more_coming
+        return sum(lanes.count if is_end else lanes.free for lanes in self._lanes)
 
     def _batch_size(self) -> int:
         """The most windows of the next batch: fewer when clips wait beside longer recordings, so that the clips' replies come sooner.
@@ -232,13 +235,14 @@ class Scheduler:
         later anyway.
         """
         clips = self._backlog.clips
-        if not 0 < clips < self._backlog.requests:
+        if not (clips and self._backlog.has_longer):
             return self.batch_limit
         return min(self.batch_limit, max(2 * clips, self.batch_limit // CLIPS_SHARE))
 
-    def _refill(self, engine: RefillingEngine, key: Hashable, turn: Turn | None) -> LastBatch:
+    def _refill(self, lanes: Lanes, engine: RefillingEngine, key: Hashable) -> None:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""
-        feed = _Feed(self, engine, key, turn)
+        self._progress[threading.get_ident()] = time.monotonic()
+        feed = _Feed(self, key, lanes.turn)
         try:
             engine.decode_feed(feed)
         except OutOfMemory as error:
@@ -251,8 +255,10 @@ class Scheduler:
         unfinished = list(feed.unfinished.values())
         for first in range(0, len(unfinished), self.batch_limit):
             batch = unfinished[first : first + self.batch_limit]
-            self._deliver_all(batch, self._decode(engine, batch))
-        return LastBatch(ended=time.monotonic())
+            self._deliver_all(batch, self._decode(lanes, 1, batch))
+        del self._progress[threading.get_ident()]
+        with self._changed:
+            lanes.latest = LastBatch(ended=time.monotonic())
 
     def feed(self, key: Hashable, limit: int, at_least: int) -> list[QueuedWindow]:
         """Up to `limit` windows with this key, for an engine with free slots.
@@ -263,7 +269,7 @@ class Scheduler:
         if len(self._backlog) < at_least:
             return []
         with self._changed:
-            popped = self._pop(key, limit) if self._backlog.next_key() == key else []
+            popped = self._pop(key, limit, len(self.engines)) if self._backlog.next_key() == key else []
         if popped:
             self.count([queued.window for queued in popped])
         return popped
@@ -283,11 +289,11 @@ class Scheduler:
             self._unprocessed += 1
         self._outcomes.put((queued, outcome))
 
-    def note_progress(self, engine: Engine, window: Window) -> None:
-        """An engine that refills its slots has finished a window."""
-        now = time.monotonic()
-        self._note_speed(now - self._progress.get(engine, now), window.duration)
-        self._progress[engine] = now
+    def note_progress(self, window: Window) -> None:
+        """An engine that refills its slots, and whose thread calls this, has finished a window."""
+        now, thread = time.monotonic(), threading.get_ident()
+        self._note_speed(now - self._progress.get(thread, now), window.duration)
+        self._progress[thread] = now
 
     def _note_speed(self, seconds: float, audio_seconds: float) -> None:
         self.longest_seconds = max(FORGETTING * self.longest_seconds, seconds)
@@ -330,30 +336,30 @@ class Scheduler:
         self._note_failure(1, failure)
         return failure
 
-    def _decode(self, engine: Engine, batch: list[QueuedWindow]) -> list[Outcome]:
+    def _decode(self, lanes: Lanes, width: int, batch: list[QueuedWindow]) -> list[Outcome]:
         """Decode a batch: in halves when memory is short, window by window when one of them breaks it."""
         try:
-            decoded = self._attempt(engine, [queued.window for queued in batch])
+            decoded = self._attempt(lanes, width, [queued.window for queued in batch])
         except OutOfMemory as error:
-            self._shrink(engine, len(batch), error)
+            self._shrink(lanes.engine, len(batch), error)
             if len(batch) == 1:
                 return [error]
             half = len(batch) // 2
-            return self._decode(engine, batch[:half]) + self._decode(engine, batch[half:])
+            return self._decode(lanes, width, batch[:half]) + self._decode(lanes, width, batch[half:])
         except WhisperError as error:
             self._note_failure(len(batch), error)
             if len(batch) == 1:
                 return [error]
-            return [outcome for queued in batch for outcome in self._decode(engine, [queued])]
+            return [outcome for queued in batch for outcome in self._decode(lanes, width, [queued])]
         return list(decoded)
 
-    def _attempt(self, engine: Engine, windows: list[Window]) -> list[Decoded]:
+    def _attempt(self, lanes: Lanes, width: int, windows: list[Window]) -> list[Decoded]:
         """Decode once. Raises OutOfMemory or another EngineError."""
         try:
             began = time.monotonic()
-            decoded = engine.decode(windows)
-            self._note_speed(time.monotonic() - began, sum(window.duration for window in windows))
-            self._progress[engine] = time.monotonic()
+            decoded = _decode_on(lanes, width, windows)
+            self._note_speed(time.monotonic() - began, sum(window.duration for window in windows) * lanes.count / width)
+            self._progress[threading.get_ident()] = time.monotonic()
         except WhisperError:
             raise
         except MemoryError as error:
@@ -382,6 +388,13 @@ class Scheduler:
         logger.error("a batch of %d windows failed: %s", windows, error.message)
 
 
+def _decode_on(lanes: Lanes, width: int, windows: list[Window]) -> list[Decoded]:
+    """Decode on `width` lanes."""
+    if isinstance(lanes.engine, ParallelEngine) and width < lanes.count:
+        return lanes.engine.decode_on(width, windows)
+    return lanes.engine.decode(windows)
+
+
 class _Feed:
     """The queued windows of one batch key, for an engine that refills its slots.
 
@@ -389,8 +402,8 @@ class _Feed:
     engine finishes those that it has, and its turn ends.
     """
 
-    def __init__(self, scheduler: Scheduler, engine: Engine, key: Hashable, turn: Turn | None) -> None:
-        self._scheduler, self._engine, self._key, self._turn = scheduler, engine, key, turn
+    def __init__(self, scheduler: Scheduler, key: Hashable, turn: Turn | None) -> None:
+        self._scheduler, self._key, self._turn = scheduler, key, turn
         self._began = False
         self.unfinished: dict[int, QueuedWindow] = {}
 
@@ -406,5 +419,5 @@ class _Feed:
 
     def done(self, window: Window, result: Result) -> None:
         """Deliver one window's result."""
-        self._scheduler.note_progress(self._engine, window)
+        self._scheduler.note_progress(window)
         self._scheduler.deliver(self.unfinished.pop(id(window)), result)

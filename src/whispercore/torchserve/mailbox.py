@@ -7,6 +7,7 @@ each request that has news.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -36,6 +37,8 @@ that arrive during the wait. A call costs some tenths of a millisecond of CPU fo
 it hands over again. So the wait grows with both, and calls take a few percent of one core. On few cores the shortest
 wait is longer: 50 calls a second take 8 % of a core, Java's part included, while a single file is decoded."""
 WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
+WAIT_AFTER_REPLIES, AFTER_REPLIES_SECONDS = 0.005, 0.15
+"""After replies calls wait no longer than this, for this long: clients ask again at once, and a lane waits for them."""
 KEEP_ALIVE_SECONDS = 1.0
 """TorchServe notices that a client has gone only when it sends something. So every reply that has begun gets a chunk
 without content this often."""
@@ -69,6 +72,7 @@ class Mailbox:
         self._open: dict[str, OpenRequest] = {}
         self._news = threading.Event()
         self._kept_alive = 0.0
+        self._replied = -math.inf
 
     def __len__(self) -> int:
         """The number of requests that have not had their last response."""
@@ -112,6 +116,8 @@ class Mailbox:
 
     def _seconds_to_wait(self) -> float:
         """How long this call waits for news."""
+        if time.monotonic() - self._replied < AFTER_REPLIES_SECONDS:
+            return WAIT_AFTER_REPLIES
         resent = sum(request.resent_bytes for request in self._without_reply())
         return min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
 
@@ -139,7 +145,7 @@ class Mailbox:
             if request.job.opened:
                 early.add(request)
                 resent -= request.resent_bytes
-        if len(self._open) > self.intake.transcriber.scheduler.batch_limit:
+        if len(self._open) > self.intake.transcriber.scheduler.windows_at_once:
             early |= {request for request in waiting if request.job.opened and self._is_queued_long(request)}
         return early
 
@@ -151,6 +157,7 @@ class Mailbox:
     def _respond(self, request: OpenRequest, allow_empty: bool) -> Response | None:
         response = request.respond(allow_empty=allow_empty)
         if response and response.last is not False:
+            self._replied = time.monotonic()
             del self._open[request.server_id]
             self._spooled.pop(request.server_id, None)
             self.intake.jobs.detach(request.attachment)

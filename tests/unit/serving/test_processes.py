@@ -292,7 +292,7 @@ def test_killed_processes_change_no_transcript() -> None:
         pids = [lane._process.pid for lane in transcriber._readers._lanes if lane._process]
         assert len(pids) == 2
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert len(os.listdir("/proc/self/fd")) <= before, "fewer when what earlier tests left has been freed"  # noqa: PTH208
 
 
 def test_where_no_process_can_be_started_recordings_are_read_here(

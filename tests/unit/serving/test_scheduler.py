@@ -214,7 +214,7 @@ def test_close_decodes_what_is_queued_and_refuses_more() -> None:
 
 
 def test_the_engine_waits_for_the_requests_of_its_last_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 1e9)
+    monkeypatch.setattr("whispercore.serving.lanes.WAIT_FOR_REQUESTS", 1e9)
     engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
     scheduler = busy(engine, outcomes)
     for start in range(3):
@@ -382,7 +382,7 @@ def test_a_refilling_engine_takes_no_fewer_windows_than_it_asks_for() -> None:
     key = engine.batch_key(Decoding())
     for start in (0.0, 1.0):
         scheduler._backlog.push(key, request, Window(np.zeros(16, np.float32), start, Decoding()), lambda outcome: None)
-    feed = _Feed(scheduler, engine, key, None)
+    feed = _Feed(scheduler, key, None)
     assert feed.take(4, at_least=3) == []
     assert [window.start for window in feed.take(4, at_least=2)] == [0.0, 1.0]
 
@@ -460,7 +460,7 @@ def test_a_retry_that_an_outcome_leads_to_shares_the_next_batch(monkeypatch: pyt
 
 
 def test_a_retry_comes_before_the_windows_of_a_long_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 1e9)
+    monkeypatch.setattr("whispercore.serving.lanes.WAIT_FOR_REQUESTS", 1e9)
     engine, outcomes = SteppedEngine(max_batch=2), Outcomes()
     scheduler = busy(engine, outcomes)
     clip, file = QueuedRequest(), QueuedRequest()

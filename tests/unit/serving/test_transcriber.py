@@ -387,7 +387,7 @@ def test_the_engines_thread_processes_no_text(strategy: Literal["chunked", "sequ
 
 
 def test_sequential_recordings_share_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.WAIT_FOR_REQUESTS", 0.5)  # of 0.2 s, also on a busy machine
+    monkeypatch.setattr("whispercore.serving.lanes.WAIT_FOR_REQUESTS", 0.5)  # of 0.2 s, also on a busy machine
     engine = FakeEngine(delay=0.2)
     with Transcriber(Settings(), engine=engine) as transcriber:
         jobs = [transcriber.submit(wav(60, seed), replace(WHOLE, strategy="sequential")) for seed in range(8)]

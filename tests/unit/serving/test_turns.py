@@ -66,11 +66,11 @@ def decode_all(*engines: Noting, count: int) -> None:
     """Give each engine `count` windows through a scheduler of its own, and wait for them."""
     turn, done = Turn(), threading.Semaphore(0)
     schedulers = [Scheduler(engine, turns=[turn]) for engine in engines]
-    with turn:  # both have windows before one of them begins
+    with turn.held_by(None):  # both have windows before one of them begins
         for scheduler in schedulers:
             for window in windows(count):
                 scheduler.submit(QueuedRequest(), window, lambda outcome: done.release())
-        wait_until(lambda: turn._next_ticket == 1 + len(engines))
+        wait_until(lambda: len(turn._waiting) == len(engines))
     for _ in range(len(engines) * count):
         assert done.acquire(timeout=PATIENCE)
     for scheduler in schedulers:
@@ -98,19 +98,54 @@ def test_turns_come_in_the_order_of_asking() -> None:
     turn, order = Turn(), list[int]()
 
     def take(number: int) -> None:
-        with turn:
+        with turn.held_by(number):
             order.append(number)
 
-    def has_tickets(count: int) -> bool:
-        return turn._next_ticket == count
+    def are_waiting(count: int) -> bool:
+        return len(turn._waiting) == count
 
     threads = [threading.Thread(target=take, args=(number,)) for number in range(5)]
-    with turn:
+    with turn.held_by("the test"):
         assert not turn.is_wanted
         for number, thread in enumerate(threads):
             thread.start()
-            wait_until(partial(has_tickets, number + 2))
+            wait_until(partial(are_waiting, number + 1))
         assert turn.is_wanted
     for thread in threads:
         thread.join(PATIENCE)
     assert order == [0, 1, 2, 3, 4] and not turn.is_wanted
+
+
+def test_threads_of_one_owner_hold_the_turn_together() -> None:
+    turn, entered, leave = Turn(), list[str](), {name: threading.Event() for name in ("a1", "a2", "b1", "b2", "a3")}
+
+    def hold(name: str) -> None:
+        with turn.held_by(name[0]):
+            entered.append(name)
+            assert leave[name].wait(PATIENCE)
+
+    threads = {name: threading.Thread(target=hold, args=(name,)) for name in leave}
+
+    def start(name: str) -> None:
+        asked = len(entered) + len(turn._waiting)
+        threads[name].start()
+        wait_until(lambda: len(entered) + len(turn._waiting) == asked + 1)
+
+    start("a1")
+    start("a2")
+    wait_until(lambda: len(entered) == 2)  # both hold it
+    for name in ("b1", "b2", "a3"):
+        start(name)
+    assert entered == ["a1", "a2"] and turn.is_wanted
+    leave["a1"].set()
+    threads["a1"].join(PATIENCE)
+    assert entered == ["a1", "a2"], "the other thread of its owner still holds it"
+    leave["a2"].set()
+    wait_until(lambda: len(entered) == 4)
+    assert sorted(entered[2:]) == ["b1", "b2"], "a3 came after another owner, so it does not join a1 and a2"
+    leave["b1"].set()
+    leave["b2"].set()
+    wait_until(lambda: entered[4:] == ["a3"])
+    leave["a3"].set()
+    for thread in threads.values():
+        thread.join(PATIENCE)

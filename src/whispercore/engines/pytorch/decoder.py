@@ -18,21 +18,7 @@ from whisper.model import ModelDimensions
 from ...checkpoints import load_checkpoint
 from .int8 import RowwiseInt8, rowwise_int8
 from .model import Norm
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer; `qkv` makes query, key and value of self-attention at once, `kv` keys and values of the encoder's output."""
-
-    attn_ln: Norm
-    qkv: RowwiseInt8
-    out: RowwiseInt8
-    cross_ln: Norm
-    query: RowwiseInt8
-    kv: RowwiseInt8
-    cross_out: RowwiseInt8
-    mlp_ln: Norm
-    mlp: tuple[RowwiseInt8, RowwiseInt8]
+from .step import Layer, Step, StepFunction, attend, compiled, merge_heads, split_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +49,7 @@ class TextKeys:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The weights of the decoder. Not tied to a thread: several threads may use it at once."""
+    """The weights of the decoder, and its step. Not tied to a thread: several threads may use it at once."""
 
     dims: ModelDimensions
     embedding: Tensor
@@ -73,6 +59,7 @@ class Decoder:
     unembed: RowwiseInt8
     alignment_heads: tuple[tuple[int, ...], ...]
     cross_dtype: torch.dtype
+    take_step: StepFunction
 
     @property
     def _size(self) -> int:
@@ -113,21 +100,20 @@ class Decoder:
     def _read(
         self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None, rows: Tensor | None, *, scored: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        windows, length = tokens.shape
+        (windows, length), heads = tokens.shape, self.dims.n_text_head
         x = (self.embedding[tokens].float() + self.positions[:length]).flatten(0, 1)
         scores: list[Tensor] = []
         for number, layer in enumerate(self.layers):
-            query, key, value = self._heads(layer.qkv(layer.attn_ln(x)), windows, 3)
+            query, key, value = split_heads(layer.qkv(layer.attn_ln(x)), windows, 3, heads).unbind(0)
             if text is not None and rows is not None:
                 for kept, new in ((text.keys[number], key), (text.values[number], value)):
                     kept[rows.flatten(), :, :length] = new.repeat_interleave(rows.shape[1], dim=0)
-            x = x + layer.out(_merged(F.scaled_dot_product_attention(query, key, value, is_causal=True)))
-            (query,) = self._heads(layer.query(layer.cross_ln(x)), windows, 1)
+            x = x + layer.out(merge_heads(F.scaled_dot_product_attention(query, key, value, is_causal=True)))
+            query = split_heads(layer.query(layer.cross_ln(x)), windows, 1, heads)[0]
             keys = audio.keys[number]
-            if scored and (heads := self.alignment_heads[number]):
-                chosen = list(heads)
+            if scored and (chosen := list(self.alignment_heads[number])):
                 scores.append(query[:, chosen] @ keys[:, chosen].float().transpose(-1, -2) * self._size**-0.5)
-            x = x + layer.cross_out(_merged(_attend(query, keys, audio.values[number])))
+            x = x + layer.cross_out(merge_heads(attend(query, keys, audio.values[number])))
             x = x + layer.mlp[1](F.gelu(layer.mlp[0](layer.mlp_ln(x))))
         return self.ln(x).view(windows, length, -1), scores
 
@@ -136,39 +122,7 @@ class Decoder:
 
         The rows are the first of `text`. `windows`: the windows of `audio` that they belong to, with equally many rows side by side.
         """
-        rows, longest = len(tokens), int(at.max()) + 1
-        mask = None if int(at.min()) + 1 == longest else _mask(at, longest)
-        x = self.embedding[tokens].float() + self.positions[at]
-        each = torch.arange(rows)
-        for number, layer in enumerate(self.layers):
-            query, key, value = self._heads(layer.qkv(layer.attn_ln(x)), rows, 3)
-            keys, values = text.keys[number], text.values[number]
-            keys[each, :, at] = key[:, :, 0]
-            values[each, :, at] = value[:, :, 0]
-            x = x + layer.out(_merged(_attend(query, keys[:rows, :, :longest], values[:rows, :, :longest], mask)))
-            (query,) = self._heads(layer.query(layer.cross_ln(x)), len(windows), 1)
-            x = x + layer.cross_out(_merged(_attend_windows(query, audio.keys[number], audio.values[number], windows)))
-            x = x + layer.mlp[1](F.gelu(layer.mlp[0](layer.mlp_ln(x))))
-        return self.ln(x)
-
-    def _heads(self, x: Tensor, texts: int, parts: int) -> tuple[Tensor, ...]:
-        """(texts x length, parts x width) → `parts` times (texts, heads, length, size)."""
-        split = x.view(texts, -1, parts, self.dims.n_text_head, self._size)
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of float32 queries in the dtype of the keys → float32 (n, heads, length, size)."""
-    scores = (query * query.shape[-1] ** -0.5).to(key.dtype) @ key.transpose(-1, -2)
-    return (torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value).float()
-
-
-def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: Sequence[int]) -> Tensor:
-    """`_attend` to some windows of (windows, heads, 1500, size), which are not copied for it."""
-    part = _slice(windows)
-    if isinstance(part, slice):
-        return _attend(query, key[part], value[part])
-    return torch.cat([_attend(query[i : i + 1], key[at : at + 1], value[at : at + 1]) for i, at in enumerate(part)])
+        return self.take_step(tokens, at, audio.keys, audio.values, windows, text.keys, text.values)
 
 
 def _slice(indices: Sequence[int]) -> slice | list[int]:
@@ -178,33 +132,26 @@ def _slice(indices: Sequence[int]) -> slice | list[int]:
     return slice(first, first + len(indices)) if neighbours else list(indices)
 
 
-def _mask(at: Tensor, longest: int) -> Tensor:
-    """What is added to the scores of rows whose texts end at `at` (rows,): (rows, 1, 1, longest)."""
-    beyond = torch.arange(longest) > at[:, None]
-    return torch.zeros(beyond.shape).masked_fill_(beyond, -torch.inf)[:, None, None]
-
-
-def _merged(heads: Tensor) -> Tensor:
-    """(n, heads, length, size) → (n x length, heads x size)."""
-    return heads.transpose(1, 2).flatten(2).flatten(0, 1)
-
-
 def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
     """The decoder of the checkpoint at `path`. `bfloat16`: the dtype of its cross-attention. Raises ConfigurationError."""
     checkpoint = load_checkpoint(path)
     dims, load = checkpoint.dims, _Loader(checkpoint.state)
-    embedding = checkpoint.state["decoder.token_embedding.weight"].detach()
+    weight = checkpoint.state["decoder.token_embedding.weight"].detach()
+    embedding = weight.to(torch.float16 if weight.dtype == torch.float16 else torch.float32).clone()
+    positions, ln = load.tensor("decoder.positional_embedding"), load.norm("decoder.ln")
+    layers = tuple(load.layer(f"decoder.blocks.{number}") for number in range(dims.n_text_layer))
     return Decoder(
         dims=dims,
-        embedding=embedding.to(torch.float16 if embedding.dtype == torch.float16 else torch.float32).clone(),
-        positions=load.tensor("decoder.positional_embedding"),
-        layers=tuple(load.layer(f"decoder.blocks.{number}") for number in range(dims.n_text_layer)),
-        ln=load.norm("decoder.ln"),
-        unembed=rowwise_int8(embedding, None),
+        embedding=embedding,
+        positions=positions,
+        layers=layers,
+        ln=ln,
+        unembed=rowwise_int8(weight, None),
         alignment_heads=tuple(
             tuple(head for layer, head in checkpoint.alignment_heads if layer == number) for number in range(dims.n_text_layer)
         ),
         cross_dtype=torch.bfloat16 if bfloat16 else torch.float32,
+        take_step=compiled(Step(embedding, positions, layers, ln, dims.n_text_head)),
     )
 
 

@@ -8,30 +8,31 @@ faster (linear.Int8Product).
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ENGINE = "fbgemm"
+_TINY = torch.finfo(torch.float32).tiny
 _LARGEST = 127.0
 _ZERO = 128
 """The unsigned integer that stands for 0.0, as FBGEMM's activations are unsigned."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowwiseInt8:
-    """x @ weight.T + bias. `packed`: FBGEMM's own form of the weight; `bias`: float32 (out,)."""
+class RowwiseInt8(nn.Module):
+    """x @ weight.T + bias. `packed`: FBGEMM's own form of the weight; `bias`: float32 (out,). A module, so that TorchScript takes it."""
 
-    packed: Any
-    bias: Tensor
+    def __init__(self, packed: Any, bias: Tensor) -> None:
+        super().__init__()
+        self.packed, self.bias = packed, bias
+        self.step, self.zero, self.tiny = 1 / _LARGEST, _ZERO, _TINY  # TorchScript reads no globals
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Float32 (rows, in) → float32 (rows, out)."""
-        scale = x.abs().amax(dim=1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / scale, 1 / _LARGEST, _ZERO, self.packed)
+        scale = x.abs().amax(dim=[1], keepdim=True).clamp_(min=self.tiny)
+        product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / scale, self.step, self.zero, self.packed)
         return torch.addcmul(self.bias, product, scale)
 
 
@@ -54,7 +55,7 @@ def rowwise_int8(weight: Tensor, bias: Tensor | None) -> RowwiseInt8:
     """
     weight = weight.float()
     steps = _LARGEST if torch.cpu._is_vnni_supported() else _LARGEST // 2
-    scale = (weight.abs().amax(dim=1) / steps).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = (weight.abs().amax(dim=1) / steps).clamp(min=_TINY)
     engine = torch.backends.quantized.engine
     torch.backends.quantized.engine = _ENGINE  # packing takes the form of the engine that is set
     try:

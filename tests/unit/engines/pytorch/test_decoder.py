@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from whisper.decoding import ApplyTimestampRules, DecodingOptions, DecodingTask, SuppressBlank, SuppressTokens
 
 from tests.unit.engines.torch.doubles import ENGLISH, WORDS, check_equal, windows
@@ -19,8 +20,8 @@ from whispercore.checkpoints.conversion import convert
 from whispercore.engines.ct2 import CTranslate2Engine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.pytorch import decoder, int8
-from whispercore.engines.pytorch.linear import Linear
 from whispercore.engines.pytorch.sampling import Sampler, TokenRules
+from whispercore.engines.pytorch.step import Step
 from whispercore.tokenizer import Tokenizer
 from whispercore.types import Decoding, Samples, Window
 
@@ -70,11 +71,20 @@ def engine(folder: Path, reference: OpenAIEngine, loaded: decoder.Decoder, threa
     )
 
 
+def _float_layer(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """As `rowwise_int8`, but in float32."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+    return layer
+
+
 @pytest.fixture(scope="module")
 def in_floats(folder: Path, reference: OpenAIEngine) -> CTranslate2Engine:
     """With the weights in float32."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder, "rowwise_int8", lambda weight, bias: Linear(weight.float(), bias))
+        patch.setattr(decoder, "rowwise_int8", _float_layer)
         loaded = decoder.load_decoder(NANO, bfloat16=False)
     return engine(folder, reference, loaded)
 
@@ -203,3 +213,28 @@ def _text(rng: np.random.Generator, begin: int, timed: bool) -> Sequence[int]:
         time += int(rng.integers(1, 50))
         tokens += [begin + time] if timed else []
     return tokens[: rng.integers(0, len(tokens) + 1)]
+
+
+@pytest.mark.parametrize(("windows", "at"), [([0, 1, 2], [3, 3, 3]), ([0, 1, 2], [3, 1, 2]), ([2, 0, 1], [3, 3, 3]), ([1], [2])])
+def test_torchscript_computes_what_python_computes(windows: list[int], at: list[int]) -> None:
+    loaded = decoder.load_decoder(NANO, bfloat16=False)
+    assert isinstance(loaded.take_step, torch.jit.ScriptModule)
+    plain = Step(loaded.embedding, loaded.positions, loaded.layers, loaded.ln, loaded.dims.n_text_head)
+    audio = loaded.room_for_audio(3)
+    for kept in (*audio.keys, *audio.values):
+        kept.normal_(generator=torch.Generator().manual_seed(1))
+    texts = [loaded.room_for_text(len(windows)) for _ in range(2)]
+    with torch.no_grad():
+        for step in range(4):
+            places = torch.tensor([min(step, place) for place in at])
+            tokens = torch.arange(len(windows)) + 100 * step
+            scripted = loaded.step(tokens, places, audio, windows, texts[0])
+            called = plain(tokens, places, audio.keys, audio.values, windows, texts[1].keys, texts[1].values)
+            assert torch.equal(scripted, called)
+    assert all(torch.equal(*kept) for kept in zip(texts[0].keys, texts[1].keys, strict=True))
+
+
+def test_without_torchscript_the_step_runs_in_python(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delattr(torch.jit, "script")
+    loaded = decoder.load_decoder(NANO, bfloat16=False)
+    assert isinstance(loaded.take_step, Step) and "without TorchScript" in caplog.text

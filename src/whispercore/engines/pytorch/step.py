@@ -1,0 +1,161 @@
+"""One token of every text in TorchScript, which computes without Python's lock.
+
+A step of base is some three hundred operators of microseconds. Called from Python, each of them needs the lock again, and the lanes of
+a CPU wait for each other: a token of four windows takes 13 ms in each of two lanes, and 10 ms in TorchScript (bench/profile.md).
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .int8 import RowwiseInt8
+from .model import Norm
+
+logger = logging.getLogger(__name__)
+
+StepFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[int], Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""The arguments and the result of `Step.forward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer; `qkv` makes query, key and value of self-attention at once, `kv` keys and values of the encoder's output."""
+
+    attn_ln: Norm
+    qkv: RowwiseInt8
+    out: RowwiseInt8
+    cross_ln: Norm
+    query: RowwiseInt8
+    kv: RowwiseInt8
+    cross_out: RowwiseInt8
+    mlp_ln: Norm
+    mlp: tuple[RowwiseInt8, RowwiseInt8]
+
+
+class Step(nn.Module):
+    """The decoder for one token of each text."""
+
+    def __init__(self, embedding: Tensor, positions: Tensor, layers: Sequence[Layer], ln: Norm, heads: int) -> None:
+        super().__init__()
+        self.embedding, self.positions = embedding, positions
+        self.layers = nn.ModuleList([LayerStep(layer, heads) for layer in layers])
+        self.ln = _layer_norm(ln)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        at: Tensor,
+        audio_keys: list[Tensor],
+        audio_values: list[Tensor],
+        windows: list[int],
+        text_keys: list[Tensor],
+        text_values: list[Tensor],
+    ) -> Tensor:
+        """The arguments of `Decoder.step`, with the keys and values of every layer."""
+        longest = int(at.max().item()) + 1
+        mask = None if int(at.min().item()) + 1 == longest else mask_beyond(at, longest)
+        x = self.embedding[tokens].float() + self.positions[at]
+        each = torch.arange(len(tokens))
+        for number, layer in enumerate(self.layers):
+            x = layer(x, each, at, mask, longest, text_keys[number], text_values[number], audio_keys[number], audio_values[number], windows)
+        hidden: Tensor = self.ln(x)
+        return hidden
+
+
+class LayerStep(nn.Module):
+    """One layer of it."""
+
+    def __init__(self, layer: Layer, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attn_ln, self.cross_ln, self.mlp_ln = (_layer_norm(norm) for norm in (layer.attn_ln, layer.cross_ln, layer.mlp_ln))
+        self.qkv, self.out, self.query, self.cross_out = layer.qkv, layer.out, layer.query, layer.cross_out
+        self.up, self.down = layer.mlp
+
+    def forward(
+        self,
+        x: Tensor,
+        each: Tensor,
+        at: Tensor,
+        mask: Tensor | None,
+        longest: int,
+        text_keys: Tensor,
+        text_values: Tensor,
+        audio_keys: Tensor,
+        audio_values: Tensor,
+        windows: list[int],
+    ) -> Tensor:
+        """`x` (rows, width) → the same shape. `each`: 0 to rows - 1. Keeps the keys of the tokens in `text_keys`, `text_values`."""
+        query, key, value = split_heads(self.qkv(self.attn_ln(x)), len(x), 3, self.heads).unbind(0)
+        text_keys[each, :, at] = key[:, :, 0]
+        text_values[each, :, at] = value[:, :, 0]
+        attended = attend(query, text_keys[: len(x), :, :longest], text_values[: len(x), :, :longest], mask)
+        x = x + self.out(merge_heads(attended))
+        query = split_heads(self.query(self.cross_ln(x)), len(windows), 1, self.heads)[0]
+        x = x + self.cross_out(merge_heads(_attend_windows(query, audio_keys, audio_values, windows)))
+        fed: Tensor = self.down(F.gelu(self.up(self.mlp_ln(x))))
+        return x + fed
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of float32 queries in the dtype of the keys → float32 (n, heads, length, size)."""
+    scores = (query * query.shape[-1] ** -0.5).to(key.dtype) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return (torch.softmax(scores, dim=-1) @ value).float()
+
+
+def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: list[int]) -> Tensor:
+    """`attend` to some windows of (windows, heads, 1500, size). Neighbours in order, which need no copy, are attended to at once."""
+    first, count = windows[0], len(windows)
+    neighbours = True
+    for place, window in enumerate(windows):
+        neighbours = neighbours and window == first + place
+    if neighbours:
+        return attend(query, key[first : first + count], value[first : first + count])
+    parts: list[Tensor] = []
+    for place, window in enumerate(windows):
+        parts.append(attend(query[place : place + 1], key[window : window + 1], value[window : window + 1]))
+    return torch.cat(parts)
+
+
+def split_heads(x: Tensor, texts: int, parts: int, heads: int) -> Tensor:
+    """(texts x length, parts x width) → (parts, texts, heads, length, size)."""
+    return x.view(texts, -1, parts, heads, x.shape[-1] // (parts * heads)).permute(2, 0, 3, 1, 4)
+
+
+def merge_heads(heads: Tensor) -> Tensor:
+    """(n, heads, length, size) → (n x length, heads x size)."""
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def mask_beyond(at: Tensor, longest: int) -> Tensor:
+    """What is added to the scores of rows whose texts end at `at` (rows,): (rows, 1, 1, longest)."""
+    beyond = torch.arange(longest) > at[:, None]
+    return torch.zeros(beyond.shape).masked_fill_(beyond, -float("inf"))[:, None, None]
+
+
+def compiled(step: Step) -> StepFunction:
+    """The step in TorchScript; as it is where this PyTorch has no TorchScript."""
+    step = step.eval()
+    try:
+        with warnings.catch_warnings():  # deprecated in favour of torch.compile, which needs a C++ compiler on the machine
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return cast(StepFunction, torch.jit.script(step))
+    except (AttributeError, RuntimeError) as error:
+        logger.warning("the decoder runs without TorchScript, and several cores gain less: %s", error)
+        return step
+
+
+def _layer_norm(norm: Norm) -> nn.LayerNorm:
+    module = nn.LayerNorm(len(norm.weight))
+    module.weight, module.bias = (nn.Parameter(part, requires_grad=False) for part in (norm.weight, norm.bias))
+    return module
