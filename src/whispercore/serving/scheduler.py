@@ -6,6 +6,7 @@ Knows nothing of HTTP or TorchServe.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Hashable, Sequence
@@ -34,6 +35,9 @@ processed. Processing takes about 1 ms a window and may lead to another window o
 CLIPS_SHARE = 4
 """The share, one in so many, of a full batch that is decoded when a clip waits beside a longer recording. The windows of the longer one
 take a fifth more time in it."""
+CLIPS_SECONDS = 10.0
+"""For this long after a clip the batches of longer recordings are half of full ones, because another clip is likely to come: the lanes
+are free sooner. With base a window takes six percent more time in a batch of two than in one of four."""
 SMOOTHING = 0.2
 """The weight of the last batch in the mean speed."""
 FORGETTING = 0.98
@@ -76,6 +80,7 @@ class Scheduler:
         self._outcomes: SimpleQueue[tuple[QueuedWindow, Outcome | Result] | None] = SimpleQueue()
         self._expected: dict[QueuedRequest, float] = {}
         self._unprocessed = 0
+        self._last_clip = -math.inf
         self._progress: dict[int, float] = {}  # by thread
         self.longest_seconds = 0.0
         self._speed = 0.0
@@ -234,10 +239,12 @@ class Scheduler:
         A clip has waited for the batch before. A full batch would keep it as long again, for windows of a recording whose reply comes
         later anyway.
         """
-        clips = self._backlog.clips
-        if not (clips and self._backlog.has_longer):
+        if not self._backlog.has_longer:
             return self.batch_limit
-        return min(self.batch_limit, max(2 * clips, self.batch_limit // CLIPS_SHARE))
+        if clips := self._backlog.clips:
+            self._last_clip = time.monotonic()
+            return min(self.batch_limit, max(2 * clips, self.batch_limit // CLIPS_SHARE))
+        return max(1, self.batch_limit // 2) if time.monotonic() - self._last_clip < CLIPS_SECONDS else self.batch_limit
 
     def _refill(self, lanes: Lanes, engine: RefillingEngine, key: Hashable) -> None:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""

@@ -105,7 +105,8 @@ def test_a_clip_goes_into_the_next_batch_before_a_long_file() -> None:
 
 
 @pytest.mark.parametrize(("clips", "windows"), [(0, 8), (1, 2), (3, 6), (8, 8)])
-def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows: int) -> None:
+def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.scheduler.CLIPS_SECONDS", 0.0)
     engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
     scheduler = busy(engine, outcomes)
     file = QueuedRequest()
@@ -118,6 +119,19 @@ def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows:
     batch = engine.batches[1]
     assert len(batch) == windows and sum(start >= 1000 for start in batch) == clips - (clips == 8)
     assert sum(len(each) == 8 for each in engine.batches) >= 2, "the file alone has full batches"
+    scheduler.close()
+
+
+def test_for_a_while_after_a_clip_the_batches_of_a_file_are_halved() -> None:
+    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
+    scheduler = busy(engine, outcomes)
+    file = QueuedRequest()
+    for start in range(20):
+        outcomes.submit(scheduler, file, float(start))
+    outcomes.submit(scheduler, QueuedRequest(), 1000.0)
+    engine.open_gate()
+    outcomes.wait(22)
+    assert [len(batch) for batch in engine.batches] == [1, 2, 4, 4, 4, 4, 3]
     scheduler.close()
 
 
