@@ -142,8 +142,9 @@ class WhisperHandler:
         now = OpenRequests(len(self.mailbox), self.mailbox.intake.jobs.closing)
         if self._open_requests == now:
             return
+        if not _write(OPEN_REQUESTS_FILE, str(now)):
+            return  # written at the next call
         self._open_requests = now
-        _write(OPEN_REQUESTS_FILE, str(now))
         _measure(context, "whisper_open_requests", now.number, kind=MetricTypes.GAUGE)
 
     def _publish_counters(self, context: Any) -> None:
@@ -177,13 +178,15 @@ class WhisperHandler:
             _write(HEALTH_FILE, str(WorkerHealth(success, self.mailbox.intake.health.longest_seconds)))
 
 
-def _write(variable: str, text: str) -> None:
-    """Write into the file that an environment variable names; nothing without that variable."""
+def _write(variable: str, text: str) -> bool:
+    """Write into the file that an environment variable names; nothing without that variable. Returns False when that fails."""
     if path := os.environ.get(variable):
         try:
             Path(path).write_text(text)
         except OSError as error:  # a full disk must not fail the requests of this call
             logger.warning("%s cannot be written: %s", path, error)
+            return False
+    return True
 
 
 def _measure(

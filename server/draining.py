@@ -46,7 +46,7 @@ def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> Pend
 
     When the grace period is over, TorchServe has ended or a second signal has arrived, the requests that are still pending are returned.
     New requests are answered in the first half of the grace period. In the second half the worker refuses them, and soon only those that
-    the worker already holds are waited for: otherwise a steady stream of requests would never end.
+    the worker already holds are waited for: otherwise a steady stream of requests would keep it waiting.
     """
     grace = server.configuration.grace_seconds
     began = busy_at = woken_at = time.monotonic()
@@ -64,14 +64,14 @@ def drain(server: TorchServe, door: FrontDoor | None, stop: StopSignals) -> Pend
         waited_for = pending.in_worker if now - refuses_since > REFUSING_SECONDS else pending.total
         busy = waited_for > 0 or (door is not None and door.alive)
         busy_at = now if busy or worker_is_unaware else busy_at
-        # The count in the worker is 0 for a moment whenever it has answered a batch. Counting at such moments only must not end the wait.
+        # The count in the worker is 0 for a moment whenever it has answered a batch. So it must stay unchanged for a while, too.
         if min(now - busy_at, server.unchanged_seconds) >= QUIET_SECONDS:
             return None
         if now - began > grace or stop.immediate or not server.alive:
             return pending if busy else None
         if (pending.in_worker or worker_is_unaware) and now - woken_at >= WAKE_SECONDS:
             woken_at = now
-            wake_worker(server.configuration.inference)
+            wake_worker(server.configuration.inference, timeout=1.0)
         stop.wait(POLL_SECONDS)
 
 

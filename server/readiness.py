@@ -46,17 +46,17 @@ def healthy(address: Address) -> bool:
     return _status(address, "/ping") == 200
 
 
-def wake_worker(address: Address) -> None:
+def wake_worker(address: Address, timeout: float = 10.0) -> None:
     """Send a request that needs no transcription, so that TorchServe calls the worker.
 
     TorchServe calls the worker only while it holds requests itself. When the last client disconnects, the calls end, and the worker would
     go on with work that is no longer needed.
     """
-    _status(address, f"/predictions/whisper/{API_VERSION}/v1/models")
+    _status(address, f"/predictions/whisper/{API_VERSION}/v1/models", timeout)
 
 
-def _status(address: Address, path: str) -> int | None:
-    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=10)
+def _status(address: Address, path: str, timeout: float = 10.0) -> int | None:
+    connection = http.client.HTTPConnection(address.reachable_host, address.port, timeout=timeout)
     try:
         connection.request("GET", path)
         return connection.getresponse().status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import math
 import os
 import secrets
 import shutil
@@ -98,11 +99,11 @@ class TorchServe:
 
     @property
     def unchanged_seconds(self) -> float:
-        """Seconds since this property first saw what the worker last wrote; 0 before the first time. No jump of the clock changes it."""
+        """Seconds since this property first saw what the worker last wrote; infinite before that. No jump of the clock changes it."""
         try:
             written = (self.folder / OPEN_REQUESTS).stat().st_mtime_ns
         except OSError:
-            return 0.0
+            return math.inf
         if written != self._written:
             self._written, self._written_seen = written, time.monotonic()
         return time.monotonic() - self._written_seen

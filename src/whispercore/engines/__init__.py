@@ -97,10 +97,11 @@ class ParallelEngine(Engine, Protocol):
     """An engine that decodes several batches at a time, on several threads, each batch on some of its lanes.
 
     `lanes`: how many it has, each a part of its cores. The widths of the batches that are decoded at the same time come to `lanes` at
-    most. `decode` takes all of them.
+    most. `decode` takes all of them. `any_width`: whether a batch gains by several lanes that are not all of them.
     """
 
     lanes: int
+    any_width: bool
 
     def decode_on(self, width: int, windows: Sequence[Window]) -> list[Decoded]:
         """Decode a batch on `width` lanes. It is as `decode`, but for at most `max_batch // lanes` windows."""

@@ -54,7 +54,7 @@ def best_sequence(
 
 
 class BatchedEngine(ABC, Generic[M, F]):
-    """Implements `Engine`; a subclass implements the steps of its model. Not thread-safe; one per device.
+    """Implements `Engine`; a subclass implements the steps of its model. One per device. Not thread-safe, unless it is a `ParallelEngine`.
 
     `runtime` names the library in error messages; `errors` are the exceptions that it raises. `equal_prompts`: sequences that are
     sampled together need prompts of equal length. `model` is None after `close`.

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
 """On a CPU: a core reads the weights once for its windows. More than four gain little and make new requests wait longer."""
-_MOST_LANES = 8
-"""Batches that PyTorch decodes side by side. Each holds Python's lock for a twelfth of a step."""
+_MOST_LANES = 16
+"""Batches that PyTorch decodes side by side. Each holds Python's lock for about three percent of its time."""
 _REPLICAS_SHARE = 4
 """Copies of the model for sampling take at most one part in four of the memory; one copy is always allowed."""
 _SEEDING = threading.Lock()
@@ -120,6 +120,11 @@ def _decoder(checkpoint: Path) -> Sampler | None:
     return sampling.Sampler(decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16())) if int8.is_available() else None
 
 
+def _lanes(threads: int, most: int) -> int:
+    """The number of lanes, at most `most`: each has equally many threads, and as few as possible of all are left over."""
+    return threads // math.ceil(threads / most)
+
+
 class Copy:
     """A copy of CTranslate2's model, loaded when it is first used. `threads`: those of one call; `calls`: at the same time."""
 
@@ -157,6 +162,17 @@ class Cores:
         return self.copy.whisper
 
 
+class _StepThreadsByWidth(threading.local):
+    """The `StepThreads` of each thread of the scheduler, one for each number of threads that its lone windows had."""
+
+    def __init__(self) -> None:
+        self._by_threads: dict[int, StepThreads] = {}
+
+    def of(self, threads: int) -> StepThreads:
+        """That for so many threads."""
+        return self._by_threads.setdefault(threads, StepThreads(threads))
+
+
 @dataclass(slots=True)
 class Encoded:
     """A batch after the encoder. `features`: its output, (windows, 1500, width); `keys`: for PyTorch's decoder, where that is used."""
@@ -192,7 +208,8 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
         # A CPU decodes a batch faster as one part a core than as a whole on all cores, which wait for each other at every layer: twice
         # as fast with base on two cores. A single window needs all cores, so a CPU holds the weights twice. There are no more lanes
         # than windows; where the cores outnumber them, each lane has several.
-        self.lanes = min(threads, max_batch, _MOST_LANES if decoder else max_batch) if device == "cpu" else 1
+        self.lanes = _lanes(threads, min(max_batch, _MOST_LANES if decoder else max_batch)) if device == "cpu" else 1
+        self.any_width = decoder is not None
         whole, self._parts = Copy(self._load, 1, threads), Copy(self._load, self.lanes, threads // self.lanes)
         try:
             model = whole.whisper
@@ -222,7 +239,7 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
         self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="ct2")
         self._replicas = threading.BoundedSemaphore(max(1, replicas))
         self._encoder, self._decoder = encoder, decoder
-        self._step_threads = StepThreads(threads) if threads > 1 and decoder else None
+        self._step_threads = _StepThreadsByWidth()
 
     def free_memory(self) -> None:
         """Nothing: CTranslate2 frees its caches only with the model."""
@@ -240,11 +257,14 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
         return self._checked(partial(self._decode_part, self._part(width)), windows)
 
     def _part(self, width: int) -> Cores:
-        """CTranslate2 computes with the threads of one lane, however wide the part is: a copy of the weights for each width is too much."""
+        """PyTorch gets the threads of `width` lanes, CTranslate2 those of one: each number of threads would need a copy of the weights."""
         return Cores(self._parts, max(1, self._threads * width // self.lanes))
 
     def _decode(self, model: Cores, windows: Sequence[Window]) -> list[Decoded]:
-        """A batch that has a window for every lane is split among them, windows with prompts of like length together."""
+        """A batch that has a window for every lane is split among them, windows with prompts of like length together.
+
+        The scheduler gives a lane its own batches; others call `decode` with a whole one.
+        """
         if self.lanes == 1 or len(windows) < self.lanes:
             return self._decode_part(model, windows)
         by_prompt = sorted(range(len(windows)), key=lambda i: prompt_length(windows[i].decoding))
@@ -286,7 +306,7 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
     ) -> list[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
-            step_threads = self._step_threads if len(windows) == 1 and model is self.model else None
+            step_threads = self._step_threads.of(model.threads) if len(windows) == 1 and model.threads > 1 else None
             try:
                 return self._decoder.sample(features.keys.of(indices), windows, starts, step_threads)
             finally:

@@ -197,8 +197,9 @@ def lacks_memory(error: Exception) -> bool:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class when it has no message."""
-    return (str(error) or type(error).__name__).splitlines()[0]
+    """The first line of an error's message, or its class when it has no message. TorchScript's own error is in its last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1] if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def compression_ratio(text: str) -> float:

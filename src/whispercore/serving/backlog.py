@@ -140,7 +140,7 @@ class Backlog:
 
     @property
     def has_longer(self) -> bool:
-        """Whether a request has windows in the queue that are not its first."""
+        """Whether a request that had a window before has another in the queue: of a longer recording, or a retry."""
         return any(request.submitted > 1 for request in self._waiting)
 
     def push(self, key: Hashable, request: QueuedRequest, window: Window, on_outcome: OnOutcome) -> None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from ..engines import Engine, ParallelEngine
+from .backlog import QueuedRequest
 from .turns import Turn
 
 WAIT_FOR_REQUESTS = 0.05
@@ -17,9 +18,9 @@ decoded alone. With 0.02 eight clips at once made batches of 4.0 to 5.7 windows 
 
 @dataclass(frozen=True, slots=True)
 class LastBatch:
-    """A batch that has ended. `requests`: how many it served. `ended`: time.monotonic. `seconds`: how long it took."""
+    """A batch that has ended. `requests`: those that it served. `ended`: time.monotonic. `seconds`: how long it took."""
 
-    requests: int = 0
+    requests: frozenset[QueuedRequest] = frozenset()
     ended: float = 0.0
     seconds: float = 0.0
 
@@ -38,7 +39,8 @@ class Lanes:
     def __init__(self, engine: Engine, turn: Turn | None) -> None:
         """`turn`: at the engine's device, when several models share it."""
         self.engine, self.turn = engine, turn
-        self.count = self.free = engine.lanes if isinstance(engine, ParallelEngine) else 1
+        self.count, self._any_width = (engine.lanes, engine.any_width) if isinstance(engine, ParallelEngine) else (1, False)
+        self.free = self.count
         self.latest = LastBatch()
         self._ended: list[LastBatch] = []
 
@@ -48,8 +50,13 @@ class Lanes:
         return max(1, self.engine.max_batch // self.count)
 
     def take(self, windows: int) -> int:
-        """Occupy lanes for a batch, when so many windows are queued. Returns its width: all free lanes for a lone window."""
+        """Occupy lanes for a batch, when so many windows are queued. Returns its width: all free lanes for a lone window.
+
+        The batch stands for the clients of the oldest one that has ended: those are not waited for any more.
+        """
         width = self.free // min(self.free, windows)
+        if width < self.count and not self._any_width:
+            width = 1
         self.free -= width
         now = time.monotonic()
         self._ended = [last for last in self._ended[1:] if last.answered_until > now]
@@ -68,6 +75,6 @@ class Lanes:
         """
         now = time.monotonic()
         expected = [last for last in self._ended if last.answered_until > now]
-        if waiting >= sum(last.requests for last in expected):
+        if waiting >= len({request for last in expected for request in last.requests}):
             return 0.0
         return max(last.answered_until for last in expected)

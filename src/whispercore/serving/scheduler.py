@@ -36,8 +36,8 @@ CLIPS_SHARE = 4
 """The share, one in so many, of a full batch that is decoded when a clip waits beside a longer recording. The windows of the longer one
 take a fifth more time in it."""
 CLIPS_SECONDS = 10.0
-"""For this long after a clip the batches of longer recordings are half of full ones, because another clip is likely to come: the lanes
-are free sooner. With base a window takes six percent more time in a batch of two than in one of four."""
+"""For this long after a clip the lanes' batches of longer recordings are half of full ones, because another clip is likely to come: a lane
+is free sooner. With base a window takes six percent more time in a batch of two than in one of four."""
 SMOOTHING = 0.2
 """The weight of the last batch in the mean speed."""
 FORGETTING = 0.98
@@ -212,16 +212,20 @@ class Scheduler:
         """Decode one batch and deliver the outcomes."""
         with self._changed:
             waiting = len(self._backlog)
-            if not lanes.free or not (batch := self._pop(key, self._batch_size(), self._parts())):
+            if not lanes.free or not (batch := self._pop(key, self._batch_size(lanes), self._parts())):
                 return
             width = lanes.take(waiting)
         began = self._progress[threading.get_ident()] = time.monotonic()
-        outcomes = self._decode(lanes, width, batch)
+        try:
+            outcomes = self._decode(lanes, width, batch)
+        except Exception as error:  # of the recovery from an error, such as freeing memory: the thread must go on
+            logger.exception("a batch failed")
+            outcomes = [EngineError(f"the engine failed: {error}") for _ in batch]
         ended = time.monotonic()
         del self._progress[threading.get_ident()]
         self._deliver_all(batch, outcomes)
         with self._changed:
-            lanes.give_back(width, LastBatch(len({queued.request for queued in batch}), ended, ended - began))
+            lanes.give_back(width, LastBatch(frozenset(queued.request for queued in batch), ended, ended - began))
             self._changed.notify_all()
 
     def _parts(self) -> int:
@@ -233,7 +237,7 @@ class Scheduler:
         is_end = self._backlog.requests == 1 and not self._backlog.more_coming
         return sum(lanes.count if is_end else lanes.free for lanes in self._lanes)
 
-    def _batch_size(self) -> int:
+    def _batch_size(self, lanes: Lanes) -> int:
         """The most windows of the next batch: fewer when clips wait beside longer recordings, so that the clips' replies come sooner.
 
         A clip has waited for the batch before. A full batch would keep it as long again, for windows of a recording whose reply comes
@@ -244,7 +248,8 @@ class Scheduler:
         if clips := self._backlog.clips:
             self._last_clip = time.monotonic()
             return min(self.batch_limit, max(2 * clips, self.batch_limit // CLIPS_SHARE))
-        return max(1, self.batch_limit // 2) if time.monotonic() - self._last_clip < CLIPS_SECONDS else self.batch_limit
+        expects_clips = lanes.count > 1 and time.monotonic() - self._last_clip < CLIPS_SECONDS
+        return max(1, self.batch_limit // 2) if expects_clips else self.batch_limit
 
     def _refill(self, lanes: Lanes, engine: RefillingEngine, key: Hashable) -> None:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""

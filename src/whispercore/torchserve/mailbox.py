@@ -37,14 +37,14 @@ that arrive during the wait. A call costs some tenths of a millisecond of CPU fo
 it hands over again. So the wait grows with both, and calls take a few percent of one core. On few cores the shortest
 wait is longer: 50 calls a second take 8 % of a core, Java's part included, while a single file is decoded."""
 WAIT_PER_REQUEST, WAIT_PER_BYTE = 0.004, 1 / 50e6
-WAIT_AFTER_REPLIES, AFTER_REPLIES_SECONDS = 0.005, 0.15
-"""After replies calls wait no longer than this, for this long: clients ask again at once, and a lane waits for them."""
+AFTER_REPLIES_SECONDS, AFTER_REPLIES_SHARE = 0.15, 0.25
+"""For this long after a reply calls wait only this share of their time: clients ask again at once, and a lane waits for them."""
 KEEP_ALIVE_SECONDS = 1.0
 """TorchServe notices that a client has gone only when it sends something. So every reply that has begun gets a chunk
 without content this often."""
 QUEUED_SECONDS = 2.0
-"""While more requests are open than share a batch, one that has waited this long gets an empty first chunk, as soon as its
-audio has proved readable. Without that the requests of clients that have left would be transcribed to the end, and the
+"""While more requests are open than windows are decoded at the same time, one that has waited this long gets an empty first chunk,
+as soon as its audio has proved readable. Without that the requests of clients that have left would be transcribed to the end, and the
 others would wait for them: TorchServe would not notice. Its status is 200 then, and a later failure is in the body."""
 UNOPENED_SECONDS = 5.0
 """A stream begins when its recording has been opened, because until then an error can still set the status. When many
@@ -116,10 +116,9 @@ class Mailbox:
 
     def _seconds_to_wait(self) -> float:
         """How long this call waits for news."""
-        if time.monotonic() - self._replied < AFTER_REPLIES_SECONDS:
-            return WAIT_AFTER_REPLIES
         resent = sum(request.resent_bytes for request in self._without_reply())
-        return min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
+        seconds = min(max(SHORTEST_WAIT, WAIT_PER_REQUEST * len(self._open) + WAIT_PER_BYTE * resent), LONGEST_WAIT)
+        return AFTER_REPLIES_SHARE * seconds if time.monotonic() - self._replied < AFTER_REPLIES_SECONDS else seconds
 
     def _without_reply(self) -> list[OpenRequest]:
         """The requests whose bodies the server hands over at each call."""

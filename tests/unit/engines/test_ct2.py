@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from whispercore import devices
-from whispercore.engines.ct2 import cpu_batch
+from whispercore.engines.ct2 import _lanes, cpu_batch
 
 MB, GB = 10**6, 10**9
 
@@ -36,3 +36,8 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path, monkeypat
     for written, bytes_ in (("max\n", 8_192_000_000), ("3000000000\n", 3_000_000_000)):
         limit.write_text(written)
         assert devices.available_memory() == bytes_
+
+
+@pytest.mark.parametrize(("threads", "most", "lanes"), [(1, 8, 1), (2, 8, 2), (3, 12, 3), (4, 1, 1), (4, 3, 2), (24, 16, 12), (64, 16, 16)])
+def test_lanes_share_all_threads_equally(threads: int, most: int, lanes: int) -> None:
+    assert _lanes(threads, most) == lanes

@@ -45,7 +45,7 @@ def drained(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> PendingReque
         server.look(server, server.seconds)
         return server.pending
 
-    def wake(_: Any) -> None:
+    def wake(_: Any, timeout: float) -> None:
         server.woken += 1
 
     monkeypatch.setattr(draining, "pending_requests", pending)

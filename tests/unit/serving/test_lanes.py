@@ -11,7 +11,7 @@ import pytest
 from tests.unit.serving.test_scheduler import PATIENCE, Outcomes, SteppedEngine, decoded
 from tests.unit.serving.test_turns import wait_until
 from whispercore.engines import ParallelEngine
-from whispercore.errors import OutOfMemory
+from whispercore.errors import EngineError, OutOfMemory
 from whispercore.serving.backlog import QueuedRequest
 from whispercore.serving.scheduler import Scheduler
 from whispercore.serving.turns import Turn
@@ -21,7 +21,7 @@ from whispercore.types import Decoded, Window
 class Laned(SteppedEngine):
     """Each batch waits until the test lets it end. `begun`: the width and the starts of the windows of each batch."""
 
-    n_mels, tokenizer = 80, None
+    n_mels, tokenizer, any_width = 80, None, True
 
     def __init__(self, lanes: int, *, max_batch: int, room: int = 100) -> None:
         super().__init__(max_batch)
@@ -155,6 +155,65 @@ def test_while_a_recording_is_read_a_free_lane_takes_a_full_batch() -> None:
     assert len(engine.next()[1]) == 4
     engine.open_gate()
     outcomes.wait(12)
+    scheduler.close()
+
+
+def test_for_a_while_after_a_clip_the_batches_of_a_file_are_halved() -> None:
+    engine, outcomes = Laned(2, max_batch=8), Outcomes()
+    scheduler, file = Scheduler(engine), QueuedRequest()
+    submitted(scheduler, outcomes, [float(start) for start in range(24)], file)
+    first = engine.next()[1]
+    assert len(first) == len(engine.next()[1]) == 4
+    outcomes.submit(scheduler, QueuedRequest(), 1000.0)
+    engine.ends[first[0]].set()
+    with_clip = engine.next()[1]
+    assert len(with_clip) == 2 and 1000.0 in with_clip
+    engine.open_gate()
+    outcomes.wait(25)
+    scheduler.close()
+    assert max(len(starts) for starts in (engine.next()[1] for _ in range(engine.started.qsize()))) == 2
+
+
+def test_an_engine_that_cannot_use_some_lanes_takes_one_or_all() -> None:
+    engine, outcomes = Laned(4, max_batch=16), Outcomes()
+    engine.any_width = False
+    scheduler = Scheduler(engine)
+    submitted(scheduler, outcomes, [1.0, 2.0])
+    assert [engine.next()[0] for _ in range(2)] == [1, 1]
+    submitted(scheduler, outcomes, [3.0])
+    assert engine.next() == (1, [3.0])
+    engine.open_gate()
+    outcomes.wait(3)
+    submitted(scheduler, outcomes, [4.0])
+    assert engine.next() == (4, [4.0])
+    outcomes.wait(4)
+    scheduler.close()
+
+
+def test_a_request_whose_windows_were_in_two_batches_is_expected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whispercore.serving.lanes.WAIT_FOR_REQUESTS", 1e9)
+    engine, outcomes = Laned(2, max_batch=8), Outcomes()
+    engine.open_gate()
+    scheduler, file = Scheduler(engine), QueuedRequest()
+    submitted(scheduler, outcomes, [1.0, 2.0], file)
+    outcomes.wait(2)
+    submitted(scheduler, outcomes, [3.0], file)
+    outcomes.wait(3)  # it would wait for a second request for ever
+    scheduler.close()
+
+
+def test_an_error_outside_of_the_engine_fails_the_batch_and_frees_its_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, outcomes = Laned(2, max_batch=8), Outcomes()
+    engine.open_gate()
+    scheduler = Scheduler(engine)
+    (lanes,) = scheduler._lanes
+    monkeypatch.setattr(scheduler, "_decode", lambda *_: 1 / 0)
+    submitted(scheduler, outcomes, [1.0])
+    assert isinstance(outcomes.wait(1)[1.0], EngineError)
+    monkeypatch.undo()
+    wait_until(lambda: lanes.free == lanes.count)
+    submitted(scheduler, outcomes, [2.0])
+    assert isinstance(outcomes.wait(2)[2.0], Decoded)
     scheduler.close()
 
 

@@ -122,19 +122,6 @@ def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows:
     scheduler.close()
 
 
-def test_for_a_while_after_a_clip_the_batches_of_a_file_are_halved() -> None:
-    engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
-    scheduler = busy(engine, outcomes)
-    file = QueuedRequest()
-    for start in range(20):
-        outcomes.submit(scheduler, file, float(start))
-    outcomes.submit(scheduler, QueuedRequest(), 1000.0)
-    engine.open_gate()
-    outcomes.wait(22)
-    assert [len(batch) for batch in engine.batches] == [1, 2, 4, 4, 4, 4, 3]
-    scheduler.close()
-
-
 def test_a_stream_of_clips_does_not_starve_a_file() -> None:
     engine, outcomes = SteppedEngine(max_batch=1), Outcomes()
     scheduler = busy(engine, outcomes)

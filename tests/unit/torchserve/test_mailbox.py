@@ -456,6 +456,14 @@ def test_a_stream_that_fails_later_ends_with_the_error(path: str) -> None:
     assert error["error"]["code"] == "engine_error"
 
 
+def test_after_a_reply_the_next_calls_wait_less(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = mailbox._seconds_to_wait()
+    drive(mailbox, [ask("a", wav(2))])
+    assert mailbox._seconds_to_wait() < usual
+    monkeypatch.setattr("whispercore.torchserve.mailbox.AFTER_REPLIES_SECONDS", 0.0)
+    assert mailbox._seconds_to_wait() == usual
+
+
 def test_equal_uploads_share_a_job_and_keep_their_response_formats(mailbox: Mailbox, engine: Recorder) -> None:
     engine.gate.clear()
     audio = wav(2)

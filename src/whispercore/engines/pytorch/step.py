@@ -150,7 +150,7 @@ def compiled(step: Step) -> StepFunction:
         with warnings.catch_warnings():  # deprecated in favour of torch.compile, which needs a C++ compiler on the machine
             warnings.simplefilter("ignore", DeprecationWarning)
             return cast(StepFunction, torch.jit.script(step))
-    except (AttributeError, RuntimeError) as error:
+    except (AttributeError, OSError, RuntimeError) as error:  # OSError: the installation has no source files
         logger.warning("the decoder runs without TorchScript, and several cores gain less: %s", error)
         return step
 

@@ -18,7 +18,7 @@ _OUTLIER = 4.0
 
 @dataclass(slots=True)
 class StepThreads:
-    """Chooses 1 or `several`. Not thread-safe: lone windows are decoded one at a time."""
+    """Chooses 1 or `several`. Not thread-safe."""
 
     several: int
     _means: dict[int, float] = field(default_factory=dict)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +19,7 @@ from tests.unit.engines.torch.doubles import ENGLISH, WORDS, check_equal, window
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import load_checkpoint
 from whispercore.checkpoints.conversion import convert
+from whispercore.engines import ParallelEngine
 from whispercore.engines.ct2 import CTranslate2Engine
 from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.pytorch import decoder, int8
@@ -213,6 +216,18 @@ def _text(rng: np.random.Generator, begin: int, timed: bool) -> Sequence[int]:
         time += int(rng.integers(1, 50))
         tokens += [begin + time] if timed else []
     return tokens[: rng.integers(0, len(tokens) + 1)]
+
+
+def test_lanes_decode_beside_each_other_from_their_first_call_on(folder: Path, reference: OpenAIEngine, recordings: list[Samples]) -> None:
+    asked = windows(recordings, Decoding(language="en", alignment="all"))
+    alone, lanes = (engine(folder, reference, decoder.load_decoder(NANO, bfloat16=False), threads) for threads in (1, 2))
+    expected = [alone.decode([window])[0] for window in asked]
+    assert isinstance(lanes, ParallelEngine) and (lanes.lanes, lanes.any_width) == (2, True)
+    halves = [asked[: len(asked) // 2], asked[len(asked) // 2 :]]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            decoded = [result for half in pool.map(partial(lanes.decode_on, 1), halves) for result in half]
+            check_equal(decoded, expected)
 
 
 @pytest.mark.parametrize(("windows", "at"), [([0, 1, 2], [3, 3, 3]), ([0, 1, 2], [3, 1, 2]), ([2, 0, 1], [3, 3, 3]), ([1], [2])])
