@@ -159,10 +159,12 @@ class Scheduler:
     def _run(self, lanes: Lanes) -> None:
         while (key := self._next_key(lanes)) is not None:
             with lanes.turn.held_by(self) if lanes.turn else nullcontext():
+                self._progress[threading.get_ident()] = time.monotonic()
                 if isinstance(lanes.engine, RefillingEngine):
                     self._refill(lanes, lanes.engine, key)
                 else:
                     self._decode_batch(lanes, key)
+                del self._progress[threading.get_ident()]
 
     def _next_key(self, lanes: Lanes) -> Hashable | None:
         """Wait for windows and a free lane. Returns the batch key of the windows that are next; None at the end of a closing scheduler."""
@@ -215,14 +217,13 @@ class Scheduler:
             if not lanes.free or not (batch := self._pop(key, self._batch_size(lanes), self._parts())):
                 return
             width = lanes.take(waiting)
-        began = self._progress[threading.get_ident()] = time.monotonic()
+        began = time.monotonic()
         try:
             outcomes = self._decode(lanes, width, batch)
         except Exception as error:  # of the recovery from an error, such as freeing memory: the thread must go on
             logger.exception("a batch failed")
             outcomes = [EngineError(f"the engine failed: {error}") for _ in batch]
         ended = time.monotonic()
-        del self._progress[threading.get_ident()]
         self._deliver_all(batch, outcomes)
         with self._changed:
             lanes.give_back(width, LastBatch(frozenset(queued.request for queued in batch), ended, ended - began))
@@ -253,7 +254,6 @@ class Scheduler:
 
     def _refill(self, lanes: Lanes, engine: RefillingEngine, key: Hashable) -> None:
         """Let the engine take windows whenever it has room. Windows that it could not finish are decoded in batches."""
-        self._progress[threading.get_ident()] = time.monotonic()
         feed = _Feed(self, key, lanes.turn)
         try:
             engine.decode_feed(feed)
@@ -268,7 +268,6 @@ class Scheduler:
         for first in range(0, len(unfinished), self.batch_limit):
             batch = unfinished[first : first + self.batch_limit]
             self._deliver_all(batch, self._decode(lanes, 1, batch))
-        del self._progress[threading.get_ident()]
         with self._changed:
             lanes.latest = LastBatch(ended=time.monotonic())
 

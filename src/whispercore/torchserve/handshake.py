@@ -31,6 +31,14 @@ CANNOT_START = "whisper cannot start: "
 _SERVES = re.compile(r"whispercore \S+ serves (.*)")
 
 
+def _two_fields(text: str) -> tuple[str, str]:
+    """The fields of a line that is complete. Raises ValueError for any other: the worker is still writing it."""
+    first, second = text.removesuffix("\n").split(" ")
+    if not text.endswith("\n"):
+        raise ValueError(text)
+    return first, second
+
+
 class OpenRequests(NamedTuple):
     """What the worker writes into `OPEN_REQUESTS_FILE`: their number, and whether it has begun to refuse new ones."""
 
@@ -43,9 +51,7 @@ class OpenRequests(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> OpenRequests:
         """Raises ValueError for a line that is not complete."""
-        number, state = text.removesuffix("\n").split(" ")
-        if not text.endswith("\n"):
-            raise ValueError(text)
+        number, state = _two_fields(text)
         return cls(int(number), state == "refuses")
 
 
@@ -65,9 +71,7 @@ class WorkerHealth(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> WorkerHealth:
         """Raises ValueError for a line that is not complete."""
-        last_success, longest_batch = text.removesuffix("\n").split(" ")
-        if not text.endswith("\n"):
-            raise ValueError(text)
+        last_success, longest_batch = _two_fields(text)
         return cls(float(last_success), float(longest_batch))
 
 

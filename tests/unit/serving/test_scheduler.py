@@ -105,8 +105,7 @@ def test_a_clip_goes_into_the_next_batch_before_a_long_file() -> None:
 
 
 @pytest.mark.parametrize(("clips", "windows"), [(0, 8), (1, 2), (3, 6), (8, 8)])
-def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("whispercore.serving.scheduler.CLIPS_SECONDS", 0.0)
+def test_the_batch_of_a_clip_has_few_windows_of_a_long_file(clips: int, windows: int) -> None:
     engine, outcomes = SteppedEngine(max_batch=8), Outcomes()
     scheduler = busy(engine, outcomes)
     file = QueuedRequest()

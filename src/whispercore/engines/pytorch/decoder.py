@@ -18,7 +18,7 @@ from whisper.model import ModelDimensions
 from ...checkpoints import load_checkpoint
 from .int8 import RowwiseInt8, rowwise_int8
 from .model import Norm
-from .step import Layer, Step, StepFunction, attend, compiled, merge_heads, split_heads
+from .step import Layer, Step, StepFunction, are_neighbours, attend, merge_heads, scripted, split_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +127,7 @@ class Decoder:
 
 def _slice(indices: Sequence[int]) -> slice | list[int]:
     """Indices as a slice when they are neighbours in order, of which PyTorch makes a view."""
-    first = indices[0]
-    neighbours = list(indices) == list(range(first, first + len(indices)))
-    return slice(first, first + len(indices)) if neighbours else list(indices)
+    return slice(indices[0], indices[0] + len(indices)) if are_neighbours(list(indices)) else list(indices)
 
 
 def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
@@ -151,7 +149,7 @@ def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
             tuple(head for layer, head in checkpoint.alignment_heads if layer == number) for number in range(dims.n_text_layer)
         ),
         cross_dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        take_step=compiled(Step(embedding, positions, layers, ln, dims.n_text_head)),
+        take_step=scripted(Step(embedding, positions, layers, ln, dims.n_text_head)),
     )
 
 

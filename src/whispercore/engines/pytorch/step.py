@@ -61,7 +61,7 @@ class Step(nn.Module):
     ) -> Tensor:
         """The arguments of `Decoder.step`, with the keys and values of every layer."""
         longest = int(at.max().item()) + 1
-        mask = None if int(at.min().item()) + 1 == longest else mask_beyond(at, longest)
+        mask = None if int(at.min().item()) + 1 == longest else _mask_beyond(at, longest)
         x = self.embedding[tokens].float() + self.positions[at]
         each = torch.arange(len(tokens))
         for number, layer in enumerate(self.layers):
@@ -116,15 +116,20 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: list[int]) -> Tensor:
     """`attend` to some windows of (windows, heads, 1500, size). Neighbours in order, which need no copy, are attended to at once."""
     first, count = windows[0], len(windows)
-    neighbours = True
-    for place, window in enumerate(windows):
-        neighbours = neighbours and window == first + place
-    if neighbours:
+    if are_neighbours(windows):
         return attend(query, key[first : first + count], value[first : first + count])
     parts: list[Tensor] = []
     for place, window in enumerate(windows):
         parts.append(attend(query[place : place + 1], key[window : window + 1], value[window : window + 1]))
     return torch.cat(parts)
+
+
+def are_neighbours(indices: list[int]) -> bool:
+    """Whether each index is one more than the one before."""
+    neighbours = True
+    for place, index in enumerate(indices):
+        neighbours = neighbours and index == indices[0] + place
+    return neighbours
 
 
 def split_heads(x: Tensor, texts: int, parts: int, heads: int) -> Tensor:
@@ -137,13 +142,13 @@ def merge_heads(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
-def mask_beyond(at: Tensor, longest: int) -> Tensor:
+def _mask_beyond(at: Tensor, longest: int) -> Tensor:
     """What is added to the scores of rows whose texts end at `at` (rows,): (rows, 1, 1, longest)."""
     beyond = torch.arange(longest) > at[:, None]
     return torch.zeros(beyond.shape).masked_fill_(beyond, -float("inf"))[:, None, None]
 
 
-def compiled(step: Step) -> StepFunction:
+def scripted(step: Step) -> StepFunction:
     """The step in TorchScript; as it is where this PyTorch has no TorchScript."""
     step = step.eval()
     try:
