@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whispercore.checkpoints import Checkpoint, dimensions, empty_model
-from whispercore.engines.pytorch.model import attend
+from whispercore.engines.pytorch.attention import attend
 from whispercore.engines.torch import TorchEngine
 from whispercore.engines.torch.admission import AdmissionShape
 from whispercore.engines.torch.decoding import StepShape

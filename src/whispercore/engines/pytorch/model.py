@@ -6,7 +6,7 @@ The same arithmetic as openai-whisper's model.py, with query, key and value fuse
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -15,18 +15,14 @@ from torch.nn import functional as F
 from whisper.model import ModelDimensions
 
 from ...checkpoints import Checkpoint
+from .attention import Attention, attend, merge_heads
 from .cache import Cache, SlotIndex
 from .compiling import compiled
-from .linear import Linear, multiplication, packed, quantized
+from .linear import Linear, packed, quantized
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_FEW = 16
-"""Up to this many queries plain products on a CPU are up to five times as fast as the fused attention."""
-
-_IN_CACHE = 1_500_000
-"""So many bytes of attention scores stay in a core's cache between the two products."""
 _ROWS = 250
 """On a CPU the activations of this many positions, 2 MB in base's feed-forward layer in float32, stay in a core's cache."""
 
@@ -62,7 +58,7 @@ class Block:
 
     def feed_forward(self, projection: Linear, x: Tensor, attended: Tensor) -> Tensor:
         """Add the projected output of attention, `attended` (n, heads, length, size), to `x`; then the block's second half."""
-        x = projection.plus(x, _merge_heads(attended).reshape(x.shape))
+        x = projection.plus(x, merge_heads(attended).reshape(x.shape))
         return self.mlp[1].plus(x, self.mlp[0].gelu(self.mlp_ln(x)))
 
 
@@ -80,7 +76,7 @@ class CrossBlock(Block):
 
         The query is (windows, heads, group x length, width / heads), so that the rows of a window share a pass over its keys.
         """
-        x = self.out.plus(x, _merge_heads(attended))
+        x = self.out.plus(x, merge_heads(attended))
         query = self.query(self.cross_ln(x))
         return x, query.view(x.shape[0] // group, group * x.shape[1], self.heads, -1).transpose(1, 2)
 
@@ -102,6 +98,7 @@ class Model:
     unembed: Linear
     alignment_heads: tuple[tuple[int, ...], ...]
     compiles: bool = False
+    attention: Attention = field(default_factory=Attention)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,7 +118,7 @@ class Model:
         x = (x + self.audio_positions).to(self.dtype, memory_format=torch.contiguous_format)
         rows = _ROWS if x.device.type == "cpu" and not self.compiles else x.shape[1]
         for block in self.encoder:
-            attended = attend(*attend_self(block, x))
+            attended = self.attention.of_audio(*attend_self(block, x))
             parts = zip(torch.split(x, rows, dim=1), torch.split(attended, rows, dim=2), strict=True)
             x = torch.cat([feed_forward(block, block.out, *part) for part in parts], dim=1)
         return self.ln_post(x)
@@ -166,7 +163,7 @@ class Model:
         attend_self, feed_forward = self.part(Block.attend_self), self.part(Block.feed_forward)
         cross_query = self.part(CrossBlock.cross_query)
         x = (self.embedding[tokens] + self.text_positions[at]).to(self.dtype)[:, None]
-        cross_attend = self.part(attend_one_query) if self.compiles and group == 1 and x.is_cuda else attend
+        cross_attend = self.attention.of_one_query if group == 1 else attend
         mask, index = cache.mask(at, kv_length), slice(0, windows)
         for layer, block in enumerate(self.decoder):
             query, key, value = attend_self(block, x)
@@ -178,48 +175,6 @@ class Model:
     def _embed(self, tokens: Tensor) -> Tensor:
         """Tokens (n, length) from position 0 → (n, length, width)."""
         return (self.embedding[tokens] + self.text_positions[: tokens.shape[1]]).to(self.dtype)
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention, (n, heads, length, size) each; `mask` is added to the scores."""
-    few = query.shape[-2] <= _FEW
-    if not few and mask is None and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float32):
-        return _attend_by_head(query, key, value)
-    if query.is_cuda or not few:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
-
-
-def attend_one_query(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`attend` of one query (n, heads, 1, size), as sums that torch.compile turns into kernels which read keys and values once.
-
-    The fused attention is made for many queries: with one it multiplies 128 rows, 127 of them padding.
-    """
-    scores = (query.float() * query.shape[-1] ** -0.5 * key.float()).sum(dim=-1)
-    attended: Tensor = (scores.softmax(dim=-1)[..., None] * value.float()).sum(dim=-2, keepdim=True)
-    return attended.to(query.dtype)
-
-
-def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same for a part of the queries of one head at a time, in half to two thirds of the fused attention's time on a CPU.
-
-    The scores fit into a core's cache. oneDNN multiplies bfloat16 with the processor's instructions for it, which the fused attention
-    does not, and float32 on AMD's processors in half the time of MKL.
-    """
-    attended = torch.empty_like(query)
-    for heads in zip(query * query.shape[-1] ** -0.5, key, value, attended, strict=True):
-        for q, k, v, out in zip(*heads, strict=True):
-            score, mix = multiplication(k), multiplication(v.T)
-            queries = max(1, _IN_CACHE // (len(k) * k.itemsize))
-            for part, result in zip(q.split(queries), out.split(queries), strict=True):
-                result.copy_(mix(torch.softmax(score(part), dim=-1)))
-    return attended
-
-
-def _merge_heads(heads: Tensor) -> Tensor:
-    """(n, heads, length, size) → (n, length, heads x size)."""
-    return heads.transpose(1, 2).flatten(2)
 
 
 def load_model(

@@ -162,7 +162,8 @@ class Cuda:
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._refused: set[Hashable] = set()
         self._pool: Any = None
-        # cuDNN's attention plans anew for every shape of one query a row, and cannot do so while a graph is captured
+        # cuDNN's attention plans anew for every shape of one query a row, and cannot do so while a graph is captured; the encoder calls it
+        # by itself (pytorch/attention.py)
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cudnn.allow_tf32 = False  # float32 stays float32; the two convolutions cost next to nothing
 
@@ -196,6 +197,23 @@ class Cuda:
         else:
             step()
 
+    def seconds(self, work: Callable[[], object], times: int = 10) -> float:
+        """The time that some work takes as a CUDA graph, in the mean. Raises RuntimeError where it cannot be captured."""
+        work()
+        try:
+            graph = self._capture(work)
+        except RuntimeError:
+            self._forget_broken_capture()
+            raise
+        graph.replay()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin.record()
+        for _ in range(times):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3 / times
+
     def _captured(self, key: Hashable, step: Callable[[], None]) -> torch.cuda.CUDAGraph | None:
         """A new graph of the step. None where the capture fails or memory is short; that key is not tried again then."""
         if key in self._refused:
@@ -217,6 +235,9 @@ class Cuda:
         logger.warning("%s runs without a CUDA graph: %s", key, first_line(error))
         self._refused.add(key)
         self._graphs[key] = None
+        self._forget_broken_capture()
+
+    def _forget_broken_capture(self) -> None:
         # PyTorch takes a capture that the driver broke off for unfinished: the pool accepts no other capture, and random numbers fail
         # outside of it, until another capture ends well
         self._pool = None

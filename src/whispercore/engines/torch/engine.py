@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -24,6 +24,7 @@ from ..pytorch.model import load_model
 from ..rules import AlignmentText, first_line, lacks_memory, likeliest_sequence, make_decoded, text_to_align, with_times
 from .admission import Hypothesis, SlotState
 from .alignment import Alignment, PendingAlignment, align
+from .contest import fastest_attention
 from .device import Device, make_device
 from .precision import Precision, resolve_precision
 from .slots import SlotLayout, Slots, slot_layout
@@ -99,6 +100,8 @@ class TorchEngine:
             self.max_batch = self._windows_that_fit(max_batch or _MAX_BATCH[device])
             rows = max(_MOST_ROWS, self.max_batch * _ROWS_A_WINDOW[device])
             self._cache = make_cache(checkpoint.dims, self.max_batch, rows, dtype, self.device.torch)
+            attention = fastest_attention(self.device, checkpoint.dims, self._cache, min(self.max_batch, self._encoded_at_once))
+            self._model = replace(self._model, attention=attention)
             self._slots: Slots | None = Slots(self._model, self._cache, self.tokenizer, self.device, self._encoded_at_once)
 
     @property

@@ -13,7 +13,7 @@ from tests.unit.engines.torch.doubles import ENGLISH, check_equal, windows
 from whispercore.checkpoints import Checkpoint
 from whispercore.devices import multiplies_bfloat16
 from whispercore.engines.openai import OpenAIEngine
-from whispercore.engines.pytorch import model as model_module
+from whispercore.engines.pytorch import attention as attention_module
 from whispercore.engines.pytorch.compiling import check_compiler
 from whispercore.engines.pytorch.linear import Int8, Packed, quantized
 from whispercore.engines.torch import TorchEngine, load
@@ -127,13 +127,7 @@ def test_attention_of_many_queries_in_bfloat16(count: int) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(count, 1500, 3, 2, 64).bfloat16().permute(2, 0, 3, 1, 4).unbind(0)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
-    torch.testing.assert_close(model_module.attend(query, key, value), expected, rtol=0, atol=5e-3)
-
-
-def test_attention_of_one_query_in_sums() -> None:
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 2, 1, 16), torch.randn(3, 2, 50, 16), torch.randn(3, 2, 50, 16)
-    torch.testing.assert_close(model_module.attend_one_query(query, key, value), model_module.attend(query, key, value))
+    torch.testing.assert_close(attention_module.attend(query, key, value), expected, rtol=0, atol=5e-3)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: torch.compile is not tested here")

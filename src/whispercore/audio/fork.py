@@ -1,0 +1,67 @@
+"""A copy of this process that computes items for it, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from typing import Generic, TypeVar, cast
+
+Item = TypeVar("Item")
+_SIGNAL_ON_PARENTS_DEATH = 1
+"""PR_SET_PDEATHSIG of Linux's prctl."""
+
+
+class Fork(Generic[Item]):
+    """A copy of this process, made as it is now. Files and objects that are open here are open there, each with a state of its own.
+
+    Only the calling thread is copied, so no other thread may be at work in FFmpeg then. The copy ends when this process does.
+    """
+
+    def __init__(self, items: Callable[[], Iterator[Item]]) -> None:
+        """`items` runs in the copy. It waits while its last item has not been taken. Raises OSError when no process can be made."""
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
+        if self._pid == 0:
+            ours.close()
+            _compute(items, Connection(theirs.detach()), parent)
+        theirs.close()
+        self._connection = Connection(ours.detach())
+
+    def next(self) -> Item | None:
+        """The next item; None when there is none, or when the copy has failed or crashed."""
+        try:
+            return cast(Item, self._connection.recv())
+        except (EOFError, OSError):
+            return None
+
+    def close(self) -> None:
+        """End the copy. Closing twice is harmless."""
+        self._connection.close()
+        if self._pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def _compute(items: Callable[[], Iterator[Item]], connection: Connection, parent: int) -> None:
+    """Send the items, and end this process without what Python does at its end, which belongs to the process that was copied."""
+    try:
+        ctypes.CDLL(None).prctl(_SIGNAL_ON_PARENTS_DEATH, signal.SIGKILL)
+        if os.getppid() == parent:
+            for item in items():
+                connection.send(item)
+    finally:
+        os._exit(0)

@@ -1,0 +1,83 @@
+"""Scaled dot-product attention: by PyTorch, and on a CPU head by head. A GPU may have faster kernels for some shapes (torch/contest.py)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .linear import multiplication
+
+_FEW = 16
+"""Up to this many queries plain products on a CPU are up to five times as fast as the fused attention."""
+
+_IN_CACHE = 1_500_000
+"""So many bytes of attention scores stay in a core's cache between the two products."""
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Query, key and value, (n, heads, length, size) each → the query's shape."""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention, (n, heads, length, size) each; `mask` is added to the scores."""
+    few = query.shape[-2] <= _FEW
+    if not few and mask is None and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float32):
+        return _attend_by_head(query, key, value)
+    if query.is_cuda or not few:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
+
+
+def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The same for a part of the queries of one head at a time, in half to two thirds of the fused attention's time on a CPU.
+
+    The scores fit into a core's cache. oneDNN multiplies bfloat16 with the processor's instructions for it, which the fused attention
+    does not, and float32 on AMD's processors in half the time of MKL.
+    """
+    attended = torch.empty_like(query)
+    for heads in zip(query * query.shape[-1] ** -0.5, key, value, attended, strict=True):
+        for q, k, v, out in zip(*heads, strict=True):
+            score, mix = multiplication(k), multiplication(v.T)
+            queries = max(1, _IN_CACHE // (len(k) * k.itemsize))
+            for part, result in zip(q.split(queries), out.split(queries), strict=True):
+                result.copy_(mix(torch.softmax(score(part), dim=-1)))
+    return attended
+
+
+def merge_heads(heads: Tensor) -> Tensor:
+    """(n, heads, length, size) → (n, length, heads x size)."""
+    return heads.transpose(1, 2).flatten(2)
+
+
+class CudnnAttention:
+    """cuDNN's attention, made for the encoder: on Hopper's GPUs it takes half of the time of PyTorch's own (FlashAttention 2).
+
+    cuDNN plans for each shape once in every thread, which fails while a CUDA graph is captured. A capture that meets a new shape gets
+    PyTorch's attention.
+    """
+
+    def __init__(self) -> None:
+        self._planned = threading.local()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The attention of all positions to all. Raises RuntimeError where cuDNN has none for this GPU or dtype."""
+        shapes = cast(set[torch.Size], vars(self._planned).setdefault("shapes", set()))
+        if torch.cuda.is_current_stream_capturing() and query.shape not in shapes:
+            return attend(query, key, value)
+        attended: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, False)[0]
+        shapes.add(query.shape)
+        return attended
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The implementations that a model uses: `of_audio` in the encoder, `of_one_query` in the decoder's steps."""
+
+    of_audio: Attend = attend
+    of_one_query: Attend = attend
