@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import ConfigurationError
@@ -15,6 +17,14 @@ _DEFAULT_ENGINES = {"cuda": "torch", "cpu": "ct2"}
 _WITHOUT_BFLOAT16 = frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
 """Values of ONEDNN_MAX_CPU_ISA, which oneDNN's documentation lists under CPU dispatcher control."""
 _MEMORY, _CONTAINER_LIMIT = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")
+_CPU_QUOTAS = (
+    (_CGROUP / "cpu.max", _CGROUP / "cpu.max"),
+    (_CGROUP / "cpu" / "cpu.cfs_quota_us", _CGROUP / "cpu" / "cpu.cfs_period_us"),
+)
+"""The container's quota and its period, of cgroups of version 2, which have both in one file, and of version 1."""
+_UNLIMITED = 1 << 20
+"""Cores."""
 
 
 def choose_device(settings: Settings) -> str:
@@ -63,13 +73,13 @@ def reads_in_processes() -> bool:
 
 
 def physical_cores() -> int:
-    """The physical cores that this process may run on (its CPU affinity; a container's cpuset sets it)."""
-    return len({_siblings(core) for core in os.sched_getaffinity(0)})
+    """The physical cores that this process may run on (its CPU affinity; a container's cpuset sets it), at most its CPU quota."""
+    return min(len({_siblings(core) for core in os.sched_getaffinity(0)}), _quota())
 
 
 def logical_cores() -> int:
-    """The hardware threads that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """The hardware threads that this process may run on, at most its CPU quota."""
+    return min(len(os.sched_getaffinity(0)), _quota())
 
 
 def has_torch() -> bool:
@@ -109,6 +119,19 @@ def _memory(name: str) -> int:
         return min(size, int(_CONTAINER_LIMIT.read_text()))
     except (OSError, ValueError):  # no container, or "max"
         return size
+
+
+def _quota() -> int:
+    """The processors' time that the container may use, in whole cores, rounded up; a large number without a limit.
+
+    `docker --cpus` and Kubernetes' limits set it. The kernel then stops all threads for the rest of each tenth of a second.
+    """
+    for quota_file, period_file in _CPU_QUOTAS:
+        with suppress(OSError, ValueError):
+            quota, *period = quota_file.read_text().split()
+            microseconds = int(quota)
+            return max(1, math.ceil(microseconds / int((period or period_file.read_text().split())[0]))) if microseconds > 0 else _UNLIMITED
+    return _UNLIMITED
 
 
 def _siblings(core: int) -> str:

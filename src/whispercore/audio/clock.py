@@ -8,7 +8,7 @@ everything after a gap too early.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 TOLERANCE = 0.02
 """Seconds that a frame may be off without a correction.
@@ -35,6 +35,13 @@ _WITH_ANY_START = {"ogg", "mpegts", "mpeg"}  # when cut from a broadcast, times 
 _LONGEST_PRIMING = 0.2
 _LATEST_FLV_START = 60.0  # broadcasts send FLV as well
 _OGG_PAGE = 2.0
+
+
+class Span(NamedTuple):
+    """When consecutive frames begin, by the time of each of them and the samples before it: seconds by the container."""
+
+    earliest: float
+    latest: float
 
 
 class Clock:
@@ -97,6 +104,25 @@ class Clock:
                 yield from self._place(pending, rate)
         while pending:
             yield from self._place(pending, rate)
+
+    def span(self, frames: Iterable[Any], rate: int) -> Span | None:
+        """The times of consecutive frames; None where they have none."""
+        starts: list[float] = []
+        elapsed = 0.0
+        for frame in frames:
+            if frame.pts is not None:
+                starts.append(frame.pts * self._unit - elapsed)
+            elapsed += frame.samples / rate
+        return Span(min(starts), max(starts)) if starts and self._has_times else None
+
+    def passes(self, span: Span | None, seconds: float) -> bool:
+        """Whether the next frames, `seconds` in all, are on time, as most are. Then they count as read; else `aligned` must place them."""
+        is_on_time = span is None or max(abs(span.earliest - self._expected), abs(span.latest - self._expected)) <= TOLERANCE
+        if self._to_cut or not is_on_time:
+            return False
+        if self._has_times:
+            self._expected += seconds
+        return True
 
     def _place(self, pending: list[Any], rate: int) -> Iterator[Any]:
         """Decide by the following frames where the first pending frame belongs, and release it."""

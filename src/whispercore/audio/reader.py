@@ -17,6 +17,7 @@ from multiprocessing.reduction import recv_handle
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from ..devices import logical_cores
 from ..errors import WhisperError
 from . import recording, silero
 from .source import DescriptorFile
@@ -36,7 +37,7 @@ _THREADS = 4
 
 def serve(connection: Connection, memory: SharedMemory) -> None:
     """Answer requests until the other side closes the connection."""
-    threads = AudioThreads(min(_THREADS, len(os.sched_getaffinity(0))))
+    threads = AudioThreads(min(_THREADS, logical_cores()))
     reader = Reader(memory, threads)
     while True:
         try:
@@ -121,6 +122,7 @@ class Reader:
                 channel=request.channel,
                 track=request.track,
                 threads=self._threads,
+                processes=request.processes,
                 is_cancelled=lambda: self._memory.cancelled == request.recording,
             )
         except BaseException:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from itertools import chain, groupby
+from operator import itemgetter
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import av
 import av.logging
@@ -17,13 +18,15 @@ import soxr
 from ..errors import InvalidRequest, TooLarge, UnreadableAudio, UnsupportedAudio
 from ..types import SAMPLE_RATE, AudioTrack, Samples
 from .clock import Clock, is_fragmented, start_of
+from .decoder import Decoder
 from .levels import full_scale, is_float
-from .mixing import Mixer, Planes, planes_of
+from .mixing import Mixer
+from .pieces import BLOCK_SECONDS, batched, enlarged, joined, mono
+from .side_by_side import LONG_SECONDS, Forks, forks
 from .source import Reader, Source
 from .threads import AudioThreads, GivenUp
 from .tracks import audio_tracks, choose, described
 
-BLOCK_SECONDS = 5
 MIN_RATE, MAX_RATE = 1_000, 768_000
 
 # Demuxers of self-contained files. Playlists (hls, concat, dash, sdp …) would open other files or addresses.
@@ -48,21 +51,23 @@ def open_recording(
     channel: int | None = None,
     track: str | None = None,
     threads: AudioThreads | None = None,
+    processes: int = 1,
     is_cancelled: Callable[[], bool] | None = None,
 ) -> Recording:
     """Open a recording: the bytes of a file (never copied), its path, or a seekable binary file.
 
     `channel`, from 0: read only this channel. `track`: the number, from 0, or the language of the audio track to read;
-    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. `is_cancelled`: whether reading
-    may stop because the transcript is not needed any more; then Cancelled is raised. Bytes and paths may be opened
-    several times at once. Raises UnsupportedAudio when the source is empty, in no known container or without an audio
+    None: FFmpeg's best. `threads`: decode ahead on these; None: on the caller's thread. `processes`: decode a long
+    recording in so many copies of this process; no other thread may be at work in FFmpeg then. `is_cancelled`: whether
+    reading may stop because the transcript is not needed any more; then Cancelled is raised. Bytes and paths may be
+    opened several times at once. Raises UnsupportedAudio when the source is empty, in no known container or without an audio
     stream, UnreadableAudio when its container is broken from the start or reading takes far more time than its sound
     is worth (see `ReadingBudget`), TooLarge when its header declares more than
     `max_seconds`, InvalidRequest when it has no such channel or track.
     """
     file = Reader(source, is_cancelled)
     try:
-        return Recording(file, max_seconds=max_seconds, channel=channel, track=track, threads=threads)
+        return Recording(file, max_seconds=max_seconds, channel=channel, track=track, threads=threads, processes=processes)
     except BaseException:
         file.close()
         raise
@@ -91,14 +96,14 @@ class Recording:
         channel: int | None = None,
         track: str | None = None,
         threads: AudioThreads | None = None,
+        processes: int = 1,
     ) -> None:
         self._file = file
         self._container = _open_container(file)
         self.tracks: tuple[AudioTrack, ...] = audio_tracks(self._container)
         self.track, self._stream = choose(self._container, track)
         self._max_seconds = max_seconds
-        self._corrupt_packets = 0
-        self._cut_off = file.is_unfinished_ogg
+        self._decoder = Decoder(self._container, self._stream, file.budget)
         context = self._stream.codec_context
         self.channels: int = context.channels
         self.sample_rate: int = context.sample_rate
@@ -112,7 +117,9 @@ class Recording:
         self._channel = channel
         self._mixer = Mixer(channel)
         self._threads = threads
-        self._decoding: Future[list[_Piece] | None] | None = None
+        self._processes = processes
+        self._forks: Forks | None = None
+        self._decoding: Future[Any] | None = None
         self._decoded = 0
         self.warnings: list[str] = []
         if channel is not None and not 0 <= channel < self.channels:
@@ -145,6 +152,8 @@ class Recording:
 
     def close(self) -> None:
         """Wait for running decoding, then free the decoder. Closing twice is harmless."""
+        if self._forks:
+            self._forks.close()
         if self._decoding and not self._decoding.cancel():
             self.settle()
             if isinstance(self._decoding.exception(), GivenUp):
@@ -160,6 +169,8 @@ class Recording:
         if is_float(self.codec):
             with self._file.budget.measured():
                 self._find_full_scale()
+        if self._processes > 1 and self._file.has_own_position and (self.expected_duration or 0.0) >= LONG_SECONDS:
+            self._forks = forks(self._decoder, self._clock, self._mixer, self._processes)
         blocks = self._resampled()
         while (block := self._next(blocks)) is not None:
             self._decoded += len(block)
@@ -171,22 +182,19 @@ class Recording:
 
     def _find_full_scale(self) -> None:
         """Read the whole stream once, without decoding, for its full scale, so that every pass scales alike."""
-        scale = full_scale(self._packets(), self.codec)
+        scale = full_scale(self._decoder.packets(), self.codec)
         self._container.close()
         self._file.seek(0)
         self._container = _open_container(self._file)
         self._stream = self._container.streams.audio[self.track]
+        self._decoder = Decoder(self._container, self._stream, self._file.budget)
         if scale != 1.0:
             self._mixer = Mixer(self._channel, 1 / scale)
             self._warn(f"the samples are floating point numbers in the range of {math.log2(scale) + 1:.0f}-bit integers: scaled to 1.0")
 
     def _resampled(self) -> Iterator[Samples]:
-        for rate, frames in groupby(self._frames(), key=lambda frame: frame.sample_rate):
-            if not MIN_RATE <= rate <= MAX_RATE:
-                raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
-            length = rate * BLOCK_SECONDS
-            batches = self._decoded_ahead(_batched(_enlarged(self._clock.aligned(frames, rate), self._clock, length), length))
-            blocks = map(self._finite, _joined(self._mono(chain.from_iterable(batches), rate), length))
+        for rate, pieces in groupby(self._mixed(), key=itemgetter(0)):
+            blocks = map(self._finite, joined((samples for _, samples in pieces), rate * BLOCK_SECONDS))
             if rate == SAMPLE_RATE:
                 yield from blocks
                 continue
@@ -194,57 +202,56 @@ class Recording:
             yield from filter(len, map(resampler.resample_chunk, blocks))
             yield from filter(len, [resampler.resample_chunk(np.zeros(0, np.float32), last=True)])
 
-    def _decoded_ahead(self, batches: Iterator[list[_Piece]]) -> Iterator[list[_Piece]]:
-        """The same batches.
+    def _mixed(self) -> Iterator[tuple[int, Samples]]:
+        """Mono samples in order, each with its sample rate."""
+        first = (yield from self._mixed_by_forks(self._forks)) if self._forks else 0
+        if first is not None:
+            yield from self._mixed_here(self._decoder.frames(first))
+
+    def _mixed_by_forks(self, forks: Forks) -> Generator[tuple[int, Samples], None, int | None]:
+        """The same, from other processes. Returns the first packet that they leave to this one, None for no packet."""
+        first = 0
+        try:
+            for part in self._ahead(forks.parts()):
+                if MIN_RATE <= part.rate <= MAX_RATE and self._clock.passes(part.span, part.seconds):
+                    self._decoder.corrupt_packets += part.corrupt_packets
+                    self._file.budget.sound_seconds += part.seconds
+                    yield part.rate, part.samples
+                else:  # such as a gap in the recording's times
+                    yield from self._mixed_here(list(self._decoder.frames(part.first, forks.length)))
+                if part.is_last:
+                    return None
+                first = part.first + forks.length
+            return first
+        finally:
+            forks.close()
+
+    def _mixed_here(self, frames: Iterable[Any]) -> Iterator[tuple[int, Samples]]:
+        for rate, consecutive in groupby(frames, key=lambda frame: frame.sample_rate):
+            if not MIN_RATE <= rate <= MAX_RATE:
+                raise UnsupportedAudio(f"a sample rate of {rate} Hz is not audio: send {MIN_RATE} to {MAX_RATE} Hz")
+            length = rate * BLOCK_SECONDS
+            batches = self._ahead(batched(enlarged(self._clock.aligned(consecutive, rate), self._clock, length), length))
+            for samples in mono(chain.from_iterable(batches), self._mixer, rate):
+                yield rate, samples
+
+    def _ahead(self, items: Iterator[_T]) -> Iterator[_T]:
+        """The same items.
 
         With threads each is decoded while the one before is mixed and resampled, which takes as long for music.
         """
         if self._threads is None:
-            yield from batches
+            yield from items
             return
-        self._decoding = self._threads.decoding.submit(self._next, batches)
-        while (batch := self._decoding.result()) is not None:
-            self._decoding = self._threads.decoding.submit(self._next, batches)
-            yield batch
+        ahead = self._decoding = self._threads.decoding.submit(self._next, items)
+        while (item := ahead.result()) is not None:
+            ahead = self._decoding = self._threads.decoding.submit(self._next, items)
+            yield item
 
     def _next(self, work: Iterator[_T]) -> _T | None:
         """The iterator's next item, None after the last. Its processor time is counted."""
         with self._file.budget.measured():
             return next(work, None)
-
-    def _frames(self) -> Iterator[Any]:
-        """Decoded frames. Packets that cannot be decoded are skipped and counted."""
-        for packet in self._packets():
-            try:
-                frames = self._stream.codec_context.decode(packet)
-            except EOFError:
-                return
-            except (av.FFmpegError, ValueError):
-                self._corrupt_packets += 1
-                continue
-            for frame in frames:
-                if frame.samples:
-                    self._file.budget.sound_seconds += frame.samples / max(frame.sample_rate, 1)
-                    yield frame
-
-    def _packets(self) -> Iterator[Any]:
-        """The stream's packets, then the one that flushes the decoder, even if the container breaks midway."""
-        try:
-            for packet in self._container.demux(self._stream):
-                self._file.budget.check()
-                yield packet
-        except IndexError:  # PyAV's, at the end of a file in which further streams began on the way (PyAV issue 692)
-            yield None
-        except (av.FFmpegError, OSError, ValueError):
-            self._cut_off = True
-            yield None
-
-    def _mono(self, pieces: Iterable[_Piece], rate: int) -> Iterator[Samples]:
-        """The pieces mixed to mono, and the silence between them."""
-        for silence, planes, scale in _gathered(pieces, rate):
-            for begin in range(0, silence, rate):
-                yield np.zeros(min(rate, silence - begin), np.float32)
-            yield self._mixer.mono(planes, scale, rate)
 
     def _finite(self, block: Samples) -> Samples:
         absurd = ~(np.abs(block) < _ABSURD)  # True for NaN as well
@@ -262,10 +269,10 @@ class Recording:
         declared = max(by_header, self.duration * self._file.declared_share)
         if self.duration < declared - max(1.0, declared / 100):
             self._warn(f"the file is truncated: {self.duration:.1f} s of {declared:.1f} s")
-        elif self._cut_off:
+        elif self._decoder.is_cut_off or self._file.is_unfinished_ogg:
             self._warn(f"the file is cut off or broken after {self.duration:.1f} s")
-        if self._corrupt_packets:
-            self._warn(f"corrupt packets skipped: {self._corrupt_packets}")
+        if self._decoder.corrupt_packets:
+            self._warn(f"corrupt packets skipped: {self._decoder.corrupt_packets}")
         if self._clock.jumps:
             self._warn("the recording's clock jumps: its times go on as if it did not")
         if self._mixer.cancelled:
@@ -320,83 +327,3 @@ def _without_start(seconds: float | None, container: Any, stream: Any) -> float 
     """A duration counted from the clock's zero, minus the time before the recording's start."""
     start = start_of(container, stream, seconds)
     return seconds - start if seconds is not None and 0 < start < seconds else seconds
-
-
-class _Piece(NamedTuple):
-    """A decoded frame. `shift`: samples of silence before it, or, if negative, samples to cut from its start."""
-
-    frame: Any
-    shift: int
-
-
-def _enlarged(frames: Iterable[Any], clock: Clock, at_least: int) -> Iterator[_Piece]:
-    """Mono and stereo frames joined into frames of `at_least` samples: numpy's cost per frame is half of the decoding
-    time.
-
-    Other layouts are passed on unchanged: PyAV's FIFO frees a custom channel layout twice (PyAV pull request 2284).
-    """
-    for (_, layout, _), run in groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, clock.breaks)):
-        shift = clock.take_shift()
-        if layout not in ("mono", "stereo", "1 channels", "2 channels"):  # a WAV header names no channel order
-            for frame in run:
-                yield _Piece(frame, shift)
-                shift = 0
-            continue
-        fifo = av.AudioFifo()
-        for frame in run:
-            frame.pts = None  # the FIFO would demand contiguous times
-            fifo.write(frame)
-            if fifo.samples >= at_least:
-                yield _Piece(fifo.read(), shift)
-                shift = 0
-        if fifo.samples:
-            yield _Piece(fifo.read(), shift)
-
-
-def _batched(pieces: Iterable[_Piece], at_least: int) -> Iterator[list[_Piece]]:
-    """The pieces in batches of `at_least` values over all channels, so that threads hand over rarely."""
-    batch: list[_Piece] = []
-    values = 0
-    for piece in pieces:
-        batch.append(piece)
-        values += piece.frame.samples * piece.frame.layout.nb_channels
-        if values >= at_least:
-            yield batch
-            batch, values = [], 0
-    if batch:
-        yield batch
-
-
-def _gathered(pieces: Iterable[_Piece], at_least: int) -> Iterator[tuple[int, Planes, float]]:
-    """Samples of silence, the samples after it, shape (channels, n), and their full scale. Short pieces are joined."""
-    group: list[Planes] = []
-    silence, length, scale = 0, 0, 1.0
-    for frame, shift in pieces:
-        planes, frame_scale = planes_of(frame)
-        planes = planes[:, max(0, -shift) :]
-        if group and (shift > 0 or frame_scale != scale or len(planes) != len(group[0])):
-            yield silence, np.concatenate(group, axis=1), scale
-            group, length = [], 0
-        if not group:
-            silence, scale = max(0, shift), frame_scale
-        group.append(planes)
-        length += planes.shape[1]
-        if length >= at_least:
-            yield silence, group[0] if len(group) == 1 else np.concatenate(group, axis=1), scale
-            group, length = [], 0
-    if group:
-        yield silence, np.concatenate(group, axis=1), scale
-
-
-def _joined(pieces: Iterable[Samples], at_least: int) -> Iterator[Samples]:
-    """Blocks of `at_least` samples; the last may be shorter."""
-    group: list[Samples] = []
-    length = 0
-    for piece in pieces:
-        group.append(piece)
-        length += len(piece)
-        if length >= at_least:
-            yield group[0] if len(group) == 1 else np.concatenate(group)
-            group, length = [], 0
-    if group:
-        yield np.concatenate(group)

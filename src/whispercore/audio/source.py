@@ -24,7 +24,8 @@ _STREAMED_SIZES = ((0x7FFF_0000, 0x8001_0000), (0xF000_0000, 0x1_0000_0000))
 class Reader:
     """A source as a file for FFmpeg. It has no name: only its content decides the format. Bytes are not copied.
 
-    An ID3v2 tag at the beginning is left out. Reading checks `budget`, so that FFmpeg stops when it is used up.
+    An ID3v2 tag at the beginning is left out. Reading checks `budget`, so that FFmpeg stops when it is used up. `has_own_position`: a
+    copy of this process can read the source, too.
     """
 
     def __init__(self, source: Source, is_cancelled: Callable[[], bool] | None = None) -> None:
@@ -38,6 +39,7 @@ class Reader:
         elif isinstance(source, TextIOBase) or not hasattr(source, "read"):
             raise InvalidRequest(f"a recording is bytes, a path or a binary file; got {type(source).__name__}", param="file")
         self._owned = file is not source
+        self.has_own_position = isinstance(file, DescriptorFile | _Bytes)
         self._file = cast(BinaryIO, file)
         self._begin = 0
         whole = self._file.seek(0, SEEK_END)
@@ -172,10 +174,11 @@ def byte_count(source: Source) -> int:
         return 0
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> DescriptorFile:
     """The file at `path`. Raises InvalidRequest when it cannot be opened."""
     try:
-        return path.open("rb")
+        with path.open("rb") as file:  # unlike os.open it refuses folders
+            return DescriptorFile(os.dup(file.fileno()))
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be opened: {error.strerror}", param="file") from error
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-import scipy.fft
 
 from .. import openai_whisper
 from ..types import HOP, WINDOW_FRAMES, Samples, Window
@@ -70,9 +69,11 @@ def _log_power(samples: Samples, margin: tuple[int, int], n_mels: int) -> Sample
 
     whisper.transcribe appends 30 s of silence. N_FFT samples of it give the same frames and the same maximum.
     """
+    from scipy.fft import rfft  # here: it takes 27 MB, which reader processes need for the strategy sequential only
+
     audio = np.pad(np.pad(samples, (0, N_FFT)), N_FFT // 2, mode="reflect")
     frames = np.lib.stride_tricks.sliding_window_view(audio, N_FFT)[::HOP][frames_between(len(samples), margin)]
-    spectra = scipy.fft.rfft(frames * _HANN)
+    spectra = rfft(frames * _HANN)
     power = np.ascontiguousarray((spectra.real**2 + spectra.imag**2).T, np.float32)
     mel_power = np.stack([(power[first : first + len(weights)] * weights).sum(axis=0) for first, weights in _bands(n_mels)])
     logarithm: Samples = np.log10(np.maximum(mel_power, np.float32(_LEAST_POWER)))

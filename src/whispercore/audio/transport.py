@@ -30,11 +30,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Open(Request):
-    """Open a recording, whose file descriptor follows. The reply has `Facts`."""
+    """Open a recording, whose file descriptor follows. The reply has `Facts`. `processes`: as of `open_recording`."""
 
     max_seconds: float
     channel: int | None
     track: str | None
+    processes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class Passes:
                 max_seconds=self._max_seconds,
                 channel=channel,
                 track=self._options.audio_track,
+                processes=lane.decoding_processes,
             )
         return None
 

@@ -12,17 +12,21 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
 from ..audio.threads import GivenUp, ReplaceableThreads
+from ..devices import logical_cores
 from ..errors import WhisperError
 from .backlog import FIRST, WATCHDOG
 from .processes import Processes, ReaderProcess
 
 logger = logging.getLogger(__name__)
+
+_MOST_DECODING_PROCESSES = 4
+"""For one recording. With more the process that joins their samples and detects voices is the slowest (bench/profile.md)."""
 
 
 class Lane:
@@ -31,13 +35,21 @@ class Lane:
     `jobs`: those that read here. `seconds`: the most that a process may take for a step; 0: any.
     """
 
-    def __init__(self, processes: Processes | None) -> None:
+    def __init__(self, processes: Processes | None, lanes: Sequence[Lane] = ()) -> None:
+        """`lanes`: all of them."""
         self.jobs = 0
+        self._lanes = lanes
         self.is_busy = False
         self.seconds = processes.seconds if processes else 0.0
         self._processes = processes
         self._process: ReaderProcess | None = None
         self._lock = threading.Lock()
+
+    @property
+    def decoding_processes(self) -> int:
+        """The processes that may decode a recording here: half of the cores, the other lanes' jobs considered."""
+        busy = sum(lane.jobs > 0 for lane in self._lanes)
+        return max(1, min(_MOST_DECODING_PROCESSES, logical_cores() // (2 * max(1, busy))))
 
     @property
     def order(self) -> tuple[bool, int]:
@@ -117,7 +129,8 @@ class Readers:
     def __init__(self, count: int, processes: Processes | None = None) -> None:
         """`processes`: read in these, one for each lane; None: on threads of this process."""
         self.threads = ReplaceableThreads(count, "reader")
-        self._lanes = [Lane(processes) for _ in range(count)]
+        self._lanes: list[Lane] = []
+        self._lanes += [Lane(processes, self._lanes) for _ in range(count)]
         self._processes = processes
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}

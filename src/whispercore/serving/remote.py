@@ -35,8 +35,11 @@ class RemoteRecording:
         max_seconds: float,
         channel: int | None = None,
         track: str | None = None,
+        processes: int = 1,
     ) -> None:
         """`process`: the one to read with, now. `descriptor`: a new file descriptor of the upload. `seconds`: for each step; 0: any.
+
+        `processes`: as of `open_recording`.
 
         Raises as `open_recording`.
         """
@@ -44,7 +47,7 @@ class RemoteRecording:
         self.warnings: Sequence[str] = ()
         self._number = next(_numbers)
         self._current, self._descriptor, self._is_cancelled = process, descriptor, is_cancelled
-        self._request = Open(self._number, seconds, max_seconds, channel, track)
+        self._request = Open(self._number, seconds, max_seconds, channel, track, processes)
         self._process: ReaderProcess | None = None
         self._reading: Reading[Any] | None = None
         self._items = 0

@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 
+from tests.unit.audio.test_recording import encode
 from tests.unit.doubles import PATIENCE, WHOLE, wav
 from whispercore.audio import open_recording, reading
 from whispercore.audio.packing import PackedWindow
 from whispercore.audio.reading import OpenRecording, Reading
-from whispercore.audio.recording import Recording
+from whispercore.audio.recording import Recording, read_samples
 from whispercore.audio.source import MappedFile, descriptor_of
 from whispercore.audio.survey import Survey
 from whispercore.audio.threads import AudioThreads, GivenUp
@@ -35,6 +37,7 @@ from whispercore.serving.processes import Processes, ReaderProcess
 from whispercore.serving.remote import RemoteRecording
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.types import SAMPLE_RATE
 
 ROOT = Path(__file__).parents[3]
 SAMPLES = sorted(path for path in (ROOT / "samples").iterdir() if path.suffix in (".flac", ".mp3", ".ogg", ".wav"))
@@ -174,6 +177,31 @@ def test_the_same_errors_and_warnings_as_in_this_process(shared_lane: Lane, sour
             return type(error), error.message, error.code, error.param
 
     assert ended(lambda: shared_lane.open(source)) == ended(lambda: open_recording(source))
+
+
+def long_mp3() -> bytes:
+    """Eight minutes of the bundled sentences."""
+    sentences = np.concatenate([read_samples(path) for path in SAMPLES])
+    return encode(np.resize(sentences, 480 * SAMPLE_RATE), "mp3", "libmp3lame")
+
+
+@pytest.mark.slow
+def test_several_processes_decode_the_items_of_one(lane: Lane) -> None:
+    data = long_mp3()
+    for of in (READINGS["chunked"], READINGS["survey"]):
+        assert outcome(lane.open(data, processes=3), of) == outcome(lane.open(data), of)
+
+
+@pytest.mark.slow
+def test_the_copies_of_a_process_that_ends_end_with_it(lane: Lane) -> None:
+    items = lane.open(long_mp3(), processes=3).read(reading.windows(Options()))
+    next(items)
+    assert lane.now
+    copies = psutil.Process(lane.now.pid).children()
+    assert len(copies) == 3
+    os.kill(lane.now.pid, signal.SIGKILL)
+    assert psutil.wait_procs(copies, timeout=PATIENCE)[1] == []
+    assert len(list(items)) >= 15  # another process went on
 
 
 def test_limits_are_those_of_the_request(shared_lane: Lane) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.unit.doubles import PATIENCE
 from whispercore.errors import WhisperError
+from whispercore.serving import readers as readers_module
 from whispercore.serving.backlog import WATCHDOG
 from whispercore.serving.readers import Readers, Step
 
@@ -102,3 +103,15 @@ def test_steps_that_hang_end_with_an_error_and_no_reader_is_lost() -> None:
     assert sorted(client for client in reading.begin() if client != "first") == ["a", "b"]
     reading.readers.close()
     hang.set()
+
+
+@pytest.mark.parametrize(("cores", "jobs", "expected"), [(2, 1, 1), (4, 1, 2), (16, 1, 4), (16, 2, 4), (16, 4, 2), (16, 8, 1)])
+def test_the_cores_are_shared_by_the_recordings_that_are_read(
+    monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, expected: int
+) -> None:
+    monkeypatch.setattr(readers_module, "logical_cores", lambda: cores)
+    readers = Readers(8)
+    for lane in readers._lanes[:jobs]:
+        lane.jobs = 1
+    assert readers._lanes[0].decoding_processes == expected
+    readers.close()

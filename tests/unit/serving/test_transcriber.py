@@ -17,7 +17,8 @@ import pytest
 import soundfile
 
 from tests.unit.doubles import PATIENCE, WHOLE, Recorder, wav
-from whispercore.audio.recording import Recording, read_samples
+from whispercore.audio.decoder import Decoder
+from whispercore.audio.recording import read_samples
 from whispercore.devices import logical_cores
 from whispercore.engines.fake import FakeEngine
 from whispercore.errors import Cancelled, EngineError, InvalidRequest, Overloaded, TooLarge, UnreadableAudio, UnsupportedAudio
@@ -513,14 +514,14 @@ def test_a_reader_that_hangs_ends_one_request_and_is_replaced() -> None:
 
 
 def test_a_decoder_that_hangs_ends_one_request_and_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    hang, frames = threading.Event(), Recording._frames
+    hang, frames = threading.Event(), Decoder.frames
 
-    def hanging(recording: Recording) -> Iterator[Any]:
-        if recording.declared_duration == 3.0:
+    def hanging(decoder: Decoder, first: int) -> Iterator[Any]:
+        if decoder._stream.duration * decoder._stream.time_base == 3:
             hang.wait(PATIENCE)
-        yield from frames(recording)
+        yield from frames(decoder, first)
 
-    monkeypatch.setattr(Recording, "_frames", hanging)
+    monkeypatch.setattr(Decoder, "frames", hanging)
     monkeypatch.setattr("whispercore.serving.transcriber.reads_in_processes", lambda: False)
     with Transcriber(Settings(reading_stall_seconds=0.3), engine=FakeEngine()) as transcriber:
         poisoned = [transcriber.submit(wav(3.0), WHOLE) for _ in range(2 * logical_cores())]
