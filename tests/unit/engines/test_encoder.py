@@ -14,7 +14,7 @@ from tests.unit.engines.heldout import HELDOUT, NANO
 from whispercore.audio.recording import read_samples
 from whispercore.checkpoints import load_checkpoint, write_random
 from whispercore.engines import ct2
-from whispercore.engines.pytorch import encoder, linear
+from whispercore.engines.pytorch import attention, encoder, linear
 from whispercore.errors import ConfigurationError
 from whispercore.settings import Settings
 
@@ -167,11 +167,12 @@ def test_products_in_8_bits_need_a_fast_processor_and_operators_that_work(monkey
     assert not linear.multiplies_int8()
 
 
-def test_products_of_two_activations_work_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys, queries = torch.randn(3, 12, 8), torch.randn(5, 8)
-    assert isinstance(linear.multiplication(keys[0]), linear.Packed)
-    by_onednn = linear.multiplication(keys[0])(queries)
-    monkeypatch.setattr(linear, "_small_layer", lambda: linear.Linear(keys[0], None))
-    plain = linear.multiplication(keys[0])
-    assert not isinstance(plain, linear.Packed)
-    assert torch.allclose(plain(queries), by_onednn, atol=1e-5)
+def test_attention_head_by_head_is_attention_without_onednn_too() -> None:
+    query, key, value = torch.randn(3, 2, 4, 50, 16).unbind(0)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    assert linear.has_onednn()
+    for queries in (7, 50, 64):
+        for by_onednn in (True, False):
+            attended = attention.attend_by_head(query, key, value, queries, by_onednn)
+            assert torch.allclose(attended, expected, atol=1e-5)
+            assert torch.allclose(attention._by_head()(query, key, value, queries, by_onednn), attended, atol=1e-6)

@@ -18,7 +18,8 @@ from whisper.model import ModelDimensions
 from ...checkpoints import load_checkpoint
 from .int8 import RowwiseInt8, rowwise_int8
 from .model import Norm
-from .step import Layer, Step, StepFunction, are_neighbours, attend, merge_heads, scripted, split_heads
+from .step import Layer, Step, StepFunction, are_neighbours, attend, merge_heads, split_heads
+from .torchscript import scripted
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
             tuple(head for layer, head in checkpoint.alignment_heads if layer == number) for number in range(dims.n_text_layer)
         ),
         cross_dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        take_step=scripted(Step(embedding, positions, layers, ln, dims.n_text_head)),
+        take_step=scripted(Step(embedding, positions, layers, ln, dims.n_text_head).eval()),
     )
 
 

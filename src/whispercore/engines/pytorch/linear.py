@@ -125,19 +125,10 @@ def packed(weight: Tensor, bias: Tensor | None) -> Linear:
     return layer
 
 
-def multiplication(weight: Tensor) -> Linear:
-    """x @ weight.T for a weight that serves only a few products, so that packing it gains nothing.
-
-    In float32 on a CPU it is oneDNN's, which takes half of the time of MKL's on AMD's processors.
-    """
-    by_onednn = weight.device.type == "cpu" and weight.dtype == torch.float32 and isinstance(_small_layer(), Packed)
-    return Packed(weight.contiguous(), None) if by_onednn else Linear(weight, None)
-
-
 @cache
-def _small_layer() -> Linear:
-    """Shows whether this PyTorch has oneDNN's operators."""
-    return packed(torch.ones(1, 1), None)
+def has_onednn() -> bool:
+    """Whether this PyTorch has oneDNN's operators, with kernels for this processor."""
+    return isinstance(packed(torch.ones(1, 1), None), Packed)
 
 
 def quantized(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Int8:

@@ -6,11 +6,8 @@ a CPU wait for each other: a token of four windows takes 13 ms in each of two la
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +15,6 @@ from torch.nn import functional as F
 
 from .int8 import RowwiseInt8
 from .model import Norm
-
-logger = logging.getLogger(__name__)
 
 StepFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[int], Sequence[Tensor], Sequence[Tensor]], Tensor]
 """The arguments and the result of `Step.forward`."""
@@ -146,18 +141,6 @@ def _mask_beyond(at: Tensor, longest: int) -> Tensor:
     """What is added to the scores of rows whose texts end at `at` (rows,): (rows, 1, 1, longest)."""
     beyond = torch.arange(longest) > at[:, None]
     return torch.zeros(beyond.shape).masked_fill_(beyond, -float("inf"))[:, None, None]
-
-
-def scripted(step: Step) -> StepFunction:
-    """The step in TorchScript; as it is where this PyTorch has no TorchScript."""
-    step = step.eval()
-    try:
-        with warnings.catch_warnings():  # deprecated in favour of torch.compile, which needs a C++ compiler on the machine
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return cast(StepFunction, torch.jit.script(step))
-    except (AttributeError, OSError, RuntimeError) as error:  # OSError: the installation has no source files
-        logger.warning("the decoder runs without TorchScript, and several cores gain less: %s", error)
-        return step
 
 
 def _layer_norm(norm: Norm) -> nn.LayerNorm:
