@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # started as a file: its folder is on the path, and the package is not
@@ -15,12 +16,14 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from whispercore.checkpoints import Checkpoint, dimensions, empty_model
-from whispercore.engines.pytorch.attention import attend
+from whispercore.engines.pytorch.attention import Attend, CudnnAttention, attend
 from whispercore.engines.torch import TorchEngine
 from whispercore.engines.torch.admission import AdmissionShape
+from whispercore.engines.torch.contest import kernels
 from whispercore.engines.torch.decoding import StepShape
 from whispercore.engines.torch.slots import SlotLayout
 from whispercore.types import WINDOW_SAMPLES, Decoding, Window
@@ -95,17 +98,32 @@ def measure_parts(engine: TorchEngine) -> list[str]:
     return [f"admission of 8 windows: {admission:.1f} ms", *steps]
 
 
-def measure_attention(windows: int = 128) -> list[str]:
-    """The GPU time of the cross-attention of one query a window, by each of PyTorch's kernels."""
+def measure_attention(windows: int = 128, encoded: int = 8) -> list[str]:
+    """The GPU time of a layer's attention, by each of PyTorch's kernels and by those that the engine may take in their place."""
     query = torch.randn(windows, HEADS, 1, HEAD_SIZE, device="cuda", dtype=torch.float16)
     key, value = torch.randn(2, windows, HEADS, POSITIONS, HEAD_SIZE, device="cuda", dtype=torch.float16).unbind(0)
-    gigabytes = 2 * key.numel() * key.element_size() / 1e9
+    whole = torch.randn(3, encoded, HEADS, POSITIONS, HEAD_SIZE, device="cuda", dtype=torch.float16).unbind(0)
+    bytes_read, operations = 2 * key.numel() * key.element_size(), 4 * encoded * HEADS * POSITIONS**2 * HEAD_SIZE
+    of_one_query: dict[str, Attend] = {**_by_backends(), **kernels()}
+    of_audio: dict[str, Attend] = {**_by_backends(), "cuDNN": CudnnAttention()}
     lines = []
-    for name, backend in BACKENDS.items():
-        with sdpa_kernel(backend):
-            took = milliseconds(lambda: attend(query, key, value))
-        lines.append(f"attention of one query in each of {windows} windows, {name}: {took:.2f} ms, {gigabytes / took * 1e3:.0f} GB/s")
+    for name, compute in of_one_query.items():
+        took = milliseconds(partial(compute, query, key, value))
+        lines.append(f"attention of one query in each of {windows} windows, {name}: {took:.2f} ms, {bytes_read / took / 1e6:.0f} GB/s")
+    for name, compute in of_audio.items():
+        took = milliseconds(partial(compute, *whole))
+        lines.append(f"attention of the encoder to {encoded} windows, {name}: {took:.2f} ms, {operations / took / 1e9:.0f} TFLOP/s")
     return lines
+
+
+def _by_backends() -> dict[str, Attend]:
+    """PyTorch's attention by each of its kernels."""
+
+    def by(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        with sdpa_kernel(backend):
+            return attend(query, key, value)
+
+    return {name: partial(by, backend) for name, backend in BACKENDS.items()}
 
 
 def milliseconds(work: Callable[[], object], repeat: int = 20) -> float:

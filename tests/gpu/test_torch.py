@@ -23,6 +23,7 @@ from whispercore.engines.openai import OpenAIEngine
 from whispercore.engines.pytorch.compiling import check_compiler
 from whispercore.engines.pytorch.model import load_model
 from whispercore.engines.torch import TorchEngine
+from whispercore.engines.torch.contest import kernels
 from whispercore.engines.torch.device import Cuda
 from whispercore.errors import ConfigurationError
 from whispercore.types import Decoding, Samples
@@ -135,6 +136,25 @@ def test_a_gpu_keeps_8_bits_in_half_the_memory() -> None:
         del model
     print(f"small: float16 {taken[0]:.0f} MB, int8 {taken[1]:.0f} MB")
     assert taken[1] < 0.7 * taken[0]  # the embedding stays as it is
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_gpus_kernels_attend_as_pytorch(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """Every implementation must be right and must be captured; which is the fastest, the log tells."""
+    with caplog.at_level("INFO"):
+        engine = TorchEngine(random_checkpoint("base"), device="cuda", dtype=dtype, max_batch=32)
+    print(caplog.text)
+    assert "is not computed by" not in caplog.text
+    generator = torch.Generator("cuda").manual_seed(0)
+    for windows_at_once in (1, 8, 32):  # several parts of the keys for each head, and one
+        key, value = torch.randn(2, windows_at_once, 8, 1500, 64, device="cuda", dtype=dtype, generator=generator).unbind(0)
+        query = torch.randn(windows_at_once, 8, 1, 64, device="cuda", dtype=dtype, generator=generator)
+        expected = torch.nn.functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        for name, attend in kernels().items():
+            error = float((attend(query, key, value).float() - expected).norm() / expected.norm())
+            print(f"{name}, {windows_at_once} windows: error {error:.1e}")
+            assert error < 0.01
+    engine.close()
 
 
 def test_a_gpu_runs_compiled_parts(nano: Checkpoint, reference: OpenAIEngine, recordings: list[Samples]) -> None:

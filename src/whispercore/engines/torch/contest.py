@@ -37,7 +37,7 @@ def fastest_attention(device: Device, dims: ModelDimensions, cache: Cache, windo
     )
     key, value = cache.cross[0].normal_()
     query = torch.randn(*key.shape[:2], 1, key.shape[-1], device=device.torch, dtype=dtype)
-    of_one_query = fastest("one query a window", {"PyTorch": attend, **_kernels()}, (query, key, value), device.seconds)
+    of_one_query = fastest("one query a window", {"PyTorch": attend, **kernels()}, (query, key, value), device.seconds)
     cache.cross[0].zero_()
     device.free_memory()
     return Attention(of_audio, of_one_query)
@@ -58,7 +58,7 @@ def fastest(shape: str, candidates: Mapping[str, Attend], inputs: tuple[Tensor, 
     return candidates[best]
 
 
-def _kernels() -> dict[str, Attend]:
+def kernels() -> dict[str, Attend]:
     """Our own kernel in several sizes; none where Triton is not installed."""
     try:
         from ..pytorch.flash_decoding import OneQueryAttention
