@@ -3,7 +3,8 @@
 The device (`paced.PacedDevice`) takes the times that an H200 takes, slowed down so that two cores stand for the sixteen
 that served it. The ceiling is the engine fed from memory. Every other load goes through the core: reading, detecting
 voices, scheduling, text. Each load gives its seconds of audio per second, its share of the ceiling, its launches
-(admissions) and the processor seconds that an hour of audio costs, by kind of thread.
+(admissions) and the processor seconds that an hour of audio costs, by kind of thread. Three loads come over HTTP: the gateway
+runs in the core's process, as with `serve.sh --inprocess`, and the client in another one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,9 +30,10 @@ from whispercore.options import Options
 from whispercore.serving.backlog import QueuedRequest
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve.handshake import CLIENT_HEADER
 from whispercore.types import SAMPLE_RATE, Decoding, Samples, Window
 
-from . import datasets, results, speech
+from . import datasets, results, served, speech
 from .paced import SIZE, SLOWDOWN, PacedEngine
 from .report import host as report
 from .work import SCRATCH, encode, options
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", default="now", help="the run's name in the result and the table, such as `before` (default: now)")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--slowdown", type=float, default=SLOWDOWN, help="the device's, against an H200 (default: %(default)g)")
-    parser.add_argument("--loads", nargs="+", default=list(LOADS), choices=list(LOADS), metavar="LOAD", help=", ".join(LOADS))
+    parser.add_argument("--loads", nargs="+", default=NAMES, choices=NAMES, metavar="LOAD", help=", ".join(NAMES))
     parser.add_argument("--results", type=Path, metavar="DIR", default=results.RESULTS)
     arguments = parser.parse_args(argv)
     origin = results.provenance()
@@ -86,12 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(loads: Sequence[str], rounds: int, slowdown: float) -> dict[str, dict[str, Any]]:
     """The medians of each load over all rounds."""
     engine = PacedEngine(slowdown)
-    with Transcriber(Settings(model=SIZE), engine=engine) as transcriber:
+    transcriber = Transcriber(Settings(model=SIZE, client_header=CLIENT_HEADER), engine=engine)
+    with served.gateway(transcriber) as url:
         transcriber.submit(pieces(CLIP)[0], options()).result()
+        over_http = {name: partial(load, url) for name, load in OVER_HTTP.items()}
         costs: dict[str, list[Cost]] = {name: [] for name in loads}
         for _ in range(rounds):
             for name in loads:
-                costs[name].append(LOADS[name](engine, transcriber))
+                costs[name].append((LOADS | over_http)[name](engine, transcriber))
     return {name: summary(each) for name, each in costs.items()}
 
 
@@ -235,6 +239,40 @@ def _timed(transcriber: Transcriber, recording: bytes, asked: Options) -> float:
     return time.perf_counter() - began
 
 
+def full_windows_over_http(url: str, engine: PacedEngine, transcriber: Transcriber) -> Cost:
+    """As `full_windows`, through the gateway."""
+    return over_http(url, engine, transcriber, pieces(WINDOW), "flac", at_once=64, repeat=5, seconds=WINDOW, vad=False)
+
+
+def hour_over_http(url: str, engine: PacedEngine, transcriber: Transcriber) -> Cost:
+    """As `hour`, through the gateway."""
+    return over_http(url, engine, transcriber, [mp3(HOUR, 0)], "mp3", at_once=1, seconds=HOUR)
+
+
+def files_over_http(url: str, engine: PacedEngine, transcriber: Transcriber) -> Cost:
+    """As `files`, through the gateway."""
+    recordings = [mp3(TEN_MINUTES, number) for number in range(8)]
+    return over_http(url, engine, transcriber, recordings, "mp3", at_once=8, seconds=TEN_MINUTES)
+
+
+def over_http(
+    url: str,
+    engine: PacedEngine,
+    transcriber: Transcriber,
+    recordings: Sequence[bytes],
+    suffix: str,
+    *,
+    at_once: int,
+    repeat: int = 1,
+    seconds: int,
+    vad: bool = True,
+) -> Cost:
+    """What requests through the gateway cost. The client's own processor time is not counted, but it takes it from the same cores."""
+    with measured(engine, transcriber, seconds * len(recordings) * repeat) as cost:
+        answers = served.send(url, recordings, suffix, at_once=at_once, repeat=repeat, vad=vad)
+    return replace(cost, seconds=answers.seconds, latencies=answers.latencies)
+
+
 @cache
 def talk() -> Samples:
     """Real chapters one after the other where there are any, else sentences of the sample: 20 minutes."""
@@ -276,3 +314,9 @@ LOADS: dict[str, Callable[[PacedEngine, Transcriber], Cost]] = {
     **{f"clips-{count}": clips(count) for count in CLIPS_AT_ONCE},
     "beside": beside,
 }
+OVER_HTTP: dict[str, Callable[[str, PacedEngine, Transcriber], Cost]] = {
+    "http-windows": full_windows_over_http,
+    "http-hour": hour_over_http,
+    "http-files": files_over_http,
+}
+NAMES = [*LOADS, *OVER_HTTP]

@@ -60,7 +60,7 @@ class Server:
 
     def __init__(self, model: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.model = model
-        self.port, management, metrics, self.gateway_port = _free_ports(4)
+        self.port, management, metrics, self.gateway_port = free_ports(4)
         self._folder = Path(tempfile.mkdtemp(prefix="bench-"))
         self._log = self._folder / "output.log"
         self._began = time.perf_counter()
@@ -223,7 +223,8 @@ def _environment(folder: Path, inference: int, management: int, metrics: int, ga
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """So many ports that are free now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [int(listener.getsockname()[1]) for listener in sockets]
     for listener in sockets:

@@ -21,6 +21,9 @@ NAMES = {
     "clips-32": "32 at once",
     "clips-128": "128 at once",
     "beside": "an hour, clips beside it",
+    "http-windows": "over HTTP: 30 s recordings, 64 open",
+    "http-hour": "over HTTP: one hour",
+    "http-files": "over HTTP: 8 files of 10 min at once",
 }
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
-from tests.hostile.conftest import Figure
-from tests.hostile.load import good_after, seconds_until
 from tests.serve.recordings import SAMPLES, TRANSCRIPTS, words
 from tests.serve.server import Server
 from tests.unit.audio.test_hostile import MP3, id3, matroska
@@ -133,13 +129,3 @@ def test_readiness_is_told(server: Server) -> None:
     ready = requests.get(f"{server.url}/1.0/health/ready", timeout=30)
     assert ready.status_code == 200 and ready.json()["status"] == "ready"
     assert server.metric("whisper_ready") == 1
-
-
-def test_a_worker_that_stopped_while_idle_is_replaced(server: Server, figure: Figure) -> None:
-    (worker,) = server.processes("model_service_worker")
-    began = time.monotonic()
-    os.kill(worker, signal.SIGSTOP)
-    noticed = seconds_until(lambda: worker not in server.processes("model_service_worker"), began)
-    good = good_after(server, began)
-    figure(f"SIGSTOP of an idle worker: noticed and ended after {noticed:.1f} s, a good reply after {good:.1f} s")
-    assert server.process.poll() is None

@@ -61,7 +61,8 @@ def test_a_killed_worker(server: Server, figure: Figure, front: str) -> None:
     assert server.process.poll() is None
 
 
-def test_a_stopped_worker_under_load(server: Server, figure: Figure) -> None:
+def test_a_stopped_worker_under_load(start: Start, figure: Figure) -> None:
+    server = start(WHISPER_WATCHDOG_SECONDS="5")  # by default 30
     door = server.gateway("gateway")
     with under_load(door) as load:
         open_ones = load.send(OPEN)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench import host, paced, results
+from bench import host, paced, results, served
 from bench.report import host as report
 from bench.work import encode
 from whispercore.serving.transcriber import Transcriber
 from whispercore.settings import Settings
+from whispercore.torchserve.handshake import CLIENT_HEADER
 from whispercore.types import SAMPLE_RATE, Decoding, Window
 
 FAST = 1e-6
@@ -85,6 +87,19 @@ def test_a_load_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone.windows == 8 and alone.launches >= 1 and alone.device > 0.0
     figures = host.summary([cost, cost])
     assert figures["rtfx"].median == pytest.approx(40 / cost.seconds, rel=1e-3) and figures["latency"].count == 8
+
+
+@pytest.mark.slow
+def test_a_load_over_http_is_measured() -> None:
+    engine = paced.PacedEngine(FAST, max_batch=4)
+    transcriber = Transcriber(Settings(model=paced.SIZE, client_header=CLIENT_HEADER), engine=engine)
+    with served.gateway(transcriber) as url:
+        recordings = [encode(noise(10.0)), encode(noise(9.0))]
+        cost = host.over_http(url, engine, transcriber, recordings, "flac", at_once=2, repeat=2, seconds=10, vad=False)
+        with pytest.raises(subprocess.CalledProcessError):
+            served.send(url, [b"no sound"], "flac", at_once=1)
+    assert cost.audio == 40 and cost.windows == 4 and len(cost.latencies) == 4
+    assert 0.0 < min(cost.latencies) <= cost.seconds
 
 
 def test_the_table_is_that_of_the_results() -> None:
