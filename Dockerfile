@@ -13,13 +13,16 @@ ARG BASE_IMAGE=debian:bookworm-slim
 # hadolint ignore=DL3006
 FROM ${BASE_IMAGE} AS system
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
-# Additional Debian packages. The setting `compile`, and Triton on a GPU, need "g++ python3-dev" (450 MB).
+# Additional Debian packages. The setting `compile` needs g++ on a CPU (450 MB). For a GPU the image has the C compiler and Python's headers,
+# with which Triton makes kernels.
 ARG PACKAGES=
+ARG DEVICE=gpu
 # Versions are not pinned, so that a rebuild gets Debian's security updates. The user's group is 0, so that any other user works with
 # --user 12345:0.
 # hadolint ignore=DL3008,SC2086
-RUN apt-get update \
- && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini $PACKAGES \
+RUN [[ $DEVICE != gpu ]] || compiler="gcc libc6-dev python3-dev" \
+ && apt-get update \
+ && apt-get install -y --no-install-recommends ca-certificates curl libgomp1 python3 python3-venv tini ${compiler:-} $PACKAGES \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 1000 --gid 0 --home-dir /var/lib/whisper --no-create-home whisper \
  && install -d -o whisper -g 0 -m 775 /var/lib/whisper /var/lib/whisper/data /var/lib/whisper/models

@@ -43,7 +43,7 @@ LIMITS = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: openai-whisper brings it on Linux with x86-64")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: pip install -r requirements-test.txt")
 def test_one_query_attends_as_pytorchs_attention() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "src")}
     code = CODE.replace("CASES", repr(CASES))
@@ -55,7 +55,7 @@ def test_one_query_attends_as_pytorchs_attention() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: openai-whisper brings it on Linux with x86-64")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton: pip install -r requirements-test.txt")
 @pytest.mark.parametrize("capability", [75, 80, 90])
 @pytest.mark.parametrize("parts", [1, 4])
 def test_the_kernels_compile_for_a_gpu(capability: int, parts: int) -> None:
