@@ -46,8 +46,8 @@ class Fork(Generic[Item]):
             return None
 
     def close(self) -> None:
-        """End the copy. Closing twice is harmless."""
-        self._connection.close()
+        """End the copy. Closing twice is harmless. A thread in `next` gets None."""
+        # the connection stays open until nothing refers to it: the thread in `next` may be reading from it
         if self._pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
