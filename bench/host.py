@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -135,8 +135,10 @@ def processor_seconds() -> dict[str, float]:
             spent[kind] += _thread_seconds(thread.native_id)
     others = time.process_time() - sum(spent.values())
     for child in psutil.Process().children(recursive=True):
-        times = child.cpu_times()
-        spent["reading"] += times.user + times.system
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            # of processes that have ended, too: copies of a reader
+            spent["reading"] += times.user + times.system + times.children_user + times.children_system
     return spent | {"others": others}
 
 

@@ -19,6 +19,7 @@ from gateway.configuration import Configuration
 from gateway.inprocess import InProcess
 from whispercore.serving.transcriber import Transcriber
 
+from .load import LoadError
 from .server import free_ports
 
 CLIENT = Path(__file__).resolve().parent.parent / "clients" / "bulk_request.py"
@@ -42,6 +43,8 @@ def gateway(transcriber: Transcriber) -> Iterator[str]:
         thread = threading.Thread(target=server.run, name="gateway")
         thread.start()
         while not server.started:
+            if not thread.is_alive():
+                raise LoadError(f"the gateway does not start on port {port}")
             time.sleep(0.05)
         try:
             yield f"http://127.0.0.1:{port}"

@@ -201,6 +201,7 @@ def _environment(folder: Path) -> dict[str, str]:
     state = os.environ.get("WHISPER_STATE_DIR")
     if state and os.access(state, os.W_OK):
         environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(state) / "compiled"))
+        environment.setdefault("TRITON_CACHE_DIR", str(Path(state) / "compiled" / "triton"))
     return environment
 
 

@@ -49,6 +49,14 @@ class ReadingBudget:
         finally:
             self._used += time.thread_time() - self._began.pop(thread)
 
+    def begin_copy(self) -> None:
+        """In a copy of this process, whose processor time begins at zero."""
+        self._began.clear()
+
+    def charge(self, seconds: float) -> None:
+        """Count processor time that a copy of this process has used."""
+        self._used += seconds
+
     def check(self) -> None:
         """Raise UnreadableAudio when the time is used up, Cancelled when the transcript is not wanted any more."""
         if self._is_cancelled():

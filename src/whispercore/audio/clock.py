@@ -7,7 +7,7 @@ everything after a gap too early.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 TOLERANCE = 0.02
@@ -114,6 +114,11 @@ class Clock:
                 starts.append(frame.pts * self._unit - elapsed)
             elapsed += frame.samples / rate
         return Span(min(starts), max(starts)) if starts and self._has_times else None
+
+    def is_settled(self, frames: Sequence[Any], rate: int) -> bool:
+        """Whether the last of consecutive frames agree, so that `aligned` needs none after them to place them."""
+        span = self.span(frames[-_FOLLOWERS - 1 :], rate)
+        return span is None or span.latest - span.earliest <= TOLERANCE
 
     def passes(self, span: Span | None, seconds: float) -> bool:
         """Whether the next frames, `seconds` in all, are on time, as most are. Then they count as read; else `aligned` must place them."""

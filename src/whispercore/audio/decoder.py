@@ -14,9 +14,11 @@ _LEAD_IN_SECONDS = 1.0
 most, a quarter of a second, of Opus on 80 ms."""
 _PACKETS_A_CHECK = 8
 """A check of the budget takes longer than to read a packet."""
-_PACKET_SECONDS = 0.02
-"""Of a packet, where neither the decoder nor this table tells its samples."""
-_PACKET_SAMPLES = {"flac": 4096, "alac": 4096}
+_PACKET_SAMPLES = {"aac": 1024, "ac3": 1536, "alac": 4096, "eac3": 1536, "flac": 4096, "mp2": 1152, "mp3": 1152, "opus": 960}
+"""About the samples of a packet of codecs that forget what came before.
+
+Others have packets of any size, a state that stays, or, as Vorbis in joined files, headers among the packets.
+"""
 
 
 class Decoder:
@@ -34,12 +36,9 @@ class Decoder:
 
     @property
     def packets_a_second(self) -> float:
-        """About so many; 0.0 for PCM, whose packets have any size."""
-        codec, rate = self._context.codec.canonical_name, self._context.sample_rate
-        if codec.startswith("pcm_") or not rate:
-            return 0.0
-        samples = self._context.frame_size or _PACKET_SAMPLES.get(codec, 0)
-        return float(rate / samples) if samples else 1 / _PACKET_SECONDS
+        """About so many; 0.0 where a part of the stream cannot be decoded by itself, or costs nothing to decode, as with PCM."""
+        samples = _PACKET_SAMPLES.get(self._context.codec.canonical_name)
+        return float(self._context.sample_rate / (self._context.frame_size or samples)) if samples else 0.0
 
     def packets(self) -> Iterator[Any]:
         """The stream's packets, then the one that flushes the decoder, even if the container breaks midway."""
@@ -65,7 +64,8 @@ class Decoder:
             begin -= round(_LEAD_IN_SECONDS * self.packets_a_second)
         for packet in self._packets:
             self.position += 1
-            if self.position <= begin:
+            # joined recordings may have the next one's headers beside a packet (AV_PKT_DATA_NEW_EXTRADATA)
+            if self.position <= begin and not (packet is not None and packet.has_sidedata("new_extradata")):
                 continue
             self.is_at_end = packet is None or not packet.size
             yield from self._decoded(packet, is_wanted=self.position > first)

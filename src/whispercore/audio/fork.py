@@ -7,9 +7,14 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar, cast
+
+from ..errors import WhisperError
 
 Item = TypeVar("Item")
 _SIGNAL_ON_PARENTS_DEATH = 1
@@ -22,8 +27,11 @@ class Fork(Generic[Item]):
     Only the calling thread is copied, so no other thread may be at work in FFmpeg then. The copy ends when this process does.
     """
 
-    def __init__(self, items: Callable[[], Iterator[Item]]) -> None:
-        """`items` runs in the copy. It waits while its last item has not been taken. Raises OSError when no process can be made."""
+    def __init__(self, items: Callable[[], Iterator[Item]], keep: Sequence[int] = ()) -> None:
+        """`items` runs in the copy, which waits while its last item has not been taken. `keep`: the descriptors that it needs.
+
+        Raises OSError when no process can be made.
+        """
         ours, theirs = socket.socketpair()
         parent = os.getpid()
         try:
@@ -33,8 +41,7 @@ class Fork(Generic[Item]):
             theirs.close()
             raise
         if self._pid == 0:
-            ours.close()
-            _compute(items, Connection(theirs.detach()), parent)
+            _compute(items, Connection(theirs.detach()), keep, parent)
         theirs.close()
         self._connection = Connection(ours.detach())
 
@@ -56,12 +63,21 @@ class Fork(Generic[Item]):
             self._pid = 0
 
 
-def _compute(items: Callable[[], Iterator[Item]], connection: Connection, parent: int) -> None:
+def _compute(items: Callable[[], Iterator[Item]], connection: Connection, keep: Sequence[int], parent: int) -> None:
     """Send the items, and end this process without what Python does at its end, which belongs to the process that was copied."""
     try:
         ctypes.CDLL(None).prctl(_SIGNAL_ON_PARENTS_DEATH, signal.SIGKILL)
+        # the others would keep recordings in memory that have been closed since, and connections
+        kept = sorted({0, 1, 2, connection.fileno(), *keep})
+        for low, high in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(low + 1, high)
         if os.getppid() == parent:
             for item in items():
                 connection.send(item)
+    except (OSError, WhisperError):  # the other side needs no more items, or finds the same error itself
+        pass
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
     finally:
         os._exit(0)

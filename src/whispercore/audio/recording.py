@@ -22,7 +22,7 @@ from .decoder import Decoder
 from .levels import full_scale, is_float
 from .mixing import Mixer
 from .pieces import BLOCK_SECONDS, batched, enlarged, joined, mono
-from .side_by_side import LONG_SECONDS, Forks, forks
+from .side_by_side import LONG_SECONDS, Forks, begin_forks
 from .source import Reader, Source
 from .threads import AudioThreads, GivenUp
 from .tracks import audio_tracks, choose, described
@@ -158,11 +158,12 @@ class Recording:
             self.settle()
             if isinstance(self._decoding.exception(), GivenUp):
                 return  # the thread that was given up may still use the decoder and the file
+        self._forks = None
         self._container.close()
         self._file.close()
 
     def blocks(self) -> Iterator[Samples]:
-        """About five seconds at a time: float32, shape (n,), mono at 16 kHz.
+        """Some seconds at a time: float32, shape (n,), mono at 16 kHz.
 
         Raises TooLarge as soon as the decoded audio exceeds the maximum, UnreadableAudio when nothing can be decoded.
         """
@@ -170,7 +171,7 @@ class Recording:
             with self._file.budget.measured():
                 self._find_full_scale()
         if self._processes > 1 and self._file.has_own_position and (self.expected_duration or 0.0) >= LONG_SECONDS:
-            self._forks = forks(self._decoder, self._clock, self._mixer, self._processes)
+            self._forks = begin_forks(self._decoder, self._clock, self._mixer, self._file, self._processes)
         blocks = self._resampled()
         while (block := self._next(blocks)) is not None:
             self._decoded += len(block)
@@ -213,12 +214,16 @@ class Recording:
         first = 0
         try:
             for part in self._ahead(forks.parts()):
+                self._file.budget.charge(part.processor_seconds)
+                self._file.budget.check()
                 if MIN_RATE <= part.rate <= MAX_RATE and self._clock.passes(part.span, part.seconds):
                     self._decoder.corrupt_packets += part.corrupt_packets
                     self._file.budget.sound_seconds += part.seconds
                     yield part.rate, part.samples
-                else:  # such as a gap in the recording's times
+                elif part.is_settled:  # a gap in the recording's times, for example
                     yield from self._mixed_here(list(self._decoder.frames(part.first, forks.length)))
+                else:
+                    return first
                 if part.is_last:
                     return None
                 first = part.first + forks.length

@@ -75,6 +75,11 @@ class Reader:
             self._file.close()
 
     @property
+    def descriptors(self) -> tuple[int, ...]:
+        """The file descriptors from which the source is read."""
+        return (self._file.descriptor,) if isinstance(self._file, DescriptorFile) else ()
+
+    @property
     def declared_share(self) -> float:
         """A RIFF or W64 header's size relative to the file's, at least 1.0. FFmpeg ignores the difference."""
         if self.head[:4] == b"RIFF":
@@ -139,19 +144,19 @@ class DescriptorFile:
 
     def __init__(self, descriptor: int) -> None:
         """The descriptor belongs to this object from now on."""
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, all that is left for a negative size."""
-        size = size if size >= 0 else max(0, os.fstat(self._descriptor).st_size - self._position)
-        chunk = os.pread(self._descriptor, size, self._position)
+        size = size if size >= 0 else max(0, os.fstat(self.descriptor).st_size - self._position)
+        chunk = os.pread(self.descriptor, size, self._position)
         self._position += len(chunk)
         return chunk
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
         """Go to a position."""
-        origin = os.fstat(self._descriptor).st_size if whence == SEEK_END else self._position if whence == SEEK_CUR else 0
+        origin = os.fstat(self.descriptor).st_size if whence == SEEK_END else self._position if whence == SEEK_CUR else 0
         self._position = max(0, origin + offset)
         return self._position
 
@@ -160,8 +165,12 @@ class DescriptorFile:
         return self._position
 
     def close(self) -> None:
-        """Close the descriptor."""
-        os.close(self._descriptor)
+        """Close the descriptor. Closing twice is harmless."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    __del__ = close
 
 
 def byte_count(source: Source) -> int:

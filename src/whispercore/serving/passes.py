@@ -125,7 +125,7 @@ class Passes:
                 max_seconds=self._max_seconds,
                 channel=channel,
                 track=self._options.audio_track,
-                processes=lane.decoding_processes,
+                processes=self._binding.decoding_processes if channel is None else 1,
             )
         return None
 

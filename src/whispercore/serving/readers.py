@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,21 +35,13 @@ class Lane:
     `jobs`: those that read here. `seconds`: the most that a process may take for a step; 0: any.
     """
 
-    def __init__(self, processes: Processes | None, lanes: Sequence[Lane] = ()) -> None:
-        """`lanes`: all of them."""
+    def __init__(self, processes: Processes | None) -> None:
         self.jobs = 0
-        self._lanes = lanes
         self.is_busy = False
         self.seconds = processes.seconds if processes else 0.0
         self._processes = processes
         self._process: ReaderProcess | None = None
         self._lock = threading.Lock()
-
-    @property
-    def decoding_processes(self) -> int:
-        """The processes that may decode a recording here: half of the cores, the other lanes' jobs considered."""
-        busy = sum(lane.jobs > 0 for lane in self._lanes)
-        return max(1, min(_MOST_DECODING_PROCESSES, logical_cores() // (2 * max(1, busy))))
 
     @property
     def order(self) -> tuple[bool, int]:
@@ -71,9 +63,10 @@ class Lane:
 
 @dataclass(slots=True, eq=False)
 class Binding:
-    """The lane on which a job reads, from its first step to its end."""
+    """The lane on which a job reads, from its first step to its end, and the processes that may decode its recording side by side."""
 
     lane: Lane | None = None
+    decoding_processes: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,8 +122,8 @@ class Readers:
     def __init__(self, count: int, processes: Processes | None = None) -> None:
         """`processes`: read in these, one for each lane; None: on threads of this process."""
         self.threads = ReplaceableThreads(count, "reader")
-        self._lanes: list[Lane] = []
-        self._lanes += [Lane(processes, self._lanes) for _ in range(count)]
+        self._lanes = [Lane(processes) for _ in range(count)]
+        self._spare_cores = logical_cores() // 2
         self._processes = processes
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
@@ -168,6 +161,9 @@ class Readers:
             if binding.lane:
                 binding.lane.jobs -= 1
                 binding.lane = None
+                if binding.decoding_processes > 1:
+                    self._spare_cores += binding.decoding_processes
+                    binding.decoding_processes = 1
 
     def give_up(self, seconds: float) -> None:
         """Give up the steps that have taken longer than `seconds`, and replace their threads.
@@ -210,6 +206,9 @@ class Readers:
         if step.binding and step.binding.lane is None:
             step.binding.lane = lane
             lane.jobs += 1
+            if (processes := min(self._spare_cores, _MOST_DECODING_PROCESSES)) > 1:
+                self._spare_cores -= processes
+                step.binding.decoding_processes = processes
         return _Turn(client, step, lane, time.monotonic())
 
     def _begin(self, turns: list[_Turn]) -> None:

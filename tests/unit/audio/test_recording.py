@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import random
 import struct
 import tracemalloc
@@ -432,3 +433,16 @@ def test_a_long_recording_is_never_held_decoded() -> None:
 def test_what_is_no_recording_is_told(source: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         open_recording(source, max_seconds=60)
+
+
+def test_a_path_is_closed_once(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.wav"
+    path.write_bytes(wav(sweep(1.0)))
+    recording = open_recording(path)
+    (descriptor,) = recording._file.descriptors
+    recording.close()
+    with path.open("rb") as other:
+        os.dup2(other.fileno(), descriptor)  # as another thread may get this number
+    recording.close()
+    assert os.fstat(descriptor).st_size == path.stat().st_size
+    os.close(descriptor)

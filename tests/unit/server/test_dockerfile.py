@@ -224,11 +224,26 @@ def test_the_labels_of_a_release_run_nothing_again() -> None:
         ]
 
 
+def installing() -> str:
+    """The command that installs Debian's packages."""
+    (installs,) = [arguments for keyword, arguments in stage("system") if keyword == "RUN"]
+    return str(installs)
+
+
+@pytest.mark.parametrize(("device", "compiler"), [("gpu", "gcc libc6-dev python3-dev"), ("cpu", "")])
+def test_an_image_for_gpus_has_a_compiler(device: str, compiler: str) -> None:
+    chooses = installing().partition("&& apt-get")[0]
+    shown = subprocess.run(
+        ["bash", "-euc", f'{chooses} && echo "${{compiler:-}}"'], env={"DEVICE": device}, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.strip() == compiler
+
+
 def test_runs_without_root_and_stops_on_sigterm() -> None:
     assert last("USER") == "1000"
     assert last("ENTRYPOINT") == '["tini", "--", "/opt/whisper/serve.sh"]'
     assert last("STOPSIGNAL") == "SIGTERM"
-    (installs,) = [arguments for keyword, arguments in stage("system") if keyword == "RUN"]
+    installs = installing()
     assert "--gid 0 " in installs, "what the user writes, any other user in group 0 can"
 
 

@@ -12,7 +12,7 @@ from tests.unit.doubles import PATIENCE
 from whispercore.errors import WhisperError
 from whispercore.serving import readers as readers_module
 from whispercore.serving.backlog import WATCHDOG
-from whispercore.serving.readers import Readers, Step
+from whispercore.serving.readers import Binding, Readers, Step
 
 
 class Reading:
@@ -105,13 +105,22 @@ def test_steps_that_hang_end_with_an_error_and_no_reader_is_lost() -> None:
     hang.set()
 
 
-@pytest.mark.parametrize(("cores", "jobs", "expected"), [(2, 1, 1), (4, 1, 2), (16, 1, 4), (16, 2, 4), (16, 4, 2), (16, 8, 1)])
-def test_the_cores_are_shared_by_the_recordings_that_are_read(
-    monkeypatch: pytest.MonkeyPatch, cores: int, jobs: int, expected: int
+@pytest.mark.parametrize(("cores", "expected"), [(2, [1, 1]), (4, [2, 1]), (8, [4, 1]), (12, [4, 2, 1]), (16, [4, 4, 1, 1])])
+def test_recordings_that_are_decoded_side_by_side_share_half_of_the_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, expected: list[int]
 ) -> None:
     monkeypatch.setattr(readers_module, "logical_cores", lambda: cores)
-    readers = Readers(8)
-    for lane in readers._lanes[:jobs]:
-        lane.jobs = 1
-    assert readers._lanes[0].decoding_processes == expected
+    readers = Readers(1)
+
+    def bound() -> Binding:
+        binding, read = Binding(), threading.Event()
+        readers.submit(Step("", read.set, lambda error: None, binding))
+        assert read.wait(PATIENCE)
+        return binding
+
+    bindings = [bound() for _ in expected]
+    assert [binding.decoding_processes for binding in bindings] == expected
+    readers.leave(bindings[0])
+    readers.leave(bindings[0])
+    assert [bound().decoding_processes, bound().decoding_processes] == [expected[0], 1]
     readers.close()

@@ -47,8 +47,9 @@ class OneQueryAttention:
         return attended
 
     def _positions_per_part(self, heads: int, length: int, device: torch.device) -> int:
-        """The keys of each head are divided so that every multiprocessor has work."""
-        parts = max(1, min(-(-_PROGRAMS_A_PROCESSOR * _processors(device) // heads), _MOST_PARTS))
+        """The keys of each head are divided so that every multiprocessor has work, by a power of two: each number is another kernel."""
+        wanted = min(-(-_PROGRAMS_A_PROCESSOR * _processors(device) // heads), _MOST_PARTS)
+        parts = 1 << (max(1, wanted).bit_length() - 1)
         return -(-length // (parts * self.block)) * self.block
 
 

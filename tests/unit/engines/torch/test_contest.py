@@ -28,6 +28,14 @@ def wrong_at_the_end(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return result
 
 
+def wrong_for_one(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attend(query, key, value) * (2.0 if len(query) == 1 else 1.0)
+
+
+def undefined(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.full_like(query, torch.nan)
+
+
 def failing(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     raise FileNotFoundError("no C compiler\nmore")
 
@@ -49,12 +57,15 @@ def taking(**seconds: float) -> Callable[[Callable[[], object]], float]:
 
 
 def test_the_fastest_right_implementation_wins(inputs: tuple[Tensor, ...], caplog: pytest.LogCaptureFixture) -> None:
-    candidates = {"PyTorch": attend, "cuDNN": right, "bad": wrong, "worse": wrong_at_the_end, "Triton": failing}
-    timer = taking(attend=2e-3, right=1e-3, wrong=1e-4, wrong_at_the_end=1e-4)
+    wrong_ones = {"bad": wrong, "worse": wrong_at_the_end, "worst": undefined, "one": wrong_for_one, "Triton": failing}
+    candidates = {"PyTorch": attend, "cuDNN": right, **wrong_ones}
+    timer = taking(attend=2e-3, right=1e-3, wrong=1e-4, wrong_at_the_end=1e-4, undefined=1e-4, wrong_for_one=1e-4)
     with caplog.at_level("INFO"):
         assert fastest("the encoder", candidates, inputs, timer) is right
-    assert "attention of the encoder by cuDNN (PyTorch 2.00 ms, cuDNN 1.00 ms)" in caplog.text
-    assert "bad: its results are wrong by 10.0%" in caplog.text and "not computed by worse" in caplog.text
+    assert "attention of the encoder by cuDNN (PyTorch 2.00 ms, cuDNN 1.00 ms, one 0.10 ms)" in caplog.text
+    assert "bad: its results for 8 windows are wrong by 10.0%" in caplog.text
+    assert "one: its results for 1 windows are wrong by 100.0%" in caplog.text
+    assert "not computed by worse" in caplog.text and "worst: its results for 8 windows are wrong by nan%" in caplog.text
     assert "not computed by Triton: no C compiler" in caplog.text
 
 
