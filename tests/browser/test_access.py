@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser.actions import start_of, transcribe
+from tests.browser.conftest import WAIT_MS
 from tests.node.packages import node_project
 from tests.serve.recordings import SAMPLES
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page, Route
+    from playwright.sync_api import FileChooser, Page, Route
 
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True, "device_scale_factor": 2}
 NARROW: dict[str, Any] = {"viewport": {"width": 320, "height": 640}}
@@ -70,6 +72,8 @@ def test_no_horizontal_scroll(open_page: Callable[..., Page], options: dict[str,
 
 
 def test_everything_works_by_keyboard(page: Page) -> None:
+    choosers: list[FileChooser] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))  # early: the browser learns of it asynchronously
     page.keyboard.press("Tab")
     assert focused(page) == "tab-file"
     for key, tab in (
@@ -84,9 +88,11 @@ def test_everything_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Home")
     page.keyboard.press("Tab")
     assert focused(page) == "file"
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(SAMPLES / "weather.mp3")
+    page.keyboard.press("Space")
+    deadline = time.monotonic() + WAIT_MS / 1000
+    while not choosers and time.monotonic() < deadline:
+        page.wait_for_timeout(20)
+    choosers[0].set_files(SAMPLES / "weather.mp3")
     page.wait_for_selector("#edit:not([disabled])")
 
     page.focus("#edit")

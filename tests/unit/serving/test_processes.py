@@ -19,7 +19,6 @@ import psutil
 import pytest
 import soundfile
 
-from tests.unit.audio.test_recording import encode
 from tests.unit.doubles import PATIENCE, WHOLE, wav
 from whispercore.audio import open_recording, reading
 from whispercore.audio.packing import PackedWindow
@@ -181,6 +180,9 @@ def test_the_same_errors_and_warnings_as_in_this_process(shared_lane: Lane, sour
 
 def long_mp3() -> bytes:
     """Eight minutes of the bundled sentences."""
+    # here: a reader process that gets a function of this module imports the module, too, within the test's deadline
+    from tests.unit.audio.test_recording import encode
+
     sentences = np.concatenate([read_samples(path) for path in SAMPLES])
     return encode(np.resize(sentences, 480 * SAMPLE_RATE), "mp3", "libmp3lame")
 
