@@ -22,7 +22,7 @@ _SIGNAL_ON_PARENTS_DEATH = 1
 
 
 class Fork(Generic[Item]):
-    """A copy of this process, made as it is now. Files and objects that are open here are open there, each with a state of its own.
+    """A forked copy of this process. It has the same objects, and changes to them are not seen here.
 
     Only the calling thread is copied, so no other thread may be at work in FFmpeg then. The copy ends when this process does.
     """

@@ -170,7 +170,7 @@ class Recording:
         if is_float(self.codec):
             with self._file.budget.measured():
                 self._find_full_scale()
-        if self._processes > 1 and self._file.has_own_position and (self.expected_duration or 0.0) >= LONG_SECONDS:
+        if (self.expected_duration or 0.0) >= LONG_SECONDS:
             self._forks = begin_forks(self._decoder, self._clock, self._mixer, self._file, self._processes)
         blocks = self._resampled()
         while (block := self._next(blocks)) is not None:

@@ -72,9 +72,9 @@ class Forks:
 
 
 def begin_forks(decoder: Decoder, clock: Clock, mixer: Mixer, file: Reader, count: int) -> Forks | None:
-    """Begin to decode in `count` copies of this process. None where that gains nothing, or where no process can be made."""
+    """Begin to decode in `count` copies of this process. None where that gains nothing, or where a copy cannot be made or read the file."""
     length = round(_PART_SECONDS * decoder.packets_a_second)
-    if not length:
+    if count < 2 or not length or not file.has_own_position:
         return None
     begun: list[Fork[Part]] = []
     try:

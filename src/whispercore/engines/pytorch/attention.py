@@ -37,6 +37,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
 
 
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend_by_head` with the sizes and the library for this CPU."""
     queries = max(1, _IN_CACHE // (key.shape[-2] * key.itemsize))
     by_onednn = query.dtype == torch.float32 and has_onednn()
     attended: Tensor = _by_head()(query, key, value, queries, by_onednn)

@@ -81,9 +81,10 @@ def _attend_part(  # type: ignore[no-untyped-def]  # Triton takes the types from
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ) -> None:
-    """A part of one head's keys. Each of BLOCK lanes has a softmax of its own over every BLOCK-th position, joined at the end.
+    """Attention of one head's query to a part of its keys.
 
-    Thus the loop has no sum over positions, for which all threads would wait for each other.
+    Position n belongs to lane n % BLOCK. Each lane computes a softmax of its own positions, and the end joins the lanes. So the loop has
+    no sum over positions, for which all threads would wait for each other.
     """
     place, part = tl.program_id(0), tl.program_id(1)
     window, head = (place // heads).to(tl.int64), (place % heads).to(tl.int64)

@@ -78,12 +78,11 @@ def _left_out(shape: str, name: str) -> Iterator[None]:
 
 def kernels() -> dict[str, Attend]:
     """Our own kernel in two sizes; none where Triton does not work."""
-    try:
+    with _left_out("one query a window", "Triton"):  # besides ImportError: Triton reads the kernel's source file, too
         from ..pytorch.flash_decoding import OneQueryAttention
-    except Exception as error:  # not only ImportError: Triton also reads the kernel's source file
-        logger.warning("attention of one query a window is not computed by Triton: %s", first_line(error))
-        return {}
-    return {f"Triton, blocks of {block}": OneQueryAttention(block, warps) for block, warps in ((64, 4), (128, 8))}
+
+        return {f"Triton, blocks of {block}": OneQueryAttention(block, warps) for block, warps in ((64, 4), (128, 8))}
+    return {}
 
 
 def _check(candidate: Attend, inputs: tuple[Tensor, ...], windows: int) -> None:

@@ -1,4 +1,7 @@
-"""The kernel in Triton's interpreter, which runs it on the CPU, in a process of its own: it must be chosen before Triton is imported."""
+"""The Triton kernel without a GPU: its results in Triton's interpreter, and its machine code.
+
+The interpreter must be chosen before Triton is imported. So it runs in another process.
+"""
 
 from __future__ import annotations
 
