@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 WIDTH = 120
-README_LINES = 140
+README_LINES = 130
 CODE = ("src", "handler", "server", "gateway", "clients", "model-archiver", "serve.sh")
 
 # The changelog is a list of past changes: its links and lines stay as they were written.
