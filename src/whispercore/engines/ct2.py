@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, pairwise
 from operator import itemgetter
@@ -22,7 +22,7 @@ from ..checkpoints import ct2_folder, locate
 from ..checkpoints.compute_types import precision, supported
 from ..checkpoints.locations import is_ct2
 from ..checkpoints.modelbin import is_float
-from ..devices import available_memory, decoding_threads, has_torch, multiplies_bfloat16
+from ..devices import available_memory, decoding_threads, has_torch
 from ..errors import ConfigurationError
 from ..settings import Settings, model_name
 from ..tokenizer import Tokenizer
@@ -41,9 +41,10 @@ from .rules import (
 )
 
 if TYPE_CHECKING:
-    from .pytorch.decoder import AudioKeys
+    from .pytorch.cached_attention import AudioKeys
     from .pytorch.encoder import Encoder
     from .pytorch.sampling import Sampler
+    from .pytorch.trace import Trace
 
 _GPU_BATCH = 32
 _LEAST_BATCH, _WINDOWS_A_CORE = 8, 4
@@ -117,7 +118,7 @@ def _decoder(checkpoint: Path) -> Sampler | None:
     """PyTorch's decoder in 8 bits, where PyTorch has the kernels. None elsewhere."""
     from .pytorch import decoder, int8, sampling  # here: this engine works without PyTorch
 
-    return sampling.Sampler(decoder.load_decoder(checkpoint, bfloat16=multiplies_bfloat16())) if int8.is_available() else None
+    return sampling.Sampler(decoder.load_decoder(checkpoint)) if int8.is_available() else None
 
 
 def _lanes(threads: int, most: int) -> int:
@@ -175,10 +176,14 @@ class _StepThreadsByWidth(threading.local):
 
 @dataclass(slots=True)
 class Encoded:
-    """A batch after the encoder. `features`: its output, (windows, 1500, width); `keys`: for PyTorch's decoder, where that is used."""
+    """A batch after the encoder. `features`: its output, (windows, 1500, width).
+
+    Where PyTorch's decoder is used: `keys`, and the `traces` of the windows that it has sampled, by their places in the batch.
+    """
 
     features: StorageView
     keys: AudioKeys | None = None
+    traces: dict[int, Trace | None] = field(default_factory=dict)
 
 
 class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
@@ -303,14 +308,16 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
 
     def _sample(
         self, model: Cores, features: Encoded, indices: list[int], windows: Sequence[Window], starts: list[list[int]]
-    ) -> list[SampledSequence]:
+    ) -> Sequence[SampledSequence]:
         decoding = windows[0].decoding
         if self._decoder and features.keys and not _needs_ctranslate2(decoding):
             step_threads = self._step_threads.of(model.threads) if len(windows) == 1 and model.threads > 1 else None
             try:
-                return self._decoder.sample(features.keys.of(indices), windows, starts, step_threads)
+                sequences = self._decoder.sample(features.keys.of(indices), windows, starts, step_threads)
             finally:
                 _use_threads(model.threads)
+            features.traces |= {i: sequence.trace for i, sequence in zip(indices, sequences, strict=True)}
+            return sequences
         encoded = _rows(features.features, indices)
         if decoding.temperature > 0:
             results = [self._drawn(_rows(encoded, [i]), starts[i], window, model.threads) for i, window in enumerate(windows)]
@@ -321,7 +328,7 @@ class CTranslate2Engine(BatchedEngine[Cores, Encoded]):
     def _align(self, model: Cores, features: Encoded, indices: list[int], texts: Sequence[AlignmentText]) -> list[TokenTimes]:
         """One call for all texts of the same language and task."""
         if self._decoder and features.keys:
-            return self._decoder.align(features.keys.of(indices), texts)
+            return self._decoder.align(features.keys.of(indices), texts, [features.traces.get(i) for i in indices])
         times: dict[int, TokenTimes] = {}
         for group in group_indices([text.start for text in texts]):
             tokens, frames = [list(texts[i].tokens) for i in group], [max(texts[i].frames, _LEAST_FRAMES) for i in group]

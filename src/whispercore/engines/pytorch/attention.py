@@ -28,12 +28,18 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention, (n, heads, length, size) each; `mask` is added to the scores."""
     few = query.shape[-2] <= _FEW
-    if not few and mask is None and query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float32):
+    if not few and mask is None and query.device.type == "cpu" and _is_faster_by_head(query.dtype):
         return _attend_by_head(query, key, value)
     if query.is_cuda or not few:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
     return torch.softmax(scores if mask is None else scores + mask, dim=-1) @ value
+
+
+@cache
+def _is_faster_by_head(dtype: torch.dtype) -> bool:
+    """Whether `attend_by_head` beats the fused attention: in float32 only with AVX-512, for which oneDNN has faster products than MKL."""
+    return dtype == torch.bfloat16 or (dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Whisper's decoder in 8 bits for CPUs: a lone window's token takes half of CTranslate2's time (bench/profile.md).
 
 The same arithmetic as openai-whisper's model.py, with query, key and value fused. Activations are float32; keys and values of the
-cross-attention, which every token reads as a whole, are bfloat16 where the processor multiplies that.
+cross-attention, which every token reads as a whole, have less (cached_attention.py).
 """
 
 from __future__ import annotations
@@ -16,23 +16,11 @@ from torch.nn import functional as F
 from whisper.model import ModelDimensions
 
 from ...checkpoints import load_checkpoint
+from .cached_attention import AudioKeys, attend_audio_long, audio_scores, fastest_dtype, room_for_audio
 from .int8 import RowwiseInt8, rowwise_int8
 from .model import Norm
-from .step import Layer, Step, StepFunction, are_neighbours, attend, merge_heads, split_heads
+from .step import Layer, Step, StepFunction, merge_heads, split_heads
 from .torchscript import scripted
-
-
-@dataclass(frozen=True, slots=True)
-class AudioKeys:
-    """Keys and values of the cross-attention, for each layer (windows, heads, 1500, size)."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    def of(self, windows: Sequence[int]) -> AudioKeys:
-        """Those of some windows; views where these lie side by side."""
-        part = _slice(windows)
-        return AudioKeys([keys[part] for keys in self.keys], [values[part] for values in self.values])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +56,8 @@ class Decoder:
 
     def room_for_audio(self, windows: int) -> AudioKeys:
         """Memory for the keys of so many windows."""
-        shape = (windows, self.dims.n_text_head, self.dims.n_audio_ctx, self._size)
-        keys, values = ([torch.empty(shape, dtype=self.cross_dtype) for _ in self.layers] for _ in range(2))
-        return AudioKeys(keys, values)
+        dims = self.dims
+        return room_for_audio(windows, dims.n_text_layer, dims.n_text_head, dims.n_audio_ctx, self._size, self.cross_dtype)
 
     def room_for_text(self, rows: int) -> TextKeys:
         """Memory for the keys of so many texts."""
@@ -80,30 +67,19 @@ class Decoder:
 
     def fill_audio(self, features: Tensor, room: AudioKeys) -> None:
         """Compute the cross-attention's keys and values of the encoder's output, float32 (windows, 1500, width)."""
-        for layer, keys, values in zip(self.layers, room.keys, room.values, strict=True):
+        for number, layer in enumerate(self.layers):
             for window, own in enumerate(features):
-                split = layer.kv(own).view(len(own), 2, self.dims.n_text_head, self._size).permute(1, 2, 0, 3)
-                keys[window].copy_(split[0])
-                values[window].copy_(split[1])
+                room.store(number, window, layer.kv(own).view(len(own), 2, self.dims.n_text_head, self._size))
 
-    def read(self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None = None, rows: Tensor | None = None) -> Tensor:
-        """Texts from their first token on (windows, length), one a window → hidden states (windows, length, width).
+    def read(self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Texts from their first token on (windows, length), one a window.
 
-        `text`, `rows`: where to keep their keys, in the rows of each window (windows, group).
+        Returns hidden states (windows, length, width) and the alignment heads' queries (windows, alignment heads, length, size), for
+        `alignment_scores`. `text`, `rows`: where to keep the texts' keys, in the rows of each window (windows, group).
         """
-        return self._read(tokens, audio, text, rows)[0]
-
-    def alignment_scores(self, tokens: Tensor, audio: AudioKeys) -> tuple[Tensor, Tensor]:
-        """As `read`, with the alignment heads' scores before the softmax, float32 (windows, heads, length, 1500)."""
-        hidden, scores = self._read(tokens, audio, None, None, scored=True)
-        return hidden, torch.cat(scores, dim=1)
-
-    def _read(
-        self, tokens: Tensor, audio: AudioKeys, text: TextKeys | None, rows: Tensor | None, *, scored: bool = False
-    ) -> tuple[Tensor, list[Tensor]]:
         (windows, length), heads = tokens.shape, self.dims.n_text_head
         x = (self.embedding[tokens].float() + self.positions[:length]).flatten(0, 1)
-        scores: list[Tensor] = []
+        queries: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             query, key, value = split_heads(layer.qkv(layer.attn_ln(x)), windows, 3, heads).unbind(0)
             if text is not None and rows is not None:
@@ -111,34 +87,42 @@ class Decoder:
                     kept[rows.flatten(), :, :length] = new.repeat_interleave(rows.shape[1], dim=0)
             x = x + layer.out(merge_heads(F.scaled_dot_product_attention(query, key, value, is_causal=True)))
             query = split_heads(layer.query(layer.cross_ln(x)), windows, 1, heads)[0]
-            keys = audio.keys[number]
-            if scored and (chosen := list(self.alignment_heads[number])):
-                scores.append(query[:, chosen] @ keys[:, chosen].float().transpose(-1, -2) * self._size**-0.5)
-            x = x + layer.cross_out(merge_heads(attend(query, keys, audio.values[number])))
+            queries.append(query[:, list(self.alignment_heads[number])])
+            x = x + layer.cross_out(merge_heads(attend_audio_long(query, audio.layers[number])))
             x = x + layer.mlp[1](F.gelu(layer.mlp[0](layer.mlp_ln(x))))
-        return self.ln(x).view(windows, length, -1), scores
+        return self.ln(x).view(windows, length, -1), torch.cat(queries, dim=1)
 
-    def step(self, tokens: Tensor, at: Tensor, audio: AudioKeys, windows: Sequence[int], text: TextKeys) -> Tensor:
-        """The next token of each row (rows,), at its position `at` (rows,) → hidden states (rows, width).
+    def alignment_scores(self, queries: Tensor, audio: AudioKeys, window: int) -> Tensor:
+        """The alignment heads' attention of a window before the softmax: queries (heads, length, size) → float32 (heads, length, 1500)."""
+        of_layers = torch.split(queries, [len(heads) for heads in self.alignment_heads])
+        scores = [
+            audio_scores(of_layer, layer, window, heads)
+            for of_layer, layer, heads in zip(of_layers, audio.layers, self.alignment_heads, strict=True)
+            if heads
+        ]
+        return torch.cat(scores)
 
-        The rows are the first of `text`. `windows`: the windows of `audio` that they belong to, with equally many rows side by side.
+    def step(self, tokens: Tensor, at: Tensor, audio: AudioKeys, windows: Sequence[int], text: TextKeys) -> tuple[Tensor, Tensor]:
+        """The next token of each row (rows,), at its position `at` (rows,).
+
+        Returns hidden states (rows, width) and the alignment heads' queries (windows, heads, group, size). The rows are the first of
+        `text`. `windows`: the windows of `audio` that they belong to, with equally many rows side by side, `group`.
         """
-        return self.take_step(tokens, at, audio.keys, audio.values, windows, text.keys, text.values)
+        return self.take_step(tokens, at, audio.layers, windows, text.keys, text.values)
 
 
-def _slice(indices: Sequence[int]) -> slice | list[int]:
-    """Indices as a slice when they are neighbours in order, of which PyTorch makes a view."""
-    return slice(indices[0], indices[0] + len(indices)) if are_neighbours(list(indices)) else list(indices)
+def load_decoder(path: Path, cross_dtype: torch.dtype | None = None) -> Decoder:
+    """The decoder of the checkpoint at `path`. Raises ConfigurationError.
 
-
-def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
-    """The decoder of the checkpoint at `path`. `bfloat16`: the dtype of its cross-attention. Raises ConfigurationError."""
+    `cross_dtype`: of the cross-attention's keys and values, bfloat16, int8 or float32; None: what this processor reads fastest.
+    """
     checkpoint = load_checkpoint(path)
     dims, load = checkpoint.dims, _Loader(checkpoint.state)
     weight = checkpoint.state["decoder.token_embedding.weight"].detach()
     embedding = weight.to(torch.float16 if weight.dtype == torch.float16 else torch.float32).clone()
     positions, ln = load.tensor("decoder.positional_embedding"), load.norm("decoder.ln")
     layers = tuple(load.layer(f"decoder.blocks.{number}") for number in range(dims.n_text_layer))
+    alignment_heads = tuple(tuple(head for at, head in checkpoint.alignment_heads if at == layer) for layer in range(dims.n_text_layer))
     return Decoder(
         dims=dims,
         embedding=embedding,
@@ -146,11 +130,9 @@ def load_decoder(path: Path, *, bfloat16: bool) -> Decoder:
         layers=layers,
         ln=ln,
         unembed=rowwise_int8(weight, None),
-        alignment_heads=tuple(
-            tuple(head for layer, head in checkpoint.alignment_heads if layer == number) for number in range(dims.n_text_layer)
-        ),
-        cross_dtype=torch.bfloat16 if bfloat16 else torch.float32,
-        take_step=scripted(Step(embedding, positions, layers, ln, dims.n_text_head).eval()),
+        alignment_heads=alignment_heads,
+        cross_dtype=cross_dtype or fastest_dtype(dims.n_text_state // dims.n_text_head),
+        take_step=scripted(Step(embedding, positions, layers, ln, dims.n_text_head, alignment_heads).eval()),
     )
 
 

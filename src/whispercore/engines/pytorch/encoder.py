@@ -6,7 +6,7 @@ Its decoder accepts these features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from ...checkpoints import load_checkpoint
 from ...devices import multiplies_bfloat16
 from ...types import Samples
-from .linear import int8_product, multiplies_int8, packed
+from . import int8
+from .int8 import rowwise_int8
+from .linear import Projection, int8_product, multiplies_int8, packed
 from .model import Model, load_model
 
 _SMOOTHING = 0.7
@@ -43,16 +45,23 @@ def fastest_precision() -> str | None:
     """bfloat16 where the processor multiplies it, or int8; None where neither is faster than CTranslate2's encoder."""
     if multiplies_bfloat16():
         return "bfloat16"
-    return "int8" if multiplies_int8() else None
+    return "int8" if _int8_layer() else None
+
+
+def _int8_layer() -> Callable[[Tensor, Tensor | None], Projection] | None:
+    """Makes layers with products in 8 bits, by the fastest library whose sums are right on this processor; None where none is."""
+    if multiplies_int8():
+        return int8_product
+    return rowwise_int8 if int8.is_available() else None
 
 
 def load_encoder(path: Path, precision: str) -> Encoder:
     """The encoder of the checkpoint at `path`, without its decoder, in `precision`: bfloat16 or int8. Raises ConfigurationError."""
     checkpoint = load_checkpoint(path)
     only_encoder = replace(checkpoint, dims=replace(checkpoint.dims, n_text_layer=0))
-    if precision == "int8":
+    if precision == "int8" and (layer := _int8_layer()):
         smooth = replace(only_encoder, state=smoothed(checkpoint.state, checkpoint.dims.n_audio_layer))
-        loaded = load_model(smooth, torch.device("cpu"), torch.float32, layer=int8_product)
+        loaded = load_model(smooth, torch.device("cpu"), torch.float32, layer=layer)
     else:
         loaded = load_model(only_encoder, torch.device("cpu"), torch.bfloat16, layer=packed)
     empty = loaded.embedding.new_empty(0)

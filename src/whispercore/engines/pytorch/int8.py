@@ -1,8 +1,8 @@
-"""Linear layers in 8 bits by FBGEMM, for the decoder on CPUs: weights and activations are integers, sums are exact.
+"""Linear layers in 8 bits by FBGEMM, for CPUs: weights and activations are integers, sums are exact.
 
-Every row of the input has a scale of its own, so what a row gives does not depend on the rows beside it. Products of few rows are bound
-by reading the weights, of which 8 bits need half of bfloat16's memory and a quarter of float32's. For the encoder's many rows oneDNN is
-faster (linear.Int8Product).
+Every row of the input has a scale of its own, so what a row gives does not depend on the rows beside it. Products of few rows, the
+decoder's, are bound by reading the weights, of which 8 bits need half of bfloat16's memory and a quarter of float32's. For the encoder's
+many rows oneDNN is faster on processors with VNNI (linear.Int8Product). Without VNNI it is not, and its sums overflow.
 """
 
 from __future__ import annotations
@@ -30,10 +30,23 @@ class RowwiseInt8(nn.Module):
         self.step, self.zero, self.tiny = 1 / _LARGEST, _ZERO, _TINY  # TorchScript reads no globals
 
     def forward(self, x: Tensor) -> Tensor:
-        """Float32 (rows, in) → float32 (rows, out)."""
-        scale = x.abs().amax(dim=[1], keepdim=True).clamp_(min=self.tiny)
+        """Float32 (…, in) → float32 (…, out)."""
+        return self._product(self.bias, x)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The same, then a GELU."""
+        activated: Tensor = torch.ops.aten.gelu_(self._product(self.bias, x))
+        return activated
+
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The same, plus `residual` (…, out)."""
+        return self._product(residual + self.bias, x)
+
+    def _product(self, added: Tensor, x: Tensor) -> Tensor:
+        """`added` + x @ weight.T."""
+        scale = x.abs().amax(dim=[-1], keepdim=True).clamp_(min=self.tiny)
         product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x / scale, self.step, self.zero, self.packed)
-        return torch.addcmul(self.bias, product, scale)
+        return torch.addcmul(added, product, scale, out=product)
 
 
 @lru_cache(maxsize=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,10 +12,28 @@ from torch.nn import functional as F
 
 _FEW = 8
 """Up to this many rows PyTorch's CPU kernel for 8-bit weights beats oneDNN on 16-bit weights; with more rows it is slower than widening."""
+ROW_MULTIPLE = 32
+"""What the rows of that kernel's weights must be a multiple of: it reads beyond the end of others, which may crash the process."""
 _LARGEST, _ZERO = 127, 128
 """The largest number in 8 bits, and what is added to a signed one: oneDNN's fast products take activations without a sign."""
 _SMALLEST = torch.finfo(torch.float32).tiny
 """The least scale, for rows and outputs that are all zeros."""
+
+
+class Projection(Protocol):
+    """A linear layer, however it computes."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out)."""
+        ...
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """The same, then a GELU."""
+        ...
+
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """The same, plus `residual` (…, out)."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +89,8 @@ class Int8(Linear):
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in) → (…, out)."""
-        if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[:-1].numel() <= _FEW:
+        few = x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.shape[:-1].numel() <= _FEW
+        if few and x.shape[-1] % ROW_MULTIPLE == 0:
             product: Tensor = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale)
             product = product.view(*x.shape[:-1], len(self.weight))
             return product if self.bias is None else product + self.bias
@@ -149,7 +169,8 @@ def int8_product(weight: Tensor, bias: Tensor | None) -> Linear:
 def multiplies_int8() -> bool:
     """Whether this PyTorch multiplies in 8 bits on this CPU, with operators that it does not document but torch.compile uses.
 
-    They exist on every CPU, but oneDNN has fast ones for processors with AVX2 or more.
+    They exist on every CPU. Without VNNI oneDNN adds pairs of products in 16 bits, where the largest overflow; the test below has such
+    pairs, so it is False there.
     """
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         return False

@@ -18,7 +18,7 @@ from ...checkpoints import Checkpoint
 from .attention import Attention, attend, merge_heads
 from .cache import Cache, SlotIndex
 from .compiling import compiled
-from .linear import Linear, packed, quantized
+from .linear import Linear, Projection, packed, quantized
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,10 +45,10 @@ class Block:
 
     heads: int
     attn_ln: Norm
-    qkv: Linear
-    out: Linear
+    qkv: Projection
+    out: Projection
     mlp_ln: Norm
-    mlp: tuple[Linear, Linear]
+    mlp: tuple[Projection, Projection]
 
     def attend_self(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(n, length, width) → query, key, value, each (n, heads, length, width / heads)."""
@@ -56,7 +56,7 @@ class Block:
         query, key, value = split.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
-    def feed_forward(self, projection: Linear, x: Tensor, attended: Tensor) -> Tensor:
+    def feed_forward(self, projection: Projection, x: Tensor, attended: Tensor) -> Tensor:
         """Add the projected output of attention, `attended` (n, heads, length, size), to `x`; then the block's second half."""
         x = projection.plus(x, merge_heads(attended).reshape(x.shape))
         return self.mlp[1].plus(x, self.mlp[0].gelu(self.mlp_ln(x)))
@@ -67,9 +67,9 @@ class CrossBlock(Block):
     """One layer of the decoder, with cross-attention; `kv` makes its keys and values of the encoder's output."""
 
     cross_ln: Norm
-    query: Linear
-    kv: Linear
-    cross_out: Linear
+    query: Projection
+    kv: Projection
+    cross_out: Projection
 
     def cross_query(self, x: Tensor, attended: Tensor, group: int) -> tuple[Tensor, Tensor]:
         """Add the output of self-attention, `attended`, to `x` (rows, length, width); returns the sum and the cross-attention's query.
@@ -184,7 +184,7 @@ def load_model(
     *,
     int8: bool = False,
     compiles: bool = False,
-    layer: Callable[[Tensor, Tensor | None], Linear] = packed,
+    layer: Callable[[Tensor, Tensor | None], Projection] = packed,
 ) -> Model:
     """The checkpoint's weights on the device in `dtype`; positions stay float32, in which openai-whisper adds them.
 
@@ -203,7 +203,7 @@ class _Loader:
     dtype: torch.dtype
     int8: bool
     compiles: bool
-    layer: Callable[[Tensor, Tensor | None], Linear]
+    layer: Callable[[Tensor, Tensor | None], Projection]
 
     def model(self, checkpoint: Checkpoint) -> Model:
         dims = checkpoint.dims
@@ -231,7 +231,7 @@ class _Loader:
     def norm(self, name: str) -> Norm:
         return Norm(self.tensor(f"{name}.weight"), self.tensor(f"{name}.bias"))
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, *names: str) -> Projection:
         """One projection, or several of the same input stacked. A missing bias becomes zeros."""
         stored = torch.float32 if self.int8 else None
         weights = [self.tensor(f"{name}.weight", stored) for name in names]

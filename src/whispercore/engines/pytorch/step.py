@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cached_attention import attend, attend_audio
 from .int8 import RowwiseInt8
 from .model import Norm
 
-StepFunction = Callable[[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor], Sequence[int], Sequence[Tensor], Sequence[Tensor]], Tensor]
+StepFunction = Callable[[Tensor, Tensor, list[list[Tensor]], Sequence[int], Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
 """The arguments and the result of `Step.forward`."""
 
 
@@ -36,41 +37,50 @@ class Layer:
 
 
 class Step(nn.Module):
-    """The decoder for one token of each text."""
+    """The decoder for one token of each text. `alignment_heads`: those of each layer."""
 
-    def __init__(self, embedding: Tensor, positions: Tensor, layers: Sequence[Layer], ln: Norm, heads: int) -> None:
+    def __init__(
+        self,
+        embedding: Tensor,
+        positions: Tensor,
+        layers: Sequence[Layer],
+        ln: Norm,
+        heads: int,
+        alignment_heads: Sequence[Sequence[int]],
+    ) -> None:
         super().__init__()
         self.embedding, self.positions = embedding, positions
-        self.layers = nn.ModuleList([LayerStep(layer, heads) for layer in layers])
+        self.layers = nn.ModuleList([LayerStep(layer, heads, of) for layer, of in zip(layers, alignment_heads, strict=True)])
         self.ln = _layer_norm(ln)
 
     def forward(
         self,
         tokens: Tensor,
         at: Tensor,
-        audio_keys: list[Tensor],
-        audio_values: list[Tensor],
+        audio: list[list[Tensor]],
         windows: list[int],
         text_keys: list[Tensor],
         text_values: list[Tensor],
-    ) -> Tensor:
-        """The arguments of `Decoder.step`, with the keys and values of every layer."""
+    ) -> tuple[Tensor, Tensor]:
+        """The arguments and the results of `Decoder.step`, with the keys and values of every layer; `audio`: `AudioKeys.layers`."""
         longest = int(at.max().item()) + 1
         mask = None if int(at.min().item()) + 1 == longest else _mask_beyond(at, longest)
         x = self.embedding[tokens].float() + self.positions[at]
         each = torch.arange(len(tokens))
+        queries: list[Tensor] = []
         for number, layer in enumerate(self.layers):
-            x = layer(x, each, at, mask, longest, text_keys[number], text_values[number], audio_keys[number], audio_values[number], windows)
+            x, query = layer(x, each, at, mask, longest, text_keys[number], text_values[number], audio[number], windows)
+            queries.append(query)
         hidden: Tensor = self.ln(x)
-        return hidden
+        return hidden, torch.cat(queries, dim=1)
 
 
 class LayerStep(nn.Module):
     """One layer of it."""
 
-    def __init__(self, layer: Layer, heads: int) -> None:
+    def __init__(self, layer: Layer, heads: int, alignment_heads: Sequence[int]) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.alignment_heads = heads, torch.tensor(alignment_heads, dtype=torch.long)
         self.attn_ln, self.cross_ln, self.mlp_ln = (_layer_norm(norm) for norm in (layer.attn_ln, layer.cross_ln, layer.mlp_ln))
         self.qkv, self.out, self.query, self.cross_out = layer.qkv, layer.out, layer.query, layer.cross_out
         self.up, self.down = layer.mlp
@@ -84,47 +94,22 @@ class LayerStep(nn.Module):
         longest: int,
         text_keys: Tensor,
         text_values: Tensor,
-        audio_keys: Tensor,
-        audio_values: Tensor,
+        audio: list[Tensor],
         windows: list[int],
-    ) -> Tensor:
-        """`x` (rows, width) → the same shape. `each`: 0 to rows - 1. Keeps the keys of the tokens in `text_keys`, `text_values`."""
+    ) -> tuple[Tensor, Tensor]:
+        """`x` (rows, width) → the same shape, and the alignment heads' queries (windows, heads, group, size).
+
+        `each`: 0 to rows - 1. Keeps the keys of the tokens in `text_keys`, `text_values`.
+        """
         query, key, value = split_heads(self.qkv(self.attn_ln(x)), len(x), 3, self.heads).unbind(0)
         text_keys[each, :, at] = key[:, :, 0]
         text_values[each, :, at] = value[:, :, 0]
         attended = attend(query, text_keys[: len(x), :, :longest], text_values[: len(x), :, :longest], mask)
         x = x + self.out(merge_heads(attended))
         query = split_heads(self.query(self.cross_ln(x)), len(windows), 1, self.heads)[0]
-        x = x + self.cross_out(merge_heads(_attend_windows(query, audio_keys, audio_values, windows)))
+        x = x + self.cross_out(merge_heads(attend_audio(query, audio, windows)))
         fed: Tensor = self.down(F.gelu(self.up(self.mlp_ln(x))))
-        return x + fed
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of float32 queries in the dtype of the keys → float32 (n, heads, length, size)."""
-    scores = (query * query.shape[-1] ** -0.5).to(key.dtype) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return (torch.softmax(scores, dim=-1) @ value).float()
-
-
-def _attend_windows(query: Tensor, key: Tensor, value: Tensor, windows: list[int]) -> Tensor:
-    """`attend` to some windows of (windows, heads, 1500, size). Neighbours in order, which need no copy, are attended to at once."""
-    first, count = windows[0], len(windows)
-    if are_neighbours(windows):
-        return attend(query, key[first : first + count], value[first : first + count])
-    parts: list[Tensor] = []
-    for place, window in enumerate(windows):
-        parts.append(attend(query[place : place + 1], key[window : window + 1], value[window : window + 1]))
-    return torch.cat(parts)
-
-
-def are_neighbours(indices: list[int]) -> bool:
-    """Whether each index is one more than the one before."""
-    neighbours = True
-    for place, index in enumerate(indices):
-        neighbours = neighbours and index == indices[0] + place
-    return neighbours
+        return x + fed, query.index_select(1, self.alignment_heads)
 
 
 def split_heads(x: Tensor, texts: int, parts: int, heads: int) -> Tensor:

@@ -88,13 +88,13 @@ def in_floats(folder: Path, reference: OpenAIEngine) -> CTranslate2Engine:
     """With the weights in float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "rowwise_int8", _float_layer)
-        loaded = decoder.load_decoder(NANO, bfloat16=False)
+        loaded = decoder.load_decoder(NANO, torch.float32)
     return engine(folder, reference, loaded)
 
 
 @pytest.fixture(scope="module")
 def in_8_bits(folder: Path, reference: OpenAIEngine) -> CTranslate2Engine:
-    return engine(folder, reference, decoder.load_decoder(NANO, bfloat16=False))
+    return engine(folder, reference, decoder.load_decoder(NANO, torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,71 @@ def test_neighbours_may_have_other_prompts_and_languages(
     check_equal(in_floats.decode(mixed), [reference.decode([window])[0] for window in mixed])
 
 
+def test_neighbours_may_be_aligned_or_not(in_floats: CTranslate2Engine, reference: OpenAIEngine, recordings: list[Samples]) -> None:
+    """Texts without a prompt and timestamps are aligned by what was kept while they were sampled, the others by a pass of their own."""
+    aligned = Decoding(language="en", timestamps=False, alignment="all")
+    prompt = in_floats.tokenizer.encode(WORDS)
+    decodings = [
+        aligned,
+        replace(aligned, prompt=prompt),
+        replace(aligned, alignment="none"),
+        aligned,
+        replace(aligned, language=None),
+        aligned,
+    ]
+    mixed = [Window(samples, 0.0, decoding) for samples, decoding in zip(recordings, decodings, strict=True)]
+    expected = [reference.decode([window])[0] for window in mixed]
+    assert any(decoded.token_times for decoded in expected)
+    with_pass = _count_passes(in_floats)
+    check_equal(in_floats.decode(mixed), expected)
+    assert with_pass == [1]
+
+
+@pytest.mark.parametrize(
+    ("decoding", "passes"),
+    [
+        (Decoding(language="en", timestamps=False, alignment="all"), 0),
+        (Decoding(timestamps=False, alignment="all"), 0),
+        (Decoding(language="en", timestamps=False, alignment="all", max_tokens=3), None),  # a text that was cut off was not read to its end
+        (Decoding(language="en", timestamps=True, alignment="all"), 6),
+        (Decoding(language="en", timestamps=False, alignment="all", temperature=0.4, best_of=2), 6),
+        (Decoding(language="en", timestamps=False, alignment="none"), 0),
+    ],
+    ids=str,
+)
+def test_a_text_is_aligned_by_what_was_kept_while_it_was_sampled(
+    in_floats: CTranslate2Engine, reference: OpenAIEngine, recordings: list[Samples], decoding: Decoding, passes: int | None
+) -> None:
+    asked = windows(recordings, decoding)
+    expected, with_pass = reference.decode(asked), _count_passes(in_floats)
+    check_equal(in_floats.decode(asked), expected)
+    cut_off = sum(len(decoded.tokens) == decoding.max_tokens for decoded in expected)
+    assert sum(with_pass) == (cut_off if passes is None else passes)
+    assert passes is not None or cut_off > 0
+
+
+def _count_passes(engine: CTranslate2Engine) -> list[int]:
+    """The number of texts in each pass of the engine's decoder that keeps no keys: an alignment."""
+    loaded, texts = cast(Sampler, engine._decoder), list[int]()
+
+    class Counted(decoder.Decoder):
+        def read(self, tokens: Tensor, audio: Any, text: Any = None, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            if text is None and tokens.shape[1] > 1:  # one token: the language
+                texts.append(len(tokens))
+            return super().read(tokens, audio, text, rows)
+
+    counted = Counted(**{name: getattr(loaded.decoder, name) for name in decoder.Decoder.__dataclass_fields__})
+    engine._decoder = replace(loaded, decoder=counted)
+    return texts
+
+
 def test_in_8_bits_a_window_does_not_depend_on_its_neighbours(in_8_bits: CTranslate2Engine, recordings: list[Samples]) -> None:
     asked = windows(recordings)
     assert [found.tokens for found in in_8_bits.decode(asked)] == [in_8_bits.decode([window])[0].tokens for window in asked]
 
 
 def test_the_parts_of_a_batch_on_several_threads_share_no_memory(folder: Path, reference: OpenAIEngine, recordings: list[Samples]) -> None:
-    asked, loaded = windows(recordings, Decoding(language="en", alignment="all")), decoder.load_decoder(NANO, bfloat16=False)
+    asked, loaded = windows(recordings, Decoding(language="en", alignment="all")), decoder.load_decoder(NANO, torch.float32)
     alone, together = engine(folder, reference, loaded), engine(folder, reference, loaded, threads=2)
     expected = [alone.decode([window])[0] for window in asked]
     for _ in range(3):
@@ -220,7 +278,7 @@ def _text(rng: np.random.Generator, begin: int, timed: bool) -> Sequence[int]:
 
 def test_lanes_decode_beside_each_other_from_their_first_call_on(folder: Path, reference: OpenAIEngine, recordings: list[Samples]) -> None:
     asked = windows(recordings, Decoding(language="en", alignment="all"))
-    alone, lanes = (engine(folder, reference, decoder.load_decoder(NANO, bfloat16=False), threads) for threads in (1, 2))
+    alone, lanes = (engine(folder, reference, decoder.load_decoder(NANO, torch.float32), threads) for threads in (1, 2))
     expected = [alone.decode([window])[0] for window in asked]
     assert isinstance(lanes, ParallelEngine) and (lanes.lanes, lanes.any_width) == (2, True)
     halves = [asked[: len(asked) // 2], asked[len(asked) // 2 :]]
@@ -231,25 +289,25 @@ def test_lanes_decode_beside_each_other_from_their_first_call_on(folder: Path, r
 
 
 @pytest.mark.parametrize(("windows", "at"), [([0, 1, 2], [3, 3, 3]), ([0, 1, 2], [3, 1, 2]), ([2, 0, 1], [3, 3, 3]), ([1], [2])])
-def test_torchscript_computes_what_python_computes(windows: list[int], at: list[int]) -> None:
-    loaded = decoder.load_decoder(NANO, bfloat16=False)
+@pytest.mark.parametrize("cross_dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
+def test_torchscript_computes_what_python_computes(cross_dtype: torch.dtype, windows: list[int], at: list[int]) -> None:
+    loaded = decoder.load_decoder(NANO, cross_dtype)
     assert isinstance(loaded.take_step, torch.jit.ScriptModule)
-    plain = Step(loaded.embedding, loaded.positions, loaded.layers, loaded.ln, loaded.dims.n_text_head)
+    plain = Step(loaded.embedding, loaded.positions, loaded.layers, loaded.ln, loaded.dims.n_text_head, loaded.alignment_heads)
     audio = loaded.room_for_audio(3)
-    for kept in (*audio.keys, *audio.values):
-        kept.normal_(generator=torch.Generator().manual_seed(1))
+    loaded.fill_audio(torch.randn(3, 1500, loaded.dims.n_audio_state, generator=torch.Generator().manual_seed(1)), audio)
     texts = [loaded.room_for_text(len(windows)) for _ in range(2)]
     with torch.no_grad():
         for step in range(4):
             places = torch.tensor([min(step, place) for place in at])
             tokens = torch.arange(len(windows)) + 100 * step
             scripted = loaded.step(tokens, places, audio, windows, texts[0])
-            called = plain(tokens, places, audio.keys, audio.values, windows, texts[1].keys, texts[1].values)
-            assert torch.equal(scripted, called)
+            called = plain(tokens, places, audio.layers, windows, texts[1].keys, texts[1].values)
+            assert all(torch.equal(*results) for results in zip(scripted, called, strict=True))
     assert all(torch.equal(*kept) for kept in zip(texts[0].keys, texts[1].keys, strict=True))
 
 
 def test_without_torchscript_the_step_runs_in_python(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delattr(torch.jit, "script")
-    loaded = decoder.load_decoder(NANO, bfloat16=False)
+    loaded = decoder.load_decoder(NANO, torch.float32)
     assert isinstance(loaded.take_step, Step) and "without TorchScript" in caplog.text

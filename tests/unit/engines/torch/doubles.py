@@ -30,9 +30,9 @@ def check_equal(found: Sequence[Decoded], expected: Sequence[Decoded]) -> None:
     assert [one.language for one in found] == [one.language for one in expected]
     assert [one.token_times for one in found] == [one.token_times for one in expected]
     for one, other in zip(found, expected, strict=True):
-        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=1e-4)
-        assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=1e-4)
-        assert one.token_probs == pytest.approx(other.token_probs, abs=1e-4)
+        assert one.avg_logprob == pytest.approx(other.avg_logprob, abs=3e-4)
+        assert one.no_speech_prob == pytest.approx(other.no_speech_prob, abs=3e-4)
+        assert one.token_probs == pytest.approx(other.token_probs, abs=3e-4)
 
 
 class Listed:
