@@ -44,7 +44,6 @@ from whispercore.settings import Settings
 from whispercore.types import Decoded, Decoding, Transcript, Window
 
 PAGE = Path(__file__).resolve().parent / "profile.md"
-BLOCK = Block("profile")
 REPEAT, TOGETHER = 3, 4
 """Repetitions, and the windows in a batch of one core: half of 8 on two cores."""
 POSITIONS = 1500
@@ -73,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     origin, machine = results.provenance(), measure_machine()
     measured = measure(arguments.model, datasets.speech_folder() / "librispeech-chapters" / f"{CHAPTER}.ogg", machine)
     settings = {"model": arguments.model, "recording": f"LibriSpeech chapter {CHAPTER}", "together": TOGETHER}
-    results.save(RESULTS, f"profile-{arguments.model}", origin, settings, {"machine": machine, **asdict(measured)})
+    kind = results.processor_kind(origin["machine"]["flags"])
+    results.save(RESULTS, f"profile-{arguments.model}{kind}", origin, settings, {"machine": machine, **asdict(measured)})
     text = page(arguments.model, measured, machine, origin)
-    BLOCK.put(PAGE, text)
+    Block(f"profile{kind}").put(PAGE, text)
     print(text)
     return 0
 
@@ -170,10 +170,11 @@ def _engine(
     keys = minimum(lambda: engine._audio_keys(features.features)) / count
     unaligned = [replace(window, decoding=replace(DECODING, alignment="none")) for window in windows]
     sampled, whole = (minimum(lambda each=each: engine.decode(each)) / count for each in (unaligned, windows))  # type: ignore[misc]
-    fast = machine["bfloat16_gflops" if engine._encoder else "float32_gflops"]
+    precision = engine._encoder.precision if engine._encoder else "float32"
+    fast = machine.get(f"{precision}_gflops")  # in int8 only the products are: it has no one speed
     return [
         Stage("log-mel spectrogram", spectrogram),
-        Stage("encoder", encoded - keys - spectrogram, encoder_flops(dims) / fast / 1e9),
+        Stage("encoder", encoded - keys - spectrogram, encoder_flops(dims) / fast / 1e9 if fast else None),
         Stage("keys and values of cross-attention", keys),
         Stage(f"decoder, {tokens:.0f} tokens", sampled - encoded, _step_limit(dims, tokens, engine, machine)),
         Stage("alignment of the words", whole - sampled),

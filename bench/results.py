@@ -63,6 +63,14 @@ def load(folder: Path, name: str) -> dict[str, Any] | None:
     return content
 
 
+def processor_kind(flags: Iterable[str], *, bfloat16: bool = True) -> str:
+    """What a result's name ends in, by the instructions of the processor, or of the one that it stands for: "", -vnni or -avx2."""
+    known = set(flags)
+    if bfloat16 and {"avx512_bf16", "amx_bf16"} & known:
+        return ""
+    return "-vnni" if any("vnni" in flag for flag in known) else "-avx2"
+
+
 def provenance() -> dict[str, Any]:
     """Date, commit, machine, versions, and the load average, which shows whether the machine was idle."""
     return {

@@ -131,8 +131,7 @@ def _log(console: Console, size: str, line: str) -> None:
 
 def file_name(setup: Setup, flags: Sequence[str]) -> str:
     """The name of the result's file: the size, whether its weights are random, and what a CPU without bfloat16 has instead."""
-    without = setup.device == "cpu" and not (setup.bfloat16 and {"avx512_bf16", "amx_bf16"} & set(flags))
-    kind = ("-vnni" if any("vnni" in flag for flag in flags) else "-avx2") * without
+    kind = results.processor_kind(flags, bfloat16=setup.bfloat16) if setup.device == "cpu" else ""
     return f"serve-{setup.size}{'-random' * bool(setup.tokens)}{kind}"
 
 

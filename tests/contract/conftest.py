@@ -15,6 +15,7 @@ import torch
 from whispercore.audio.recording import read_samples
 from whispercore.catalogue import ENGINES as CATALOGUE
 from whispercore.checkpoints import Checkpoint, load_checkpoint, prepare
+from whispercore.devices import multiplies_bfloat16
 from whispercore.engines import Engine, load_engine
 from whispercore.settings import Settings
 from whispercore.types import Samples
@@ -35,6 +36,10 @@ for extra in [name for name in CATALOGUE if name not in {choice["engine"] for ch
         ENGINES[f"{extra}-float32"] = {"engine": extra, "dtype": "float32"}
     else:
         warnings.warn(f"engine {extra} is left out: {package} is not installed: pip install -r requirements-{extra}.txt", stacklevel=1)
+if not multiplies_bfloat16():
+    # PyTorch then emulates bfloat16, which takes 10 times as long; test_precisions.py still runs it.
+    del ENGINES["torch-bfloat16"]
+    warnings.warn("torch-bfloat16 is left out: this processor has no bfloat16 instructions", stacklevel=1)
 WEIGHTED = [name for name in ENGINES if name != "fake"]
 """The engines that run the bundled model: all but `fake`."""
 LIKELY = "token_logprobs"

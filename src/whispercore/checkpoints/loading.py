@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 import whisper
-from whisper.model import AudioEncoder, ModelDimensions, TextDecoder, Whisper
+from torch.nn import Embedding, ModuleList
+from whisper.model import ModelDimensions, ResidualAttentionBlock, Whisper
 
 from ..errors import ConfigurationError
 from ..settings import model_name
@@ -93,14 +94,18 @@ def empty_model(dims: ModelDimensions) -> Whisper:
 
     For shapes, and to load weights into.
 
-    Whisper's own constructor makes a sparse tensor, which the meta device does not support. Only encoder and decoder
-    are made there.
+    Whisper's constructor makes a sparse tensor, which the meta device does not support. Positions are computed and
+    embeddings drawn, for which that device imports PyTorch's compiler (1 to 3 s). So a model without layers and words
+    is made, and these are added on the meta device.
     """
     model = Whisper(replace(dims, n_vocab=1, n_audio_layer=0, n_text_layer=0))
     model.dims = dims
+    encoder, decoder = model.encoder.to("meta"), model.decoder.to("meta")
+    audio, text = (dims.n_audio_state, dims.n_audio_head), (dims.n_text_state, dims.n_text_head)
     with torch.device("meta"):
-        model.encoder = AudioEncoder(dims.n_mels, dims.n_audio_ctx, dims.n_audio_state, dims.n_audio_head, dims.n_audio_layer)
-        model.decoder = TextDecoder(dims.n_vocab, dims.n_text_ctx, dims.n_text_state, dims.n_text_head, dims.n_text_layer)
+        encoder.blocks = ModuleList(ResidualAttentionBlock(*audio) for _ in range(dims.n_audio_layer))
+        decoder.blocks = ModuleList(ResidualAttentionBlock(*text, cross_attention=True) for _ in range(dims.n_text_layer))
+        decoder.token_embedding = Embedding(dims.n_vocab, dims.n_text_state, _weight=torch.empty(dims.n_vocab, dims.n_text_state))
     return model
 
 

@@ -23,6 +23,8 @@ WINDOWS_A_PASS = 16
 """Windows aligned in one pass. Each of them needs memory for logits of the whole vocabulary for every token."""
 
 
+Costs = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.int64]]
+_SIGNATURE = "int64[::1](float64[:, ::1])"
 Attend = Callable[[Sequence[int], torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Takes indices of texts and their tokens (windows, tokens), feeds them to the decoder, and returns logits (windows, tokens, vocabulary)
 and the alignment heads' attention scores before the softmax (windows, heads, tokens, 1500)."""
@@ -66,11 +68,22 @@ def jumps(costs: Sequence[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.int64
     return [_entry_columns(np.ascontiguousarray(cost)) for cost in costs]
 
 
-@numba.njit("int64[::1](float64[:, ::1])", nogil=True)
-def _entry_columns(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Compiled when this module is imported, in 0.7 s, so that no request waits for it. Other threads run meanwhile: it holds no GIL.
+def _compiled(function: Costs) -> Costs:
+    """`function` compiled by numba when this module is imported, so that no request waits for it: 0.7 to 2 s.
 
-    In numpy, one anti-diagonal after the other, a window took 17 ms, all of it under the GIL; this takes 1 ms. Sums are
+    numba keeps the result beside this file or in the user's cache, and later starts read it in 0.1 s. Where neither
+    folder can be written, as in a read-only container, every start compiles. Other threads run while the function
+    does: it holds no GIL.
+    """
+    try:
+        return numba.njit(_SIGNATURE, nogil=True, cache=True)(function)
+    except (RuntimeError, OSError):  # no folder, or no room in it
+        return numba.njit(_SIGNATURE, nogil=True)(function)
+
+
+@_compiled
+def _entry_columns(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """In numpy, one anti-diagonal after the other, a window took 17 ms, all of it under the GIL; this takes 1 ms. Sums are
     float32, as in openai-whisper.
     """
     rows, columns = cost.shape

@@ -266,3 +266,14 @@ def test_requirements_name_what_openai_whisper_needs() -> None:
     assert {requirement.name for requirement in needed if requirement.marker is None or "extra" not in str(requirement.marker)} - named == {
         "triton"
     }
+
+
+def test_bytecode_is_kept_in_an_environment_of_ours_only(tmp_path: Path) -> None:
+    """Without it each process compiles PyTorch's sources anew. Containers often set PYTHONDONTWRITEBYTECODE."""
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").symlink_to(sys.executable)
+    stubs = "choose_java() { JAVA_HOME=/usr; }; update_environment() { :; }"
+    command = f"{stubs}; use_environment requirements.txt; echo ${{PYTHONDONTWRITEBYTECODE:-unset}}"
+    ours = run(command, WHISPER_STATE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1)
+    theirs = run(command, WHISPER_STATE_DIR=tmp_path, PYTHONDONTWRITEBYTECODE=1, WHISPER_VENV=tmp_path / "venv")
+    assert (ours.stdout, theirs.stdout) == ("unset\n", "1\n"), ours.stderr + theirs.stderr

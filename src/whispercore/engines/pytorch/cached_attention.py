@@ -119,20 +119,22 @@ def attend_audio(query: Tensor, layer: list[Tensor], windows: list[int]) -> Tens
 
 def _attend_int8(query: Tensor, layer: list[Tensor], windows: list[int]) -> Tensor:
     keys, values, key_scales, value_scales = layer
-    count, heads, length, size = query.shape
-    scaled = (query * size**-0.5).to(torch.bfloat16).contiguous()
+    heads, length, size = query.shape[1:]
+    queries = (query * size**-0.5).to(torch.bfloat16).contiguous().flatten(0, 1).unbind()
+    key_heads, scale_heads, value_heads = keys.flatten(0, 1).unbind(), key_scales.flatten(0, 1).unbind(), values.flatten(0, 1).unbind()
     scores: list[Tensor] = []
     for place, window in enumerate(windows):
         for head in range(heads):
-            scores.append(torch._weight_int8pack_mm(scaled[place, head], keys[window, head], key_scales[window, head]))
-    weights = torch.softmax(torch.cat(scores).float(), dim=-1).view(count, heads, length, -1)
-    padding = values.shape[-1] - weights.shape[-1]
+            at = window * heads + head
+            scores.append(torch._weight_int8pack_mm(queries[place * heads + head], key_heads[at], scale_heads[at]))
+    weights = torch.softmax(torch.cat(scores).float(), dim=-1).view(len(windows) * heads, length, -1)
+    weights = weights * value_scales[torch.tensor(windows)].view(len(windows) * heads, 1, -1)
+    padded = F.pad(weights.to(torch.bfloat16), [0, values.shape[-1] - weights.shape[-1]]).unbind()
     ones = torch.ones(size, dtype=torch.bfloat16)
     mixed: list[Tensor] = []
     for place, window in enumerate(windows):
-        scaled_weights = F.pad((weights[place] * value_scales[window][:, None]).to(torch.bfloat16), [0, padding])
         for head in range(heads):
-            mixed.append(torch._weight_int8pack_mm(scaled_weights[head], values[window, head], ones))
+            mixed.append(torch._weight_int8pack_mm(padded[place * heads + head], value_heads[window * heads + head], ones))
     return torch.cat(mixed).view(query.shape).float()
 
 
