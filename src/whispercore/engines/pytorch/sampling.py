@@ -148,6 +148,7 @@ class Sampler:
         """The model's."""
         return Tokenizer(self.decoder.dims.n_vocab)
 
+    @torch.inference_mode()
     def audio_keys(self, features: Tensor) -> AudioKeys:
         """The keys and values of the encoder's output, float32 (windows, 1500, width); valid until this thread's next call."""
         room = self._rooms.audio
@@ -165,6 +166,7 @@ class Sampler:
                 self._rooms.text = room
         return room
 
+    @torch.inference_mode()
     def detect_languages(self, audio: AudioKeys) -> list[Mapping[str, float]]:
         """The probability of every language for each window."""
         tokenizer = self.tokenizer
@@ -173,6 +175,7 @@ class Sampler:
         probabilities = logits[:, list(tokenizer.openai.all_language_tokens)].softmax(dim=1)
         return [dict(zip(tokenizer.languages, row, strict=True)) for row in probabilities.tolist()]
 
+    @torch.inference_mode()
     def sample(
         self, audio: AudioKeys, windows: Sequence[Window], starts: Sequence[Sequence[int]], step_threads: StepThreads | None = None
     ) -> list[TracedSequence]:
@@ -206,6 +209,7 @@ class Sampler:
             for sequence, some in zip(best, texts, strict=True)
         ]
 
+    @torch.inference_mode()
     def align(self, audio: AudioKeys, texts: Sequence[AlignmentText], traces: Sequence[Trace | None]) -> list[TokenTimes]:
         """The times of the tokens of each text, as `alignment.align_by`. A text whose trace is missing or of other tokens costs a pass."""
         no_timestamps, eot = self.tokenizer.openai.no_timestamps, self.tokenizer.eot

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .cached_attention import attend, attend_audio
+from .cached_attention import attend_audio
 from .int8 import RowwiseInt8
 from .model import Norm
 
@@ -104,7 +104,8 @@ class LayerStep(nn.Module):
         query, key, value = split_heads(self.qkv(self.attn_ln(x)), len(x), 3, self.heads).unbind(0)
         text_keys[each, :, at] = key[:, :, 0]
         text_values[each, :, at] = value[:, :, 0]
-        attended = attend(query, text_keys[: len(x), :, :longest], text_values[: len(x), :, :longest], mask)
+        text_keys, text_values = text_keys[: len(x), :, :longest], text_values[: len(x), :, :longest]
+        attended = F.scaled_dot_product_attention(query, text_keys, text_values, attn_mask=mask)
         x = x + self.out(merge_heads(attended))
         query = split_heads(self.query(self.cross_ln(x)), len(windows), 1, self.heads)[0]
         x = x + self.cross_out(merge_heads(attend_audio(query, audio, windows)))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _TRY_EVERY = 128
-"""Steps after which the other number of threads is tried for one step."""
+"""Steps after which the other number of threads is tried."""
+_TRIAL = 4
+"""Steps of a trial. The first does not count: threads that have slept are slow to begin."""
 _WEIGHT = 0.2
 """Of the last step in the mean time of a number of threads."""
 _OUTLIER = 4.0
@@ -23,6 +25,7 @@ class StepThreads:
     several: int
     _means: dict[int, float] = field(default_factory=dict)
     _steps: int = 0
+    _last: int = 0
 
     def choose(self) -> int:
         """The threads of the next step."""
@@ -30,10 +33,13 @@ class StepThreads:
         if untried := [threads for threads in (1, self.several) if threads not in self._means]:
             return untried[0]
         faster, slower = sorted((1, self.several), key=lambda threads: self._means[threads])
-        return slower if self._steps % _TRY_EVERY == 0 else faster
+        return slower if self._steps % _TRY_EVERY < _TRIAL else faster
 
     def note(self, threads: int, seconds: float) -> None:
         """The time of a step on so many threads."""
+        self._last, last = threads, self._last
+        if threads != last:
+            return
         other = self._means.get(self.several if threads == 1 else 1, seconds)
         mean = self._means.setdefault(threads, seconds)
         self._means[threads] = mean + _WEIGHT * (min(seconds, _OUTLIER * other) - mean)
