@@ -1,4 +1,4 @@
-"""Attention to cached keys and values: of the text so far in float32, of the audio in bfloat16 or in 8 bits.
+"""Attention to the audio's cached keys and values, in bfloat16 or in 8 bits.
 
 Every token reads the audio's keys and values as a whole: of base in float32 147 MB for four windows, more than all weights. They are
 bfloat16 where the processor multiplies that. Elsewhere they are 8-bit integers with a scale for each position, which take a quarter of
@@ -93,11 +93,9 @@ def multiplies_int8(size: int) -> bool:
     return product.tolist() == [[64.0] * 3]
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Attention of float32 queries in the dtype of the keys → float32 (n, heads, length, size)."""
     scores = (query * query.shape[-1] ** -0.5).to(key.dtype) @ key.transpose(-1, -2)
-    if mask is not None:
-        scores = scores + mask
     return (torch.softmax(scores, dim=-1) @ value).float()
 
 
