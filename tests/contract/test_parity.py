@@ -125,7 +125,7 @@ def as_segment(segment: dict[str, Any]) -> Segment:
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_simultaneous_recordings_equal_whisper_transcribe(conditioned: bool) -> None:
     with Transcriber(Settings(), engine=engine(NANO)) as transcriber:
-        recordings = [recording(index) for index in (range(1, len(DURATIONS), 2) if conditioned else range(3, len(DURATIONS), 6))]
+        recordings = [recording(index) for index in (range(1, len(DURATIONS), 3) if conditioned else range(3, len(DURATIONS), 6))]
         options = Options(strategy="sequential", language="en", temperature=(0.0,), condition_on_previous_text=conditioned)
         jobs = [transcriber.submit(wav(samples), options) for samples in recordings]
         transcripts = [job.result(PATIENCE) for job in jobs]  # before whisper.transcribe uses the same model
