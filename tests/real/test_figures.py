@@ -12,19 +12,20 @@ import pytest
 from bench import scores, sounds
 from bench.datasets import Set
 from bench.peers import as_hypothesis
+from whispercore.engines.pytorch.linear import multiplies_int8
 from whispercore.types import Transcript
 
 Transcribe = Callable[..., Transcript]
 
 WER = {
-    "test-clean": 0.042,
+    "test-clean": 0.038 if multiplies_int8() else 0.042,
     "chapters": 0.050,
     "dictation": 0.057,
     "silence": 0.045,
     "noisy-10dB": 0.16,
     "telephone": 0.08,
 }
-"""The highest error rate of a set. Processors round 8-bit products differently: one of test-clean's 776 words is 0.0013."""
+"""The highest error rate of a set. Without VNNI weights have 7 bits, which gives 30 errors in the 776 words of test-clean."""
 SEGMENTS_WITHIN = 0.95
 WORD_MEDIAN_SECONDS = 0.08
 LANGUAGE_RIGHT = 0.85

@@ -69,9 +69,9 @@ def jumps(costs: Sequence[npt.NDArray[np.float64]]) -> list[npt.NDArray[np.int64
 
 
 def _compiled(function: Costs) -> Costs:
-    """`function` compiled by numba when this module is imported, so that no request waits for it: 0.7 to 2 s.
+    """`function` compiled by numba when this module is imported, so that no request waits for it.
 
-    numba keeps the result beside this file or in the user's cache, and later starts read it in 0.1 s. Where neither
+    numba keeps the result beside this file or in the user's cache, and later starts need 1 s instead of 2. Where neither
     folder can be written, as in a read-only container, every start compiles. Other threads run while the function
     does: it holds no GIL.
     """

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-_TRY_EVERY = 128
+_TRY_EVERY = 256
 """Steps after which the other number of threads is tried."""
 _TRIAL = 4
 """Steps of a trial. The first does not count: threads that have slept are slow to begin."""
