@@ -73,15 +73,21 @@ def wer(references: Sequence[str], hypotheses: Sequence[str]) -> float:
 
 
 @pytest.fixture(scope="module")
-def transcripts(engines: dict[str, Engine], heldout: list[Recording]) -> dict[str, list[Decoded]]:
-    """Every engine's results on the held-out recordings."""
-    return {name: batches(engines[name], windows([recording.samples for recording in heldout])) for name in WEIGHTED}
+def compared(heldout: list[Recording]) -> list[Recording]:
+    """The first held-out recordings of each kind."""
+    return [recording for kind in ("synthetic", "digits") for recording in [r for r in heldout if r.kind == kind][:12]]
+
+
+@pytest.fixture(scope="module")
+def transcripts(engines: dict[str, Engine], compared: list[Recording]) -> dict[str, list[Decoded]]:
+    """Every engine's results on the compared recordings."""
+    return {name: batches(engines[name], windows([recording.samples for recording in compared])) for name in WEIGHTED}
 
 
 @RUNS_MODEL
 @pytest.mark.parametrize(("kind", "limit"), [("synthetic", 0.05), ("digits", 0.2)])
-def test_the_word_error_rate(transcripts: dict[str, list[Decoded]], heldout: list[Recording], name: str, kind: str, limit: float) -> None:
-    pairs = [(r.text, d.text) for r, d in zip(heldout, transcripts[name], strict=True) if r.kind == kind]
+def test_the_word_error_rate(transcripts: dict[str, list[Decoded]], compared: list[Recording], name: str, kind: str, limit: float) -> None:
+    pairs = [(r.text, d.text) for r, d in zip(compared, transcripts[name], strict=True) if r.kind == kind]
     assert len(pairs) >= 10
     assert wer(*zip(*pairs, strict=True)) <= limit
 
@@ -113,7 +119,7 @@ def test_times_are_within_one_step(engines: dict[str, Engine], transcripts: dict
         if other.text == reference.text:
             times = [[token - begin for token in decoded.tokens if token >= begin] for decoded in (reference, other)]
             distances += [abs(time - other_time) for time, other_time in zip(*times, strict=True)]
-    assert len(distances) >= 60 and max(distances) <= 5
+    assert len(distances) >= 40 and max(distances) <= 5
     exact = name.endswith("float32") and honours(name, LIKELY)
     assert sum(distance <= 1 for distance in distances) / len(distances) >= (1.0 if exact else 0.9)
 

@@ -19,13 +19,14 @@ Transcribe = Callable[..., Transcript]
 
 WER = {
     "test-clean": 0.038 if multiplies_int8() else 0.042,
-    "chapters": 0.050,
+    "chapters": 0.050 if multiplies_int8() else 0.053,
     "dictation": 0.057,
     "silence": 0.045,
     "noisy-10dB": 0.16,
     "telephone": 0.08,
 }
-"""The highest error rate of a set. Without VNNI weights have 7 bits, which gives 30 errors in the 776 words of test-clean."""
+"""The highest error rate of a set. Without VNNI weights have 7 bits, which gives up to 30 errors in the 776 words of test-clean and
+103 in the 2,056 of the chapters."""
 SEGMENTS_WITHIN = 0.95
 WORD_MEDIAN_SECONDS = 0.08
 LANGUAGE_RIGHT = 0.85

@@ -236,10 +236,10 @@ def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
 def test_every_mesh_samples_the_same_tokens(folder: Path, engine: JaxEngine) -> None:
     model = folder / "four-heads.pt"
     write_random(FOUR_HEADS, model, dtype=torch.float32)
-    meshes = ("1x1", "auto", "2x2", "1x4")
+    meshes = ("auto", "2x2", "1x4")
     *random, words = run(folder, [*((model, mesh, 12) for mesh in meshes), (NANO, "1x3", 0)], devices=4)
-    assert [each["mesh"] for each in random] == ["1x1", "4x1", "2x2", "1x4"]
-    assert [each["split"] for each in random] == [64, 64, 32, 16]
+    assert [each["mesh"] for each in random] == ["4x1", "2x2", "1x4"]
+    assert [each["split"] for each in random] == [64, 32, 16]
     assert {len(tokens) for tokens in random[0]["tokens"]} == {12}
     for each in random[1:]:
         assert each["tokens"] == random[0]["tokens"]
