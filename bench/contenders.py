@@ -170,6 +170,10 @@ def windows_of(model: str, reply: Reply, tokens: int) -> int:
     return windows
 
 
+_DEFAULT_SPINS = "300000"
+"""libgomp's GOMP_SPINCOUNT. whispercore sets less, but the programs of others run as by default."""
+
+
 class Alone:
     """A library in its own process, which starts at once and is controlled through a pipe."""
 
@@ -178,7 +182,8 @@ class Alone:
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve_pipe, args=(theirs, name, setup), daemon=True)
-        self._process.start()
+        with _openmp(setup.threads, "" if name == CORE else _DEFAULT_SPINS):
+            self._process.start()
         theirs.close()
 
     def wait_until_ready(self) -> None:
@@ -219,6 +224,18 @@ class Alone:
         return answer
 
 
+@contextmanager
+def _openmp(threads: int, spins: str) -> Iterator[None]:
+    """OpenMP's settings for processes that are started meanwhile; it reads them when a library is loaded. Empty: unchanged."""
+    before = dict(os.environ)
+    os.environ.update({"OMP_NUM_THREADS": str(threads)} | ({"GOMP_SPINCOUNT": spins} if spins else {}))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What a library made of recordings: seconds and text of each, the token count of every window, the longest batch."""
@@ -236,7 +253,6 @@ Run = Callable[[Sequence[bytes], int, str], Heard]
 def _serve_pipe(pipe: Pipe, name: str, setup: Setup) -> None:
     """The main loop of a library's process: load the library, then transcribe recordings from the pipe until it sends
     None."""
-    os.environ["OMP_NUM_THREADS"] = str(setup.threads)
     try:
         with LIBRARIES[name](setup) as run:
             pipe.send(None)

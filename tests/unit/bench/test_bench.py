@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -285,6 +286,16 @@ def test_a_library_that_cannot_be_loaded_reports_the_reason(monkeypatch: pytest.
             library.wait_until_ready()
     finally:
         library.stop()
+
+
+def test_a_program_of_others_has_openmps_default_and_ours_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "2000")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['GOMP_SPINCOUNT'])"]
+    for spins, expected in ((contenders._DEFAULT_SPINS, "3 300000"), ("", "3 2000")):
+        with contenders._openmp(3, spins):
+            assert subprocess.check_output(show, text=True).strip() == expected
+        assert os.environ["GOMP_SPINCOUNT"] == "2000" and "OMP_NUM_THREADS" not in os.environ
 
 
 def test_q8_0_scales_each_block_by_its_largest_weight() -> None:
