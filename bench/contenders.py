@@ -36,7 +36,7 @@ from whispercore.types import SAMPLE_RATE
 
 from . import ggml
 from .load import LoadError, Reply, Work, closed_loop
-from .server import Server, ours, peak_megabytes, plain
+from .server import DEFAULT_SPINS, Server, ours, peak_megabytes, plain
 from .work import HEADERS, checkpoint, environment, in_process, trained
 
 OURS, CORE, PLAIN = "this server", "core", "plain handler"
@@ -170,10 +170,6 @@ def windows_of(model: str, reply: Reply, tokens: int) -> int:
     return windows
 
 
-_DEFAULT_SPINS = "300000"
-"""libgomp's GOMP_SPINCOUNT. whispercore sets less, but the programs of others run as by default."""
-
-
 class Alone:
     """A library in its own process, which starts at once and is controlled through a pipe."""
 
@@ -182,7 +178,7 @@ class Alone:
         self.name = name
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve_pipe, args=(theirs, name, setup), daemon=True)
-        with _openmp(setup.threads, "" if name == CORE else _DEFAULT_SPINS):
+        with _openmp(setup.threads, "" if name == CORE else DEFAULT_SPINS):
             self._process.start()
         theirs.close()
 

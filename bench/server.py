@@ -31,6 +31,8 @@ POLL_SECONDS = 0.01
 START_SECONDS = 300.0
 STOP_SECONDS = 90.0
 MEGABYTE = 1_000_000
+DEFAULT_SPINS = "300000"
+"""libgomp's GOMP_SPINCOUNT. whispercore sets less, but the programs of others run as by default."""
 _MARKS = {"model_service_worker": "worker", "audio.probing": "prober", "audio.reader": "reader", "gateway.__main__": "gateway"}
 """What the command line of a process contains → its role."""
 
@@ -184,7 +186,8 @@ def plain(checkpoint: Path, tokens: int, threads: int = 0) -> Server:
     `tokens` 0: the model ends by itself; `threads` 0: PyTorch's default.
     """
     command = [_script("torchserve"), "--start", "--foreground", "--ncs", "--model-store", str(plain_archive())]
-    settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens)} | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    settings = {"PLAIN_MODEL": str(checkpoint), "PLAIN_TOKENS": str(tokens), "GOMP_SPINCOUNT": DEFAULT_SPINS}
+    settings |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     return Server("plain", [*command, "--ts-config", str(PLAIN / "config.properties")], settings | _java())
 
 

@@ -292,7 +292,7 @@ def test_a_program_of_others_has_openmps_default_and_ours_our_own(monkeypatch: p
     monkeypatch.setenv("GOMP_SPINCOUNT", "2000")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     show = [sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'], os.environ['GOMP_SPINCOUNT'])"]
-    for spins, expected in ((contenders._DEFAULT_SPINS, "3 300000"), ("", "3 2000")):
+    for spins, expected in ((server.DEFAULT_SPINS, "3 300000"), ("", "3 2000")):
         with contenders._openmp(3, spins):
             assert subprocess.check_output(show, text=True).strip() == expected
         assert os.environ["GOMP_SPINCOUNT"] == "2000" and "OMP_NUM_THREADS" not in os.environ
